@@ -1,0 +1,278 @@
+"""A plan's actions, carried out in a container that is being created (light module: the warm path imports it).
+
+No policy lives here. Everything is checked first, host files and targets, by descriptors that stay open; then all is attached; and on
+failure what was attached or created is taken away again. The plan comes as the plain record that :mod:`oci_hpc_hooks.record`
+describes, so that a remembered plan and a new one take the same way.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from oci_hpc_hooks.errors import KernelError, Refusal
+from oci_hpc_hooks.linux import mounts, namespaces
+from oci_hpc_hooks.linux.syscalls import O_PATH, move_mount
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, List
+
+    from oci_hpc_hooks.linux.paths import Root
+
+    FileRow = List[Any]  # [path, inode, size, mtime_ns]
+
+#: What mountinfo shows as the source of our tree: the mark by which a second hook sees that the work is done. An image cannot forge it.
+MARK = "oci-hpc-hooks"
+
+#: Bytes kept for the tree beyond the generated cache: empty files and directories cost one page each.
+TREE_PAGE = 4096
+
+
+class Stale(Exception):
+    """A file that the plan rests on is not the one that was looked at: decide anew."""
+
+
+def already_injected(table: dict[int, mounts.MountEntry]) -> bool:
+    """Whether one of our hooks has been at work in the mount namespace of this table."""
+    return any(entry.fstype == "tmpfs" and entry.source == MARK for entry in table.values())
+
+
+def check_image(record: dict[str, Any], root: Root) -> None:
+    """Raises Stale unless every file and searched directory of the image that the plan rests on is unchanged."""
+    for path, inode, size, mtime_ns in record["image_files"]:
+        os.close(open_unchanged(root, path, inode, size, mtime_ns))
+    for path, inode, mtime_ns in record["image_dirs"]:
+        fd = root.find(path)
+        if fd < 0:
+            if inode:
+                raise Stale(path)
+            continue
+        now = os.fstat(fd)
+        os.close(fd)
+        if now.st_ino != inode or now.st_mtime_ns != mtime_ns:
+            raise Stale(path)
+
+
+def open_unchanged(root: Root, path: str, inode: int, size: int, mtime_ns: int) -> int:
+    """An O_PATH descriptor for a file of the image that is still the one described; Stale otherwise. ``size`` -1: a directory."""
+    fd = root.find(path)
+    if fd < 0:
+        raise Stale(path)
+    now = os.fstat(fd)
+    if now.st_ino == inode and now.st_mtime_ns == mtime_ns and (
+            stat.S_ISDIR(now.st_mode) if size < 0 else stat.S_ISREG(now.st_mode) and now.st_size == size):
+        return fd
+    os.close(fd)
+    raise Stale(path)
+
+
+class Injection:
+    """One plan on its way into one container. Every descriptor is closed and, on failure, every trace removed by :meth:`close`."""
+
+    def __init__(self, record: dict[str, Any], cache: bytes, root: Root, table: dict[int, mounts.MountEntry]) -> None:
+        self.record = record
+        self.cache = cache
+        self.root = root
+        self.table = table
+        self.root_mount = mounts.mount_id(root.fd)
+        self.fds: list[int] = []
+        self.attached: list[int] = []  # mount descriptors, in order
+        self.created: list[tuple[int, str, bool]] = []  # (descriptor of the parent, name, is a directory)
+        self.done = False
+
+    def keep(self, fd: int) -> int:
+        self.fds.append(fd)
+        return fd
+
+    # -- everything that can be checked before anything is done
+
+    def open_targets(self) -> None:
+        """Opens what will be mounted over, checks that it is what the plan saw and that a mount there stays inside."""
+        record = self.record
+        self.in_place = []
+        for source, *_, target, inode, size, mtime_ns in record["in_place"]:
+            fd = self.keep(open_unchanged(self.root, target, inode, size, mtime_ns))
+            self.refuse_shared(fd, target)
+            self.in_place.append((source, fd))
+        self.tree_parent = -1
+        at = record["tree_at"]
+        if at:
+            path, name = at.rsplit("/", 1) if record["tree_make"] else (at, "")
+            self.tree_name: str = name
+            self.tree_parent = self.keep(self.root.open(path or "/"))
+            self.refuse_shared(self.tree_parent, at)
+            if record["tree_make"] == "create":
+                self.refuse_volume(self.tree_parent, at)
+        self.cache_target = -1
+        row = record["cache"]
+        if row is not None and row["over"] is not None:
+            self.cache_target = self.keep(open_unchanged(self.root, row["target"], *row["over"]))
+            self.refuse_shared(self.cache_target, row["target"])
+        elif row is not None:
+            path, self.cache_name = row["target"].rsplit("/", 1)
+            self.cache_parent = self.keep(self.root.open(path or "/"))
+            self.refuse_shared(self.cache_parent, row["target"])
+            self.refuse_volume(self.cache_parent, row["target"])
+
+    def refuse_shared(self, fd: int, target: str) -> None:
+        entry = self.table.get(mounts.mount_id(fd))
+        if entry is not None and entry.shared:
+            raise Refusal(
+                f"{target} lies on a mount with shared propagation ({self.inside(entry.mountpoint)}): "
+                "what is mounted there would also appear on the host",
+                remedy="give that volume without :shared/:rshared, or start without injection",
+                who="user",
+            )
+
+    def refuse_volume(self, fd: int, target: str) -> None:
+        number = mounts.mount_id(fd)
+        if number != self.root_mount:
+            entry = self.table.get(number)
+            where = self.inside(entry.mountpoint) if entry else "a volume"
+            raise Refusal(
+                f"{target} would have to be created inside the volume {where}, and nothing is created in a user's volume",
+                remedy=f"let the volume contain {target} (an empty file or directory is enough), or mount it elsewhere",
+                who="user",
+            )
+
+    def inside(self, mountpoint: str) -> str:
+        prefix = self.root.prefix
+        return mountpoint[len(prefix):] or "/" if mountpoint.startswith(prefix + "/") or mountpoint == prefix else mountpoint
+
+    def open_sources(self, label: str) -> None:
+        """Detaches a private, read-only copy of every host file, and a tmpfs that holds a place for each of the tree."""
+        record = self.record
+        self.sources = [self.open_source(*row[:4], directory=row[6] < 0) for row in record["in_place"]]
+        if not record["tree_at"]:
+            return
+        pages = len(record["dirs"]) + len(record["tree"]) + 2
+        self.tree = self.keep(mounts.new_tmpfs(MARK, len(self.cache) + TREE_PAGE * (pages + 1), label))
+        for path in record["dirs"]:
+            os.mkdir(path, 0o755, dir_fd=self.tree)
+        self.tree_sources = []
+        for *row, target in record["tree"]:
+            directory = row[2] < 0
+            self.tree_sources.append((self.open_source(*row, directory=directory), target))
+            if directory:
+                os.mkdir(target, 0o755, dir_fd=self.tree)
+            else:
+                os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o444, dir_fd=self.tree))
+        if record["cache"] is not None:
+            fd = os.open("ld.so.cache", os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o444, dir_fd=self.tree)
+            try:
+                view = memoryview(self.cache)
+                while view:
+                    view = view[os.write(fd, view):]
+            finally:
+                os.close(fd)
+
+    def open_source(self, path: str, inode: int, size: int, mtime_ns: int, *, directory: bool) -> int:
+        try:
+            fd = os.open(path, O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            raise Stale(path) from None
+        try:
+            now = os.fstat(fd)
+            if now.st_ino != inode or now.st_mtime_ns != mtime_ns or (
+                    not stat.S_ISDIR(now.st_mode) if directory else not stat.S_ISREG(now.st_mode) or now.st_size != size):
+                raise Stale(path)
+            if os.fstatvfs(fd).f_flag & os.ST_NOEXEC:
+                raise Refusal(f"{path} lies on a noexec mount of the host: no program could load it",
+                              remedy="move the library to a filesystem that is mounted without noexec", who="site admin")
+            return self.keep(mounts.clone(fd))
+        finally:
+            os.close(fd)
+
+    # -- effects
+
+    def attach(self) -> None:
+        """Attaches everything. This process is in the container's namespaces by now."""
+        record = self.record
+        if record["tree_at"]:
+            place = self.tree_parent
+            if self.tree_name:
+                place = self.create(self.tree_parent, self.tree_name, directory=True)
+            self.mount(self.tree, place)
+            for source, target in self.tree_sources:
+                at = os.open(target, O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.tree)
+                try:
+                    self.mount(source, at)
+                finally:
+                    os.close(at)
+            mounts.make_read_only(self.tree)
+        for source, (_, target) in zip(self.sources, self.in_place):
+            self.mount(source, target)
+        if record["cache"] is not None:
+            target = self.cache_target
+            if target < 0:
+                target = self.create(self.cache_parent, self.cache_name, directory=False)
+            self.mount(self.keep(mounts.clone(self.tree, "ld.so.cache")), target)
+        self.done = True
+
+    def mount(self, source: int, target: int) -> None:
+        move_mount(source, target)
+        self.attached.append(source)
+
+    def create(self, parent: int, name: str, *, directory: bool) -> int:
+        """Makes an empty mount point below the directory ``parent`` and returns a descriptor for it."""
+        try:
+            if directory:
+                os.mkdir(name, 0o755, dir_fd=parent)
+            else:
+                os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_WRONLY | os.O_CLOEXEC, 0o444, dir_fd=parent))
+            self.created.append((parent, name, directory))
+        except FileExistsError:
+            pass  # a start before this one of the same container made it; it is checked below and only mounted over
+        except OSError as error:
+            if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+                raise Refusal(f"the mount point {name} cannot be made in the container: {error.strerror}",
+                              remedy="make the root filesystem writable, or add an empty file or directory of that name to the image",
+                              who="image author") from None
+            raise
+        fd = self.keep(os.open(name, O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent))
+        mode = os.fstat(fd).st_mode
+        if directory != stat.S_ISDIR(mode) or not (directory or stat.S_ISREG(mode)):
+            raise Refusal(f"{name} exists in the container and is not an empty mount point", who="image author",
+                          remedy=f"remove {name} from the image")
+        return fd
+
+    def close(self) -> None:
+        """Closes all descriptors; unless everything was attached, takes back what was."""
+        if not self.done:
+            for fd in reversed(self.attached):
+                try:
+                    mounts.detach(fd)
+                except KernelError:
+                    pass  # it goes with the namespace: the runtime ends a container whose hook failed
+            for parent, name, directory in reversed(self.created):
+                try:
+                    if directory:
+                        os.rmdir(name, dir_fd=parent)
+                    else:
+                        os.unlink(name, dir_fd=parent)
+                except OSError:
+                    pass
+        for fd in self.fds:
+            os.close(fd)
+        self.fds.clear()
+
+
+def inject(record: dict[str, Any], cache: bytes, pid: int, root: Root, table: dict[int, mounts.MountEntry], label: str,
+           entered: bool = False) -> None:
+    """Applies ``record`` to the container whose init process is ``pid``.
+
+    ``root`` is its root filesystem in its own mount namespace, ``table`` that namespace's mounts, ``label`` its SELinux mount label,
+    ``entered`` whether this process had to join the namespaces already (an unprivileged caller). Raises Stale or Refusal before, and
+    KernelError or OSError after, the first effect; in every case nothing is left behind.
+    """
+    injection = Injection(record, cache, root, table)
+    try:
+        injection.open_targets()
+        injection.open_sources(label)
+        if not entered:
+            namespaces.enter(pid)
+        injection.attach()
+    finally:
+        injection.close()

@@ -1,0 +1,91 @@
+"""The command line ``oci-hpc-hooks``: one file per verb, imported only when it is asked for.
+
+Each verb's module has ``configure(parser)`` and ``execute(args) -> int``; the first line of its docstring is its help. Exit codes:
+0 done or compatible, 1 refused, 2 usage or configuration, 3 unproved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import sys
+from typing import Dict, NoReturn, Optional, Sequence
+
+from oci_hpc_hooks.errors import HookError
+
+#: The verbs, in the order of their help, with one line each.
+VERBS: Dict[str, str] = {
+    "scan": "find out what this node offers to containers and write it to the inventory",
+    "check": "decide for an image or a root filesystem what a hook would do, without starting a container",
+    "validate": "hold configuration files against their schemas",
+    "register": "write the hook executables and descriptors of this installation",
+    "last": "show what the hooks did last",
+}
+
+#: The global options: each place, its default, and what lies there.
+PLACES = (
+    ("--config-dir", "/etc/oci-hpc-hooks", "site.json and profiles.d"),
+    ("--state-dir", "/var/lib/oci-hpc-hooks", "the inventory"),
+    ("--cache-dir", "/var/cache/oci-hpc-hooks", "known plans"),
+    ("--log-file", "/var/log/oci-hpc-hooks.log", "what the hooks did"),
+)
+
+
+def main(argv: Optional[Sequence[str]] = None) -> NoReturn:
+    """The console script. Never returns, never shows a traceback for what a person can mend."""
+    sys.exit(run(sys.argv[1:] if argv is None else argv))
+
+
+def run(argv: Sequence[str]) -> int:
+    """One command line; returns the exit code."""
+    verb = None
+    try:
+        args = parse(argv)
+        verb = importlib.import_module(f"oci_hpc_hooks.cli.{args.verb}")
+        code: int = verb.execute(args)
+        sys.stdout.flush()
+        return code
+    except HookError as error:
+        if "--json" in argv:
+            print_json({"version": 1, "error": str(error), "origin": error.origin, "remedy": error.remedy, "who": error.who})
+        else:
+            print(f"oci-hpc-hooks: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("oci-hpc-hooks: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output has gone; the interpreter's own flush at exit must not complain about it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:
+        print(f"oci-hpc-hooks: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
+        return 2
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments; only the module of the verb that is asked for is imported."""
+    parser = argparse.ArgumentParser(
+        prog="oci-hpc-hooks",
+        description="Give containers the host's MPI, proved compatible before anything starts.",
+        epilog="exit codes: 0 done or compatible, 1 refused, 2 usage or configuration, 3 unproved",
+        allow_abbrev=False,
+    )
+    for option, default, holds in PLACES:
+        metavar = option.rpartition("-")[2].upper()
+        parser.add_argument(option, type=os.path.abspath, default=default, metavar=metavar, help=f"{holds} (default: %(default)s)")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    asked = set(argv)
+    for name, text in VERBS.items():
+        verb = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
+        verb.add_argument("--json", action="store_true", help="print JSON as described in schemas/")
+        if name in asked:
+            importlib.import_module(f"oci_hpc_hooks.cli.{name}").configure(verb)
+    return parser.parse_args(argv)
+
+
+def print_json(document: object) -> None:
+    """One document on standard output, for programs and for people."""
+    print(json.dumps(document, indent=1))

@@ -1,0 +1,44 @@
+"""``oci-hpc-hooks scan``: resolve the site's profiles on this node and write the inventory."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Iterator, Sequence
+
+from oci_hpc_hooks import cli
+from oci_hpc_hooks.inputs import inventory, scan, site
+from oci_hpc_hooks.model import ResolvedProfile
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dry-run", action="store_true", help="show what would be found, write nothing")
+
+
+def execute(args: argparse.Namespace) -> int:
+    found = scan.scan(site.configuration(args.config_dir))
+    path = "" if args.dry_run else inventory.write(found.inventory, args.state_dir)
+    if args.json:
+        cli.print_json(inventory.document(found.inventory))
+        return 0
+    for profile in found.inventory.profiles:
+        print("\n".join(_lines(profile, found.notes[profile.name])))
+    if not found.inventory.profiles:
+        print("no profile is on: a container that asks for an MPI gets none")
+    if path:
+        print(f"written to {path}")
+    return 0
+
+
+def _lines(profile: ResolvedProfile, notes: Sequence[str]) -> Iterator[str]:
+    yield f"{profile.name}: {'not available' if profile.problems else 'available'} (profile {profile.source})"
+    for problem in profile.problems:
+        yield f"  problem: {problem}"
+    for library in profile.libraries:
+        if library.role in ("replace", "add"):
+            also = f", also as {', '.join(library.replaces)}" if library.replaces else ""
+            yield f"  {library.role} {library.name}{also}: {library.path}"
+    if not profile.problems:
+        dependencies = sum(library.role == "dependency" for library in profile.libraries)
+        yield f"  with them come {dependencies} libraries that they need and {len(profile.plugins)} modules"
+    for note in notes:
+        yield f"  note: {note}"

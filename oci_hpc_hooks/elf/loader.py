@@ -1,0 +1,327 @@
+"""glibc's search for shared objects, simulated. Pure: a :class:`View` answers for the files, nothing is opened here.
+
+What is followed: elf/dl-load.c, elf/dl-deps.c and elf/dl-version.c of glibc 2.28 to 2.41. What is left out: DT_AUXILIARY and DT_FILTER,
+auditing, programs run with raised privileges (AT_SECURE), LD_PRELOAD's file, and the legacy hwcap directories (``haswell``,
+``tls``; glibc before 2.37). An empty or relative element of a search path means the directory in which the program is started;
+that is not known here, and it never matches.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from dataclasses import dataclass, field, replace
+from typing import Dict, Iterator, List, Optional, Protocol, Tuple
+
+from oci_hpc_hooks.elf import ldcache
+from oci_hpc_hooks.errors import ImageError
+from oci_hpc_hooks.model import ElfFacts, LdCache
+
+#: Objects in one link map. The largest real programs have a few hundred; a hostile image may have no end of them.
+MAX_OBJECTS = 4096
+#: Names asked for and paths tried. 300 objects with an RPATH of 100 directories each make some 100,000.
+MAX_TRIES = 1_000_000
+
+
+class View(Protocol):
+    """How the simulation sees a tree: an image as it is, or with what is to be injected laid over it."""
+
+    def resolve(self, path: str) -> str:
+        """What identifies the regular file behind an absolute path (its real path), "" if there is none."""
+
+    def facts(self, identity: str) -> Optional[ElfFacts]:
+        """The facts of that file; None if it is no ELF file that could be loaded."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """What the loader is set to, apart from what the files say. Directories are absolute paths without a slash at the end."""
+
+    library_path: Tuple[str, ...] = ()  # LD_LIBRARY_PATH, split at ":" and ";"
+    cache: Optional[LdCache] = None
+    default_dirs: Tuple[str, ...] = ()  # built into the loader, in its order; the first also tells what $LIB stands for
+    hwcaps: Tuple[str, ...] = ()  # names of usable glibc-hwcaps subdirectories, preferred first; empty for glibc before 2.33
+    preload: Tuple[str, ...] = ()  # LD_PRELOAD, split
+    platform: str = ""  # what $PLATFORM stands for; "": path elements that hold it are left out
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """One object of the link map."""
+
+    name: str  # as it was asked for first
+    path: str  # as it was found: directory searched + name
+    identity: str
+    needed_by: str  # path of the object that asked for it, "" for the program
+    how: str  # "program", "interp", "preload", "absolute", "rpath", "LD_LIBRARY_PATH", "runpath", "cache" or "default"
+    facts: ElfFacts
+    aliases: Tuple[str, ...] = ()  # other names under which it was asked for
+
+
+@dataclass(frozen=True)
+class LinkMap:
+    """What is loaded, in ld.so's order (the interpreter where it is first needed, else last), and what stands in the way.
+
+    ``missing`` pairs each name that was not found with the path of the object that wanted it. ``broken`` does so for paths that were
+    found in its place but hold no ELF file that the loader takes: ld.so ends there instead of looking on. Any of the two is
+    fatal. A preloaded object that is missing is in neither: ld.so warns and goes on.
+    """
+
+    objects: Tuple[Loaded, ...]
+    missing: Tuple[Tuple[str, str], ...] = ()
+    broken: Tuple[Tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class VersionGap:
+    """A symbol version that one loaded object needs and the object loaded for it does not define."""
+
+    needed_by: str  # path
+    provider: str  # path
+    version: str
+    fatal: bool  # False: the provider defines no versions at all, and ld.so only warns
+
+
+def simulate(program: str, view: View, search: Search) -> LinkMap:
+    """The link map that ld.so builds for ``program`` (an absolute path) before anything of it runs.
+
+    Raises :class:`ImageError` if the program is no dynamically linked ELF file, or needs more than ``MAX_OBJECTS`` objects.
+    """
+    return _Simulation(program, view, search).run()
+
+
+def unsatisfied(link_map: LinkMap) -> Tuple[VersionGap, ...]:
+    """Which needed versions the loaded providers lack. A provider that is missing altogether is no gap: ``missing`` has it."""
+    by_name: Dict[str, Loaded] = {}
+    for loaded in link_map.objects:
+        for name in (loaded.name, *loaded.aliases, loaded.path, loaded.facts.soname):
+            by_name.setdefault(name, loaded)
+    gaps: List[VersionGap] = []
+    for loaded in link_map.objects:
+        for file, versions in loaded.facts.verneed:
+            provider = by_name.get(file)
+            if provider is None:
+                continue
+            defined = provider.facts.verdef
+            gaps += [VersionGap(loaded.path, provider.path, v, fatal=bool(defined)) for v in versions if v not in defined]
+    return tuple(gaps)
+
+
+@dataclass(eq=False)
+class _Object:
+    """A :class:`Loaded` in the making."""
+
+    loaded: Loaded
+    origin: str  # what $ORIGIN stands for
+    loader: Optional[_Object]
+    names: Dict[str, None] = field(default_factory=dict)
+    listed: bool = False  # has its place in the link map
+    rpath: Tuple[str, ...] = ()  # directories; DT_RPATH counts only in an object without DT_RUNPATH
+    runpath: Tuple[str, ...] = ()
+
+
+class _BrokenError(Exception):
+    """A file was found that ends ld.so."""
+
+
+class _Simulation:
+    def __init__(self, program: str, view: View, search: Search) -> None:
+        self._view = view
+        self._search = search
+        identity = view.resolve(program)
+        facts = view.facts(identity) if identity else None
+        if facts is None:
+            raise ImageError(f"{program} is not an ELF program")
+        if not facts.dynamic:
+            raise ImageError(f"{program} is not dynamically linked")
+        self._lib = search.default_dirs[0].strip("/") if search.default_dirs else ""
+        if self._lib.startswith("usr/"):
+            self._lib = self._lib[4:]
+        try:
+            self._flags = ldcache.entry_flags(search.cache, facts.machine, facts.elf_class)
+        except ImageError:
+            self._flags = -1  # no entry has these: the cache finds nothing
+        self._subdirs = (*[f"glibc-hwcaps/{name}/" for name in search.hwcaps], "")
+        self._tries = 0
+        self._by_name: Dict[str, _Object] = {}
+        self._by_identity: Dict[str, _Object] = {}
+        self._listed: List[_Object] = []
+        self._missing: List[Tuple[str, str]] = []
+        self._broken: List[Tuple[str, str]] = []
+        # The kernel tells the loader the program's real path: its $ORIGIN is behind symbolic links, unlike a library's.
+        main = Loaded(program, program, identity, "", "program", facts)
+        self._main = self._object(main, posixpath.dirname(identity), None)
+        if facts.soname:
+            self._by_name[facts.soname] = self._main
+        self._library_path = self._directories(search.library_path, self._main)
+
+    def run(self) -> LinkMap:
+        self._list(self._main)
+        interp = self._interp()
+        for name in self._search.preload:
+            self._preload(name)
+        for wanting in self._listed:  # grows on the way: breadth first
+            for needed in wanting.loaded.facts.needed:
+                found = self._need(self._expand(needed, wanting), wanting)
+                if found is not None:
+                    self._list(found)
+        if interp is not None:
+            self._list(interp)
+        return LinkMap(tuple([self._final(item) for item in self._listed]), tuple(self._missing), tuple(self._broken))
+
+    def _list(self, item: _Object) -> None:
+        if not item.listed:
+            item.listed = True
+            self._listed.append(item)
+        if len(self._listed) > MAX_OBJECTS:
+            raise ImageError(f"{self._main.loaded.path} needs more than {MAX_OBJECTS} shared objects")
+
+    @staticmethod
+    def _final(item: _Object) -> Loaded:
+        loaded = item.loaded
+        return replace(loaded, aliases=tuple(name for name in item.names if name not in (loaded.name, loaded.path)))
+
+    def _object(self, loaded: Loaded, origin: str, loader: Optional[_Object]) -> _Object:
+        item = _Object(loaded, origin or "/", loader)
+        if loaded.facts.runpath:
+            item.runpath = self._directories(loaded.facts.runpath, item)
+        else:
+            item.rpath = self._directories(loaded.facts.rpath, item)
+        return item
+
+    def _add(self, item: _Object) -> _Object:
+        """Makes the object known by what it was asked for, its path, its soname and its identity."""
+        loaded = item.loaded
+        for name in (loaded.name, loaded.path, loaded.facts.soname):
+            if name:
+                self._by_name.setdefault(name, item)
+        self._by_identity.setdefault(loaded.identity, item)
+        return item
+
+    def _interp(self) -> Optional[_Object]:
+        """The kernel has mapped the interpreter before any search begins; it answers to its path and to its soname."""
+        path = self._main.loaded.facts.interp
+        if not path:
+            return None
+        identity = self._view.resolve(path) if path.startswith("/") else ""
+        facts = self._view.facts(identity) if identity else None
+        if facts is None:
+            self._missing.append((path, self._main.loaded.path))
+            return None
+        loaded = Loaded(path, path, identity, self._main.loaded.path, "interp", facts)
+        return self._add(self._object(loaded, posixpath.dirname(path), self._main))
+
+    def _preload(self, name: str) -> None:
+        try:
+            found = self._find(self._expand(name, self._main), self._main)
+        except _BrokenError:
+            return
+        if found is not None and not found.listed:
+            found.loaded = replace(found.loaded, how="preload")
+            self._list(found)
+
+    def _need(self, name: str, wanting: _Object) -> Optional[_Object]:
+        try:
+            found = self._find(name, wanting)
+        except _BrokenError as broken:
+            self._broken.append((str(broken), wanting.loaded.path))
+            return None
+        if found is None:
+            self._missing.append((name, wanting.loaded.path))
+        return found
+
+    # ------------------------------------------------------------------------------------------------------ one name
+
+    def _find(self, name: str, wanting: _Object) -> Optional[_Object]:
+        """The object that ``name`` means to ``wanting``: one that is there already, or a new one."""
+        self._count()
+        known = self._by_name.get(name)
+        if known is not None:
+            known.names[name] = None
+            return known
+        program = self._main.loaded.facts
+        for path, how in self._candidates(name, wanting):
+            self._count()
+            identity = self._view.resolve(path)
+            if not identity:
+                continue
+            facts = self._view.facts(identity)
+            if facts is not None and (facts.elf_class, facts.machine) != (program.elf_class, program.machine):
+                continue
+            if facts is None or facts.little_endian != program.little_endian or not facts.dynamic:
+                raise _BrokenError(path)
+            known = self._by_identity.get(identity)
+            if known is not None:
+                known.names[name] = None
+                self._by_name[name] = known
+                return known
+            loaded = Loaded(name, path, identity, wanting.loaded.path, how, facts)
+            return self._add(self._object(loaded, posixpath.dirname(path), wanting))
+        return None
+
+    def _count(self) -> None:
+        self._tries += 1
+        if self._tries > MAX_TRIES:
+            raise ImageError(f"the search for the shared objects of {self._main.loaded.path} does not end")
+
+    def _candidates(self, name: str, wanting: _Object) -> Iterator[Tuple[str, str]]:
+        """The paths that ld.so tries for ``name``, in its order."""
+        if "/" in name:
+            if name.startswith("/"):
+                yield name, "absolute"
+            return
+        if not name:
+            return
+        facts = wanting.loaded.facts
+        if not facts.runpath:
+            item: Optional[_Object] = wanting
+            while item is not None:
+                yield from self._in(item.rpath, name, "rpath")
+                item = item.loader
+        yield from self._in(self._library_path, name, "LD_LIBRARY_PATH")
+        yield from self._in(wanting.runpath, name, "runpath")
+        if self._search.cache is not None:
+            entry = ldcache.lookup(self._search.cache, name, self._flags, self._search.hwcaps)
+            if entry is not None and not (facts.nodeflib and self._in_default_dir(entry.path)):
+                yield entry.path, "cache"
+        if not facts.nodeflib:
+            yield from self._in(self._search.default_dirs, name, "default")
+
+    def _in(self, directories: Tuple[str, ...], name: str, how: str) -> Iterator[Tuple[str, str]]:
+        for directory in directories:
+            for subdir in self._subdirs:
+                yield f"{directory.rstrip('/')}/{subdir}{name}", how
+
+    def _in_default_dir(self, path: str) -> bool:
+        return any(path.startswith(directory.rstrip("/") + "/") for directory in self._search.default_dirs)
+
+    # ------------------------------------------------------------------------------------------- dynamic string tokens
+
+    def _directories(self, elements: Tuple[str, ...], item: _Object) -> Tuple[str, ...]:
+        """A search path as ld.so searches it: expanded, each directory once, relative ones left out."""
+        expanded = [self._expand(element, item) for element in elements]
+        return tuple(dict.fromkeys(path.rstrip("/") or "/" for path in expanded if path.startswith("/")))
+
+    def _expand(self, text: str, item: _Object) -> str:
+        """``text`` with $ORIGIN, $LIB and $PLATFORM replaced (gabi, "Substitution Sequences"); "" if one has no value here."""
+        if "$" not in text:
+            return text
+        values = {"ORIGIN": item.origin, "LIB": self._lib, "PLATFORM": self._search.platform}
+        head, *rest = text.split("$")
+        result = [head]
+        for part in rest:
+            braced = part.startswith("{")
+            body = part[1:] if braced else part
+            length = 0
+            while length < len(body) and body[length] in _IDENTIFIER:
+                length += 1
+            value = values.get(body[:length])
+            if value is None or (braced and body[length : length + 1] != "}"):
+                result.append("$" + part)
+            elif not value:
+                return ""
+            else:
+                result.append(value + body[length + braced :])
+        return "".join(result)
+
+
+_IDENTIFIER = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_")

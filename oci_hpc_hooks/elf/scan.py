@@ -1,0 +1,122 @@
+"""The same facts through pyelftools: for the scan of the node's own, trusted files, and as the oracle of our own reader.
+
+Slow (some 10 ms a library, and more for a large symbol table) and not bounded: never for a file of an image.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Callable, Dict, List, Tuple
+
+from elftools.common.exceptions import ELFError
+from elftools.elf.dynamic import DynamicSegment
+from elftools.elf.elffile import ELFFile
+from elftools.elf.gnuversions import GNUVerDefSection, GNUVerNeedSection
+from elftools.elf.sections import SymbolTableSection
+from elftools.elf.segments import InterpSegment
+
+from oci_hpc_hooks.errors import ConfigError
+from oci_hpc_hooks.model import ElfFacts
+
+_VER_FLG_BASE, _VER_FLG_WEAK = 1, 2
+_DF_1_NODEFLIB = 0x800
+_TYPES = {"ET_EXEC": 2, "ET_DYN": 3}
+
+
+def read_with_pyelftools(path: str, *, symbols: Callable[[str], bool]) -> ElfFacts:
+    """The facts of the program or shared object at ``path``, which must be a trusted file with its section headers.
+
+    ``symbols`` chooses the names that ``exports`` and ``imports`` keep. Raises :class:`ConfigError` if the file cannot be read or is
+    no program or shared object.
+    """
+    try:
+        with open(path, "rb") as stream:
+            return _facts(ELFFile(stream), symbols)
+    except (ELFError, OSError, ValueError, KeyError, IndexError, AttributeError, AssertionError) as error:
+        raise ConfigError(f"{path} cannot be read as an ELF file: {error}", who="site admin") from error
+
+
+def _facts(elf: Any, symbols: Callable[[str], bool]) -> ElfFacts:
+    elf_type = _TYPES.get(elf.header.e_type)
+    if elf_type is None:
+        raise ELFError(f"{elf.header.e_type} is neither a program nor a shared object")
+    interp = ""
+    dynamic = False
+    tags: Dict[str, List[Any]] = {}
+    for segment in elf.iter_segments():
+        if isinstance(segment, DynamicSegment):
+            dynamic = True
+            for tag in segment.iter_tags():
+                tags.setdefault(str(tag.entry.d_tag), []).append(tag)
+        elif isinstance(segment, InterpSegment):
+            interp = _text(segment.get_interp_name())
+    sonames = tags.get("DT_SONAME", [])
+    exports, imports = _symbols(elf, symbols)
+    return ElfFacts(
+        elf_class=elf.elfclass // 32,
+        little_endian=elf.little_endian,
+        machine=_raw_machine(elf),
+        elf_type=elf_type,
+        dynamic=dynamic,
+        interp=interp,
+        soname=_text(sonames[-1].soname) if sonames else "",
+        needed=tuple([_text(tag.needed) for tag in tags.get("DT_NEEDED", [])]),
+        rpath=tuple([part for tag in tags.get("DT_RPATH", []) for part in _text(tag.rpath).split(":")]),
+        runpath=tuple([part for tag in tags.get("DT_RUNPATH", []) for part in _text(tag.runpath).split(":")]),
+        nodeflib=any(tag.entry.d_val & _DF_1_NODEFLIB for tag in tags.get("DT_FLAGS_1", [])),
+        verneed=_verneed(elf),
+        verdef=_verdef(elf),
+        exports=exports,
+        imports=imports,
+    )
+
+
+def _raw_machine(elf: Any) -> int:
+    elf.stream.seek(18)
+    return int.from_bytes(elf.stream.read(2), "little" if elf.little_endian else "big")
+
+
+def _text(name: Any) -> str:
+    """pyelftools gives names as latin-1 or UTF-8 text, by version and place; ours are file names."""
+    return os.fsdecode(name) if isinstance(name, bytes) else str(name)
+
+
+def _verneed(elf: Any) -> Tuple[Tuple[str, Tuple[str, ...]], ...]:
+    found: List[Tuple[str, Tuple[str, ...]]] = []
+    for section in elf.iter_sections():
+        if isinstance(section, GNUVerNeedSection):
+            for need, auxiliaries in section.iter_versions():
+                versions = tuple([_text(aux.name) for aux in auxiliaries if not aux.entry.vna_flags & _VER_FLG_WEAK])
+                if versions:
+                    found.append((_text(need.name), versions))
+    return tuple(found)
+
+
+def _verdef(elf: Any) -> Tuple[str, ...]:
+    found: List[str] = []
+    for section in elf.iter_sections():
+        if isinstance(section, GNUVerDefSection):
+            for definition, auxiliaries in section.iter_versions():
+                names = [_text(aux.name) for aux in auxiliaries]
+                if not definition.entry.vd_flags & _VER_FLG_BASE:
+                    found.append(names[0])
+    return tuple(found)
+
+
+def _symbols(elf: Any, wanted: Callable[[str], bool]) -> Tuple[Tuple[str, ...], Tuple[str, ...]]:
+    exports: Dict[str, None] = {}
+    imports: Dict[str, None] = {}
+    for section in elf.iter_sections():
+        if not isinstance(section, SymbolTableSection) or section.header.sh_type != "SHT_DYNSYM":
+            continue
+        for symbol in section.iter_symbols():
+            name = _text(symbol.name)
+            bind = symbol.entry.st_info.bind
+            # With an OS ABI other than GNU's, pyelftools calls the unique binding LOOS.
+            if not name or bind not in ("STB_GLOBAL", "STB_WEAK", "STB_LOOS", "STB_GNU_UNIQUE") or not wanted(name):
+                continue
+            if symbol.entry.st_shndx == "SHN_UNDEF":
+                imports[name] = None
+            elif symbol.entry.st_other.visibility in ("STV_DEFAULT", "STV_PROTECTED"):
+                exports[name] = None
+    return tuple(exports), tuple(imports)

@@ -1,0 +1,240 @@
+"""What the runtime says about the container: the state on stdin and the bundle's config.json (light module).
+
+Light: the warm path of a hook imports it, so it imports only what costs nothing. Sources: OCI runtime specification 1.2, runtime.md
+("State"), config.md and config-linux.md; what crun 1.8 to 1.29 and runc 1.1 to 1.4 really write. Keys that are not named here are ignored.
+Everything that is wrong raises :class:`~oci_hpc_hooks.errors.InputError` with the JSON path of the value.
+"""
+
+from __future__ import annotations
+
+import posix
+
+from oci_hpc_hooks.errors import InputError
+from oci_hpc_hooks.inputs import jsontext
+from oci_hpc_hooks.inputs.jsontext import at, wrong
+
+#: Bytes. Kubernetes allows 256 KiB of annotations, an image manifest 4 MiB.
+STATE_LIMIT = 8 << 20
+CONFIG_LIMIT = 16 << 20
+_COMMAND_LINE_LIMIT = 4 << 20
+
+_PROC = "/proc"
+
+
+# ------------------------------------------------------------------------------------------------------------ state
+
+class State:
+    """The container's state (runtime.md, "State"). ``root`` is crun's addition, absolute here, "" if there is none."""
+
+    __slots__ = ("annotations", "bundle", "id", "pid", "root", "status")
+
+    def __init__(self, id: str, pid: int, bundle: str, status: str, annotations: dict[str, str], root: str = "") -> None:
+        self.id = id
+        self.pid = pid
+        self.bundle = bundle
+        self.status = status
+        self.annotations = annotations
+        self.root = root
+
+
+def read_stdin(limit: int = STATE_LIMIT) -> bytes:
+    """Everything on stdin, read to its end even beyond *limit*: crun fails a container whose hook leaves the pipe early.
+
+    Raises InputError when there is more than *limit*, or when a person's terminal is there instead of a runtime.
+    """
+    if posix.isatty(0):
+        raise InputError(
+            "the container's state was expected on standard input, which is a terminal",
+            remedy="this program is a hook, started by a container runtime; see oci-hpc-hooks --help for what people run",
+        )
+    return jsontext.read_fd(0, "the container's state on standard input", limit)
+
+
+def read_state(data: bytes) -> State:
+    """The state in the JSON text *data*.
+
+    Refused: a state without the host pid of the container's init process. crun gives 0 and runc gives 1 to the stages that run inside
+    the container's namespaces, and there ``/proc/1`` may still be the host's own init. Raises InputError.
+    """
+    where = "the container's state:"
+    source = jsontext.as_mapping(jsontext.loads(data, "the container's state", STATE_LIMIT), "the container's state")
+    identity = jsontext.string(source, "id", where)
+    if identity in ("", ".", "..") or "/" in identity or len(identity) > 1024:
+        raise wrong(identity, at(where, "id"), "a container id")
+    bundle = jsontext.string(source, "bundle", where)
+    if not bundle.startswith("/"):
+        raise wrong(bundle, at(where, "bundle"), "an absolute path")
+    pid = jsontext.integer(source, "pid", where, 0)
+    if pid <= 1:
+        raise InputError(
+            f"the container's state gives pid {pid}, not the host pid of the container's first process: this hook works at createRuntime "
+            "(or prestart)",
+            remedy="remove the other stages from the hook's descriptor",
+            who="site admin",
+        )
+    root = jsontext.string(source, "root", where, "")
+    return State(
+        identity,
+        pid,
+        bundle,
+        jsontext.string(source, "status", where, ""),
+        jsontext.string_map(source, "annotations", where),
+        absolute(bundle, root) if root else "",
+    )
+
+
+def absolute(base: str, path: str) -> str:
+    """*path* taken from the directory *base*, without empty and "." components; ".." is left for the kernel."""
+    whole = path if path.startswith("/") else f"{base}/{path}"
+    return "/" + "/".join([name for name in whole.split("/") if name not in ("", ".")])
+
+
+# ------------------------------------------------------------------------------------------------------------ config.json
+
+_CONFIG = "config.json:"
+
+
+def read_config(state: State) -> dict[str, object]:
+    """The bundle's config.json.
+
+    Some crun releases (1.26 and later) give a wrong bundle; if it has no config.json, the bundle that the runtime was started with is
+    read from its command line, or is its working directory, and *state* is corrected. Raises InputError.
+    """
+    try:
+        data = _config_file(state.bundle)
+    except jsontext.MissingFile as missing:
+        bundle = _bundle_of_runtime(posix.getppid())
+        if not bundle:
+            raise
+        try:
+            data = _config_file(bundle)
+        except InputError:
+            raise missing from None
+        state.bundle = bundle
+    return jsontext.as_mapping(jsontext.loads(data, "config.json", CONFIG_LIMIT), "config.json")
+
+
+def _config_file(bundle: str) -> bytes:
+    return jsontext.read_file(f"{bundle.rstrip('/')}/config.json", "the container's configuration", CONFIG_LIMIT)
+
+
+def _bundle_of_runtime(pid: int) -> str:
+    try:
+        cwd = posix.readlink(f"{_PROC}/{pid}/cwd")
+    except OSError:
+        return ""
+    arguments = command_line(pid)
+    for index, argument in enumerate(arguments[1:], 1):
+        if argument in ("-b", "--bundle", "-bundle") and index + 1 < len(arguments):
+            return absolute(cwd, arguments[index + 1])
+        if argument.startswith("--bundle="):
+            return absolute(cwd, argument[len("--bundle="):])
+    return cwd
+
+
+def arguments(config: dict[str, object]) -> list[str]:
+    """process.args, [] if there is no process."""
+    return jsontext.strings(jsontext.mapping(config, "process", _CONFIG), "args", at(_CONFIG, "process"))
+
+
+def environment(config: dict[str, object]) -> list[str]:
+    """process.env: NAME=value, in the order of the file; image-controlled."""
+    return jsontext.strings(jsontext.mapping(config, "process", _CONFIG), "env", at(_CONFIG, "process"))
+
+
+def working_directory(config: dict[str, object]) -> str:
+    """process.cwd, a path in the container."""
+    return jsontext.string(jsontext.mapping(config, "process", _CONFIG), "cwd", at(_CONFIG, "process"), "/")
+
+
+def rootfs(config: dict[str, object], bundle: str) -> str:
+    """root.path, absolute: a relative one starts at *bundle*."""
+    where = at(_CONFIG, "root")
+    path = jsontext.string(jsontext.mapping(config, "root", _CONFIG), "path", where)
+    if not path:
+        raise wrong(path, at(where, "path"), "a path")
+    return absolute(bundle, path)
+
+
+def read_only(config: dict[str, object]) -> bool:
+    """root.readonly: whether the runtime will remount the rootfs read-only (``podman run --read-only``)."""
+    return jsontext.boolean(jsontext.mapping(config, "root", _CONFIG), "readonly", at(_CONFIG, "root"))
+
+
+def mounts(config: dict[str, object]) -> list[tuple[str, str, str, list[str]]]:
+    """mounts: (destination, type, source, options), in the order in which they are made. A relative destination starts at "/"."""
+    found = []
+    for index, item in enumerate(jsontext.array(config, "mounts", _CONFIG)):
+        where = at(at(_CONFIG, "mounts"), index)
+        mount = jsontext.as_mapping(item, where)
+        destination = absolute("/", jsontext.string(mount, "destination", where))
+        found.append((
+            destination,
+            jsontext.string(mount, "type", where, ""),
+            jsontext.string(mount, "source", where, ""),
+            jsontext.strings(mount, "options", where),
+        ))
+    return found
+
+
+def _linux(config: dict[str, object]) -> dict[str, object]:
+    return jsontext.mapping(config, "linux", _CONFIG)
+
+
+def user_namespace(config: dict[str, object]) -> str | None:
+    """The container's own user namespace: None if it has none, "" if the runtime makes it, else the path of the one it joins.
+
+    In a rootless podman container without ``--userns`` this is None: podman itself is in the namespace already, and so is the hook.
+    """
+    where = at(_CONFIG, "linux.namespaces")
+    for index, item in enumerate(jsontext.array(_linux(config), "namespaces", at(_CONFIG, "linux"))):
+        namespace = jsontext.as_mapping(item, at(where, index))
+        if jsontext.string(namespace, "type", at(where, index)) == "user":
+            return jsontext.string(namespace, "path", at(where, index), "")
+    return None
+
+
+def uid_mappings(config: dict[str, object]) -> list[tuple[int, int, int]]:
+    """linux.uidMappings: (first id in the container, first id outside, how many)."""
+    where = at(_CONFIG, "linux.uidMappings")
+    found = []
+    for index, item in enumerate(jsontext.array(_linux(config), "uidMappings", at(_CONFIG, "linux"))):
+        entry = jsontext.as_mapping(item, at(where, index))
+        inside, outside, size = (jsontext.integer(entry, key, at(where, index)) for key in ("containerID", "hostID", "size"))
+        found.append((inside, outside, size))
+    return found
+
+
+def mount_label(config: dict[str, object]) -> str:
+    """linux.mountLabel: the SELinux context of the container's mounts, "" without SELinux."""
+    return jsontext.string(_linux(config), "mountLabel", at(_CONFIG, "linux"), "")
+
+
+def rootfs_propagation(config: dict[str, object]) -> str:
+    """linux.rootfsPropagation: "shared", "slave", "private", "unbindable", or "" for the runtime's default."""
+    return jsontext.string(_linux(config), "rootfsPropagation", at(_CONFIG, "linux"), "")
+
+
+def annotations_of(config: dict[str, object]) -> dict[str, str]:
+    """annotations of config.json; the runtime repeats them in the state."""
+    return jsontext.string_map(config, "annotations", _CONFIG)
+
+
+# ------------------------------------------------------------------------------------------------------------ who started us
+
+def command_line(pid: int) -> list[str]:
+    """The arguments of process *pid*, [] if they cannot be read (proc(5))."""
+    try:
+        data = jsontext.read_file(f"{_PROC}/{pid}/cmdline", "the command line", _COMMAND_LINE_LIMIT)
+    except InputError:
+        return []
+    return [argument.decode("utf-8", "surrogateescape") for argument in data.split(b"\0")[:-1]]
+
+
+def parent(pid: int) -> int:
+    """The parent of process *pid*, 0 if there is none or it cannot be seen (proc(5), the fourth field of stat)."""
+    try:
+        data = jsontext.read_file(f"{_PROC}/{pid}/stat", "the process status", 4096)
+        return int(data[data.rindex(b")") + 1:].split()[1])
+    except (InputError, ValueError, IndexError):
+        return 0

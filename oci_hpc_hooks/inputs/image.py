@@ -1,0 +1,410 @@
+"""What a container's tree brings: libc, loader cache, programs, and every copy of the libraries that may be injected.
+
+Everything is read through descriptors resolved inside the tree, with a bound on each file, each directory and their number: the tree
+is hostile. Nothing is decided here; plan() simulates the image's loader over these facts without touching a file.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+import stat
+from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
+
+from oci_hpc_hooks.elf import ldcache, loader
+from oci_hpc_hooks.elf.facts import read_facts
+from oci_hpc_hooks.errors import ImageError, KernelError
+from oci_hpc_hooks.linux.paths import Root, read_bounded
+from oci_hpc_hooks.model import (
+    Container,
+    Directory,
+    ElfFacts,
+    FileId,
+    ImageFacts,
+    ImageFile,
+    LdCache,
+    ResolvedProfile,
+)
+
+CACHE_LIMIT = 64 << 20  # a node with 10,000 libraries has a cache of 1 MB
+LOADER_LIMIT = 8 << 20  # ld.so is 0.2 to 0.3 MB
+NAMES_LIMIT = 200_000  # names in one directory
+DIRECTORIES_LIMIT = 4096
+WORDS_LIMIT = 128  # words of the command line that are looked at
+
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # podman's, where the image sets none
+CACHE_PATH = "/etc/ld.so.cache"
+
+#: PT_INTERP of the glibc ABIs (glibc's shlib-versions), looked for where no program of the arguments names one.
+LOADERS = ("/lib64/ld-linux-x86-64.so.2", "/lib/ld-linux-aarch64.so.1", "/lib64/ld64.so.2", "/lib/ld64.so.1",
+           "/lib/ld-linux-riscv64-lp64d.so.1")
+#: Where ld.so looks last if it does not say so itself.
+DEFAULT_DIRS = ("/lib64", "/usr/lib64", "/lib", "/usr/lib")
+#: Existing directories that a tree may be mounted over when the root filesystem is read-only: by the FHS they are empty.
+SPARE_DIRECTORIES = ("/mnt", "/media", "/srv", "/opt")
+
+_CACHE_NAME = re.compile(rb"/[\x21-\x7e]{0,200}ld\.so\.cache(?=\0)")
+_SYSTEM_DIRS = re.compile(rb"(?:/[\x21-\x7e]{1,200}/\0){2,}")
+
+
+class _Tree:
+    """The image's tree as the loader sees it; remembers everything that was looked at."""
+
+    def __init__(self, root: Root) -> None:
+        self.root = root
+        self.resolved: Dict[str, str] = {}
+        self.files: Dict[str, ImageFile] = {}
+        self.unreadable: Dict[str, str] = {}
+        self.directories: Dict[str, Optional[Directory]] = {}
+        self.names: Dict[str, frozenset[str]] = {}
+        self.symbols: set[str] = set()  # real paths whose symbols were read
+
+    def directory(self, path: str) -> Optional[Directory]:
+        """The directory at ``path`` with the names in it that look like shared objects; None where there is none."""
+        if path in self.directories:
+            return self.directories[path]
+        if len(self.directories) >= DIRECTORIES_LIMIT:
+            raise ImageError(f"the image's loader would search more than {DIRECTORIES_LIMIT} directories")
+        found = None
+        handle = self.root.find(path)
+        if handle >= 0:
+            try:
+                status = os.fstat(handle)
+                if stat.S_ISDIR(status.st_mode):
+                    names = tuple(_shared_objects(handle, path))
+                    self.names[path] = frozenset(names)
+                    found = Directory(path, status.st_mtime_ns, status.st_ino, names)
+            finally:
+                os.close(handle)
+        self.directories[path] = found
+        return found
+
+    def resolve(self, path: str) -> str:
+        """The real path of the regular file behind ``path``, "" where there is none."""
+        known = self.resolved.get(path)
+        if known is not None:
+            return known
+        # The spelling is kept: behind a symbolic link ".." is not what a lexical reading makes of it.
+        folder, name = posixpath.split(path)
+        real = ""
+        if ".so" not in name or (self.directory(folder) is not None and name in self.names[folder]):
+            real = self._real(path)
+        self.resolved[path] = real
+        return real
+
+    def _real(self, path: str) -> str:
+        handle = self.root.find(path)
+        if handle < 0:
+            return ""
+        try:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                return ""
+            return self.root.real(handle)
+        finally:
+            os.close(handle)
+
+    def facts(self, real: str) -> Optional[ElfFacts]:
+        """What the file at this real path says, None if it is no ELF file that could be loaded."""
+        if real not in self.files and real not in self.unreadable:
+            self._read(real, symbols=False)
+        file = self.files.get(real)
+        return file.elf if file else None
+
+    def facts_with_symbols(self, real: str) -> Optional[ElfFacts]:
+        if real not in self.symbols:
+            self._read(real, symbols=True)
+            self.symbols.add(real)
+        file = self.files.get(real)
+        return file.elf if file else None
+
+    def _read(self, real: str, symbols: bool) -> None:
+        fd = -1
+        try:
+            fd = self.root.open_regular(real)
+            if fd < 0:
+                raise ImageError(f"{real} is gone")
+            status = os.fstat(fd)
+            self.files[real] = ImageFile(real, FileId(status.st_ino, status.st_size, status.st_mtime_ns), read_facts(fd, symbols=symbols))
+        except (ImageError, KernelError) as error:
+            self.unreadable[real] = error.what
+        except OSError as error:
+            self.unreadable[real] = str(error)
+        finally:
+            if fd >= 0:
+                os.close(fd)
+
+    def head(self, real: str) -> bytes:
+        fd = self.root.open_regular(real)
+        if fd < 0:
+            return b""
+        try:
+            return os.pread(fd, 256, 0)
+        finally:
+            os.close(fd)
+
+
+def _shared_objects(handle: int, path: str) -> Iterator[str]:
+    fd = os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with os.scandir(fd) as entries:
+            for count, entry in enumerate(entries):
+                if count >= NAMES_LIMIT:
+                    raise ImageError(f"{path} of the image has more than {NAMES_LIMIT} names")
+                if ".so" in entry.name:
+                    yield entry.name
+    finally:
+        os.close(fd)
+
+
+def gather(root: Root, container: Container, profiles: Sequence[ResolvedProfile]) -> ImageFacts:
+    """The facts of one container's tree, as far as the given profiles could matter to it.
+
+    Raises ImageError only for a tree that no loader could make sense of either (a directory without end); a broken file is a fact.
+    """
+    tree = _Tree(root)
+    env = dict(item.partition("=")[::2] for item in container.env)
+    path_dirs = tuple(posixpath.join("/", container.cwd, folder) for folder in env.get("PATH", DEFAULT_PATH).split(":") if folder)
+    entrypoint, programs = _programs(tree, container, path_dirs)
+    interp, musl = _loaders(tree, programs)
+    cache_path, default_dirs = _loader_constants(tree, interp)
+    cache_real = tree.resolve(cache_path)
+    cache, cache_file = _cache(root, tree, cache_real)
+    library_path = tuple(folder for folder in re.split("[:;]", env.get("LD_LIBRARY_PATH", "")) if folder)
+    search = loader.Search(library_path=library_path, cache=cache, default_dirs=default_dirs, hwcaps=(), preload=())
+
+    libraries = [library for profile in profiles for library in profile.libraries]
+    wanted = {name for library in libraries for name in (library.name, *library.replaces)}
+    for program in programs:
+        try:
+            link_map = loader.simulate(program, tree, search)
+        except ImageError as error:
+            tree.unreadable[program] = error.what
+            continue
+        for loaded in link_map.objects:
+            if wanted.intersection(loaded.facts.needed):
+                tree.facts_with_symbols(loaded.identity)  # what it takes from a library that may be replaced
+    folders = [*default_dirs, *library_path, *_cache_dirs(cache), *_rpaths(tree, programs)]
+    folders += [f"{posixpath.dirname(folder)}/{lib}" for folder in path_dirs for lib in ("lib", "lib64")]
+    _look_for_copies(tree, dict.fromkeys(folders), profiles)
+    libc = _libc(tree, search)
+    return ImageFacts(
+        libc=libc,
+        loader=interp,
+        musl=musl,
+        default_dirs=default_dirs,
+        library_path=library_path,
+        cache=cache,
+        cache_path=cache_path,
+        cache_real=cache_real,
+        cache_file=cache_file,
+        programs=programs,
+        entrypoint=entrypoint,
+        empty_directories=_empty_directories(root) if container.read_only else (),
+        resolved=tree.resolved,
+        files=tree.files,
+        directories=tuple(folder if folder else Directory(path, 0, 0, ()) for path, folder in tree.directories.items()),
+        unreadable=tree.unreadable,
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------ programs
+
+def _programs(tree: _Tree, container: Container, path_dirs: Sequence[str]) -> Tuple[str, Tuple[str, ...]]:
+    """How far the first program could be followed, and the ELF programs that the words of the command line lead to."""
+    kind = "missing"
+    programs: List[str] = []
+    for index, word in enumerate(_words(container.args)):
+        if word.startswith("-") or "=" in word or "\0" in word:
+            continue
+        real = _which(tree, word, container.cwd, path_dirs)
+        if not real:
+            continue
+        first = kind == "missing" and (index == 0 or not programs)
+        head = tree.head(real)
+        if head.startswith(b"#!"):
+            if first:
+                kind = "script"
+            real = _which(tree, os.fsdecode(head[2:].split(b"\n")[0].split()[0]) if head[2:].split() else "", "/", ())
+        elf = tree.facts(real) if real else None
+        if elf is None:
+            continue
+        if not elf.dynamic or not elf.interp:
+            if first and index == 0 and len(container.args) > 1:
+                continue  # catatonit, tini: a static init that starts the rest of the words
+            if first:
+                kind = "static"
+            continue
+        if first:
+            kind = "elf"
+        if real not in programs:
+            programs.append(real)
+    if kind == "missing" and container.args and _which(tree, container.args[0], container.cwd, path_dirs):
+        kind = "static"
+    return kind, tuple(programs)
+
+
+def _words(args: Sequence[str]) -> Iterator[str]:
+    """The arguments, and the words inside those that are command lines themselves (sh -c "…")."""
+    count = 0
+    for argument in args:
+        for word in argument.split() if " " in argument else (argument,):
+            if count >= WORDS_LIMIT:
+                return
+            count += 1
+            yield word.strip(";&|()\"'")
+
+
+def _which(tree: _Tree, word: str, cwd: str, path_dirs: Sequence[str]) -> str:
+    if not word:
+        return ""
+    if "/" in word:
+        return tree.resolve(posixpath.join("/", cwd, word))
+    for folder in path_dirs:
+        tree.directory(folder)  # remembered: a file that appears there later may shadow the one found now
+        real = tree.resolve(f"{folder}/{word}")
+        if real:
+            return real
+    return ""
+
+
+# ------------------------------------------------------------------------------------------------------------ loader
+
+def _loaders(tree: _Tree, programs: Sequence[str]) -> Tuple[str, str]:
+    """The path of the glibc loader that counts (the programs' own first) and of a musl loader; "" where there is none."""
+    glibc = musl = ""
+    candidates = [tree.files[program].elf.interp for program in programs if program in tree.files]
+    for interp in (*candidates, *LOADERS):
+        if not tree.resolve(interp):
+            continue
+        if "/ld-musl" in interp:
+            musl = musl or interp
+        else:
+            glibc = glibc or interp
+    lib = tree.directory("/lib")
+    for name in lib.names if lib else ():
+        if name.startswith("ld-musl-"):
+            musl = musl or f"/lib/{name}"
+    return glibc, musl
+
+
+def _loader_constants(tree: _Tree, interp: str) -> Tuple[str, Tuple[str, ...]]:
+    """The cache's path and the default directories, as compiled into the loader: distributions, Nix, Guix and EESSI differ."""
+    real = tree.resolve(interp) if interp else ""
+    data = b""
+    if real:
+        try:
+            data = tree.root.read(real, LOADER_LIMIT) or b""
+        except ImageError:
+            data = b""
+    cache = _CACHE_NAME.search(data)
+    dirs = _SYSTEM_DIRS.search(data)
+    return (
+        os.fsdecode(cache.group()) if cache else CACHE_PATH,
+        tuple(os.fsdecode(item).rstrip("/") for item in dirs.group().split(b"\0") if item) if dirs else DEFAULT_DIRS,
+    )
+
+
+def _cache(root: Root, tree: _Tree, real: str) -> Tuple[Optional[LdCache], Optional[FileId]]:
+    fd = root.open_regular(real) if real else -1
+    if fd < 0:
+        return None, None
+    try:
+        status = os.fstat(fd)
+        file = FileId(status.st_ino, status.st_size, status.st_mtime_ns)
+        return ldcache.parse(read_bounded(fd, real, CACHE_LIMIT)), file
+    except ImageError as error:
+        tree.unreadable[real] = error.what
+        return None, None
+    finally:
+        os.close(fd)
+
+
+def _cache_dirs(cache: Optional[LdCache]) -> Iterable[str]:
+    return dict.fromkeys(posixpath.dirname(entry.path) for entry in cache.entries if entry.path.startswith("/")) if cache else ()
+
+
+def _rpaths(tree: _Tree, programs: Sequence[str]) -> Iterator[str]:
+    for program in programs:
+        elf = tree.facts(program)
+        if elf is not None:
+            for folder in (*elf.rpath, *elf.runpath):
+                expanded = folder.replace("${ORIGIN}", "$ORIGIN").replace("$ORIGIN", posixpath.dirname(program))
+                if expanded.startswith("/") and "$" not in expanded:
+                    yield expanded.rstrip("/") or "/"
+
+
+# ------------------------------------------------------------------------------------------------------------ copies
+
+def _look_for_copies(tree: _Tree, folders: Iterable[str], profiles: Sequence[ResolvedProfile]) -> None:
+    """Resolves in every directory whatever could be asked for once the libraries are in place, and reads the copies themselves."""
+    libraries = [library for profile in profiles for library in profile.libraries]
+    stems = {_stem(name) for library in libraries for name in (library.name, *library.replaces)}
+    wanted = {name for library in libraries for name in (library.name, *library.replaces)}
+    asked = wanted | {name for library in libraries for name in library.elf.needed}
+    homes = set()
+    for folder in folders:
+        listing = tree.directory(folder)
+        if listing is None:
+            continue
+        for name in listing.names:
+            if name in asked or _stem(name) in stems:
+                real = tree.resolve(f"{folder}/{name}")
+                elf = tree.facts(real) if real else None
+                if elf is not None and (name in wanted or elf.soname in wanted):
+                    tree.facts_with_symbols(real)
+                    homes.add(posixpath.dirname(real))
+                    homes.add(folder)
+    # A file that is bound over the image's copy has that copy's directory as its $ORIGIN.
+    for home in homes:
+        for library in libraries:
+            for entry in (*library.elf.rpath, *library.elf.runpath):
+                folder = entry.replace("${ORIGIN}", "$ORIGIN").replace("$ORIGIN", home).rstrip("/")
+                if folder.startswith("/") and "$" not in folder and tree.directory(folder) is not None:
+                    for name in asked & tree.names[folder]:
+                        real = tree.resolve(f"{folder}/{name}")
+                        if real and name in wanted:
+                            tree.facts_with_symbols(real)
+                        elif real:
+                            tree.facts(real)
+        for profile in profiles:
+            for module in profile.plugins:
+                for library in profile.libraries:
+                    relative = posixpath.relpath(posixpath.dirname(module.path), posixpath.dirname(library.path))
+                    if not relative.startswith(".."):
+                        tree.directory(posixpath.join(home, relative))
+
+
+def _stem(soname: str) -> str:
+    return soname.partition(".so")[0] + ".so"
+
+
+def _libc(tree: _Tree, search: loader.Search) -> Optional[ImageFile]:
+    """The libc.so.6 that the loader would take for a program without paths of its own."""
+    if search.cache is not None:
+        for entry in search.cache.entries:
+            if entry.name == "libc.so.6":
+                real = tree.resolve(entry.path)
+                if real and tree.facts(real) is not None:
+                    return tree.files[real]
+    for folder in search.default_dirs:
+        real = tree.resolve(f"{folder}/libc.so.6")
+        if real and tree.facts(real) is not None:
+            return tree.files[real]
+    return None
+
+
+def _empty_directories(root: Root) -> Tuple[str, ...]:
+    found = []
+    for path in SPARE_DIRECTORIES:
+        handle = root.find(path)
+        if handle < 0:
+            continue
+        try:
+            if stat.S_ISDIR(os.fstat(handle).st_mode):
+                with os.scandir(f"/proc/self/fd/{handle}") as entries:
+                    if next(entries, None) is None:
+                        found.append(path)
+        finally:
+            os.close(handle)
+    return tuple(found)

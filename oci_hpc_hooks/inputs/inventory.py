@@ -1,0 +1,157 @@
+"""What the node offers, kept between the scan and the hooks: ``inventory.json`` in the state directory.
+
+The hook loads it on its cold path, so loading needs neither jsonschema nor dataclasses-json: the file is root's and our own, its
+version is checked and a value that does not fit ends in a sentence. Writing holds it against the schema.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tempfile
+from typing import Any, Dict, List, Optional, Sequence
+
+from oci_hpc_hooks.errors import ConfigError, InputError
+from oci_hpc_hooks.inputs import jsontext, trust
+from oci_hpc_hooks.model import ElfFacts, FileId, HostLibrary, Inventory, ResolvedProfile, Site, SiteProfile, Watched
+
+NAME = "inventory.json"
+VERSION = 1
+LIMIT = 32 << 20
+
+_SCAN_AGAIN = "run oci-hpc-hooks scan"
+
+
+def path_in(state_dir: str) -> str:
+    return os.path.join(state_dir, NAME)
+
+
+def document(inventory: Inventory) -> Dict[str, Any]:
+    """The inventory as the JSON object that its schema describes."""
+    return dataclasses.asdict(inventory)
+
+
+def write(inventory: Inventory, state_dir: str) -> str:
+    """Put the inventory in place at once or not at all; returns its path. The directory is made, with mode 0755, if it is missing.
+
+    Raises :class:`ConfigError` if the directory cannot be written or is not root's alone.
+    """
+    import json
+
+    from oci_hpc_hooks.inputs import validate
+
+    path = path_in(state_dir)
+    raw = (json.dumps(document(inventory), indent=1) + "\n").encode()
+    validate.check(raw, "inventory", path)
+    try:
+        os.makedirs(state_dir, mode=0o755, exist_ok=True)
+        trust.trust_directory(state_dir, wanted_for=path)
+        fd, temporary = tempfile.mkstemp(prefix=f".{NAME}.", dir=state_dir)
+        try:
+            with open(fd, "wb") as file:
+                file.write(raw)
+                file.flush()
+                os.fchmod(fd, 0o644)
+                os.fsync(fd)
+            os.rename(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        what = f"{path} cannot be written: {error.strerror}"
+        raise ConfigError(what, remedy="run as root, or name another --state-dir", who="user") from None
+    return path
+
+
+def load(state_dir: str, fixed: Sequence[str] = ()) -> Inventory:
+    """The inventory of this node; ``fixed`` as in :func:`trust.read_trusted`.
+
+    Raises :class:`trust.Missing` if there was no scan, :class:`ConfigError` if the file is not root's or not an inventory of this version.
+    """
+    path = path_in(state_dir)
+    try:
+        raw = trust.read_trusted(path, LIMIT, fixed)
+    except trust.Missing:
+        raise trust.Missing(f"this node has no inventory {path}", remedy=_SCAN_AGAIN, who="site admin") from None
+    try:
+        found: Any = jsontext.loads(raw, path, LIMIT)
+        if not isinstance(found, dict) or found.get("version") != VERSION:
+            raise ConfigError(f"{path} is not an inventory of version {VERSION}", remedy=_SCAN_AGAIN, who="site admin")
+        return _inventory(found)
+    except InputError as error:
+        raise ConfigError(error.what, remedy=_SCAN_AGAIN, who="site admin") from None
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(f"{path} is not a whole inventory ({error})", remedy=_SCAN_AGAIN, who="site admin") from None
+
+
+def is_stale(inventory: Inventory) -> List[str]:
+    """Why the inventory no longer describes this node; empty if it still does.
+
+    What this user may not look at proves nothing: it is passed over, and a library that is put to use is looked at again then.
+    """
+    reasons = []
+    for watched in inventory.rests_on:
+        now: Optional[FileId] = None
+        try:
+            status = os.stat(watched.path)
+            now = FileId(status.st_ino, status.st_size, status.st_mtime_ns)
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except OSError:
+            continue
+        if now != watched.file:
+            what = "is new" if watched.file is None else "is gone" if now is None else "has changed"
+            reasons.append(f"{watched.path} {what} since the scan")
+    return reasons
+
+
+# ------------------------------------------------------------------------------------------------------------ out of JSON
+
+def _inventory(found: Dict[str, Any]) -> Inventory:
+    return Inventory(
+        version=found["version"],
+        created=found["created"],
+        machine=found["machine"],
+        libc_version=found["libc_version"],
+        site=_site(found["site"]),
+        profiles=tuple(map(_profile, found["profiles"])),
+        rests_on=tuple(Watched(watched["path"], _optional_file(watched["file"])) for watched in found["rests_on"]),
+    )
+
+
+def _site(found: Dict[str, Any]) -> Site:
+    profiles = tuple(SiteProfile(entry["name"], tuple(entry["search"])) for entry in found["profiles"])
+    return Site(profiles, found["defaults"], found["on_refusal"], found["unproved"])
+
+
+def _profile(found: Dict[str, Any]) -> ResolvedProfile:
+    return ResolvedProfile(
+        name=found["name"],
+        provides=found["provides"],
+        source=found["source"],
+        libraries=tuple(map(_library, found["libraries"])),
+        plugins=tuple(map(_library, found["plugins"])),
+        problems=tuple(found["problems"]),
+    )
+
+
+def _library(found: Dict[str, Any]) -> HostLibrary:
+    return HostLibrary(
+        name=found["name"],
+        path=found["path"],
+        real=found["real"],
+        role=found["role"],
+        replaces=tuple(found["replaces"]),
+        file=FileId(**found["file"]),
+        elf=_elf(found["elf"]),
+    )
+
+
+def _elf(found: Dict[str, Any]) -> ElfFacts:
+    values: Dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
+    values["verneed"] = tuple((file, tuple(versions)) for file, versions in found["verneed"])
+    return ElfFacts(**values)
+
+
+def _optional_file(found: Optional[Dict[str, Any]]) -> Optional[FileId]:
+    return FileId(**found) if found is not None else None

@@ -1,0 +1,83 @@
+"""Profiles: which libraries of the node answer which request. Data of the package and of the site, no code.
+
+A file in ``profiles.d`` of the configuration directory takes the place of the shipped profile of the same name; with ``"masked": true``
+it switches that profile off.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Dict, List, Optional, cast
+
+from dataclasses_json import dataclass_json
+
+from oci_hpc_hooks.errors import ConfigError
+from oci_hpc_hooks.inputs import resources, trust, validate
+from oci_hpc_hooks.inputs.validate import Invalid, Problem
+from oci_hpc_hooks.model import Profile
+
+
+def profile(document: Dict[str, Any], source: str) -> Profile:
+    """A valid document as a :class:`Profile`."""
+    return cast(Profile, cast(Any, dataclass_json(Profile)).from_dict({**document, "source": source}))
+
+
+def semantic_problems(document: Dict[str, Any], file: str) -> List[Problem]:
+    """What no schema can say about one profile."""
+    problems = []
+    stem = Path(file).stem
+    if document["name"] != stem:
+        problems.append(Problem(file, "$.name", f"{document['name']!r} in a file called {stem}.json; the two must be the same"))
+    seen: Dict[str, str] = {}
+    for index, library in enumerate(document.get("libraries", ())):
+        at = f"$.libraries[{index}]"
+        names = {f"{at}.soname": library["soname"]}
+        names.update({f"{at}.replaces[{number}]": name for number, name in enumerate(library.get("replaces", ()))})
+        for path, name in names.items():
+            if name in seen:
+                problems.append(Problem(file, path, f"{name!r} is named by {seen[name]} already"))
+            seen.setdefault(name, path)
+    return problems
+
+
+def read_profiles(
+    config_dir: str, problems: List[Problem], consulted: List[str], shipped: Path = resources.PROFILES
+) -> Dict[str, Optional[Profile]]:
+    """Every profile by name, None for one that is masked.
+
+    Errors are appended to ``problems``, and the paths that the answer rests on to ``consulted``. The shipped files are as trusted as the
+    code beside them; those of the configuration directory must be root's.
+    """
+    found: Dict[str, Optional[Profile]] = {}
+    own = os.path.join(config_dir, "profiles.d")
+    for directory in (str(shipped), own):
+        consulted.append(directory)
+        for name in sorted(_listdir(directory, problems)):
+            if not name.endswith(".json") or name.startswith("."):
+                continue
+            path = os.path.join(directory, name)
+            consulted.append(path)
+            found.pop(name[:-5], None)
+            try:
+                raw = trust.read_trusted(path, validate.LIMIT) if directory == own else Path(path).read_bytes()
+                document = validate.check(raw, "profile", path)
+            except Invalid as error:
+                problems.extend(error.problems)
+                continue
+            except (ConfigError, OSError) as error:
+                problems.append(Problem(path, "$", str(error)))
+                continue
+            problems.extend(semantic_problems(document, path))
+            found[name[:-5]] = None if document.get("masked") else profile(document, path)
+    return found
+
+
+def _listdir(directory: str, problems: List[Problem]) -> List[str]:
+    try:
+        return os.listdir(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        problems.append(Problem(directory, "$", f"cannot be read: {error.strerror}"))
+        return []

@@ -1,0 +1,380 @@
+"""Profiles resolved on this node: which files they mean here, and everything those need.
+
+The answer is what ld.so would find for a program that is linked to the profile's libraries, with the profile's directories in front of
+the node's ld.so.conf. The C runtime is never part of it: in a container that is the image's.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+import stat
+import time
+from dataclasses import dataclass, replace
+from typing import Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
+
+from oci_hpc_hooks.elf import ldcache, loader, mpi
+from oci_hpc_hooks.elf.scan import read_with_pyelftools
+from oci_hpc_hooks.errors import ConfigError, HookError
+from oci_hpc_hooks.inputs.site import Configuration
+from oci_hpc_hooks.model import (
+    CacheEntry,
+    ElfFacts,
+    FileId,
+    HostLibrary,
+    Inventory,
+    LdCache,
+    Profile,
+    ProfileLibrary,
+    ResolvedProfile,
+    Watched,
+)
+
+VERSION = 1
+CACHE = "/etc/ld.so.cache"
+
+#: glibc's own sonames (shlib-versions): one set with the loader, whichever that is in the container.
+_C_RUNTIME = re.compile(
+    r"(ld-linux|ld64|ld)([-.].*)?\.so\.\d+|lib(c|m|mvec|pthread|dl|rt|resolv|util|anl|BrokenLocale|thread_db|nss_.*)\.so\.\d.*|libnsl\.so\.1"
+)
+_MOST_NAMES = 100_000  # in one directory
+
+
+@dataclass(frozen=True)
+class Scan:
+    """The inventory, and per profile what is worth knowing but does not keep it from being offered."""
+
+    inventory: Inventory
+    notes: Mapping[str, Tuple[str, ...]]
+
+
+def scan(configuration: Configuration) -> Scan:
+    """Resolve every profile that is on. One that cannot be offered stays in the inventory, with its problems.
+
+    Raises :class:`ConfigError` if the node's own loader cache cannot be read.
+    """
+    node = _Node()
+    for path in configuration.consulted:
+        node.watch(path)
+    resolved = []
+    notes: Dict[str, Tuple[str, ...]] = {}
+    for profile in configuration.profiles:
+        resolution = _Resolution(node, profile, configuration.search(profile.name))
+        resolved.append(resolution.run())
+        notes[profile.name] = tuple(resolution.notes)
+    inventory = Inventory(
+        version=VERSION,
+        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        machine=os.uname().machine,
+        libc_version=(os.confstr("CS_GNU_LIBC_VERSION") or "").replace("glibc ", ""),
+        site=configuration.site,
+        profiles=tuple(resolved),
+        rests_on=tuple(Watched(path, file) for path, file in sorted(node.watched.items())),
+    )
+    return Scan(inventory, notes)
+
+
+def file_id(status: os.stat_result) -> FileId:
+    return FileId(status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+class _Node:
+    """The node's files, each read once; remembers everything that an answer rests on. A :class:`loader.View`."""
+
+    def __init__(self) -> None:
+        self.watched: Dict[str, Optional[FileId]] = {}
+        self.unreadable: Dict[str, str] = {}
+        self._facts: Dict[str, Optional[ElfFacts]] = {}
+        # The interpreter that runs this tells what a program of this node is.
+        own = read_with_pyelftools(os.path.realpath("/proc/self/exe"), symbols=lambda name: False)
+        self.abi = (own.elf_class, own.little_endian, own.machine)
+        self.default_dirs = _default_dirs()
+        self.cache = self._read_cache()
+        try:
+            self.flags = ldcache.entry_flags(self.cache, own.machine, own.elf_class)
+        except HookError as error:
+            raise ConfigError(f"this node's architecture is not known: {error.what}") from None
+
+    def _read_cache(self) -> LdCache:
+        self.watch(CACHE)
+        try:
+            with open(CACHE, "rb") as file:
+                return ldcache.parse(file.read(ldcache.MAX_SIZE + 1))
+        except FileNotFoundError:
+            return LdCache(entries=())
+        except (HookError, OSError) as error:
+            raise ConfigError(f"{CACHE} of this node cannot be read: {error}", remedy="run ldconfig", who="site admin") from None
+
+    def watch(self, path: str) -> Optional[FileId]:
+        """Note that an answer rests on what ``path`` is now; of what does not exist, the topmost part that is missing."""
+        if path not in self.watched:
+            try:
+                self.watched[path] = file_id(os.stat(path))
+            except OSError:
+                parent = os.path.dirname(path)
+                if parent != path and self.watch(parent) is None:
+                    return None
+                self.watched[path] = None
+        return self.watched[path]
+
+    def resolve(self, path: str) -> str:
+        """The regular file behind a path, ""; if there is none, a file that appears there later makes the inventory stale."""
+        try:
+            if stat.S_ISREG(os.stat(path).st_mode):
+                return os.path.realpath(path)
+        except (OSError, ValueError):
+            pass
+        self.watch(os.path.dirname(path))
+        return ""
+
+    def facts(self, identity: str) -> Optional[ElfFacts]:
+        """With all symbols; None for what is no ELF file, and ``unreadable`` then says why."""
+        if identity not in self._facts:
+            try:
+                self._facts[identity] = read_with_pyelftools(identity, symbols=bool)
+            except HookError as error:
+                self._facts[identity] = None
+                self.unreadable[identity] = error.what
+        return self._facts[identity]
+
+    def listdir(self, directory: str) -> List[str]:
+        """The names in a directory, none if there is no such directory."""
+        self.watch(directory)
+        try:
+            with os.scandir(directory) as entries:
+                names = [entry.name for _, entry in zip(range(_MOST_NAMES), entries)]
+        except OSError:
+            return []
+        return sorted(name for name in names if name.isprintable())
+
+    def expand(self, pattern: str) -> List[str]:
+        """The directories that a path with shell patterns stands for, the last version of each part first (glob(7))."""
+        found = ["/"]
+        for part in pattern.strip("/").split("/"):
+            if re.search(r"[*?\[]", part):
+                # As in a shell, a pattern does not stand for hidden names.
+                found = [
+                    os.path.join(directory, name)
+                    for directory in found
+                    for name in sorted(fnmatch.filter(self.listdir(directory), part), key=_version_order, reverse=True)
+                    if not name.startswith(".") or part.startswith(".")
+                ]
+            else:
+                found = [os.path.join(directory, part) for directory in found]
+            found = [directory for directory in found if os.path.isdir(directory) or self.watch(directory)]
+        return [directory for directory in found if os.path.isdir(directory)]
+
+
+class _Program:
+    """A program linked to the given files, seen as one more file of the node: what ld.so loads for it is the closure."""
+
+    PATH = "/a program linked to the profile"
+
+    def __init__(self, node: _Node, paths: Sequence[str]) -> None:
+        self._node = node
+        elf_class, little_endian, machine = node.abi
+        self._elf = ElfFacts(elf_class, little_endian, machine, elf_type=3, dynamic=True, needed=tuple(paths))
+
+    def resolve(self, path: str) -> str:
+        return path if path == self.PATH else self._node.resolve(path)
+
+    def facts(self, identity: str) -> Optional[ElfFacts]:
+        return self._elf if identity == self.PATH else self._node.facts(identity)
+
+
+class _Resolution:
+    """One profile on this node."""
+
+    def __init__(self, node: _Node, profile: Profile, site_search: Sequence[str]) -> None:
+        self._node = node
+        self._profile = profile
+        patterns = (*site_search, *profile.search)
+        self._directories = list(dict.fromkeys(directory for pattern in patterns for directory in node.expand(pattern)))
+        self.problems: List[str] = []
+        self.notes: List[str] = []
+
+    def run(self) -> ResolvedProfile:
+        libraries = self._named_libraries()
+        plugins: List[HostLibrary] = []
+        if not self.problems:
+            search = self._search(os.path.dirname(libraries[0].path))
+            dependencies = self._closure(libraries, search)
+            plugins = self._plugins(libraries, dependencies, search)
+            libraries += dependencies.values()
+        return ResolvedProfile(
+            name=self._profile.name,
+            provides=self._profile.provides,
+            source=self._profile.source,
+            libraries=tuple(libraries),
+            plugins=tuple(plugins),
+            problems=tuple(self.problems),
+        )
+
+    # ---------------------------------------------------------------------------------------------- the profile's own
+
+    def _named_libraries(self) -> List[HostLibrary]:
+        """The libraries that the profile names. All lie in the first one's directory: parts of two installations do not fit."""
+        first, *rest = self._profile.libraries
+        found = self._find(first, self._candidates(first))
+        if found is None:
+            return []
+        libraries = [found]
+        home = os.path.dirname(found.path)
+        for library in rest:
+            sibling = self._find(library, [os.path.join(home, name) for name in (library.soname, *library.replaces)])
+            if sibling is not None:
+                libraries.append(sibling)
+        return libraries
+
+    def _candidates(self, library: ProfileLibrary) -> Iterable[str]:
+        """Where the library may be, the best place first."""
+        names = (library.soname, *library.replaces)
+        for directory in self._directories:
+            for name in names:
+                yield os.path.join(directory, name)
+        for name in names:
+            entry = ldcache.lookup(self._node.cache, name, self._node.flags, ())
+            if entry is not None:
+                yield entry.path
+        for directory in self._node.default_dirs:
+            for name in names:
+                yield os.path.join(directory, name)
+
+    def _find(self, library: ProfileLibrary, candidates: Iterable[str]) -> Optional[HostLibrary]:
+        unfit: Dict[str, str] = {}
+        for path in candidates:
+            real = self._node.resolve(path)
+            if not real or real in unfit:
+                continue
+            why = self._why_unfit(library, real)
+            if not why:
+                return self._host_library(library.soname, path, real, library.role, library.replaces)
+            unfit[real] = f"{path} {why}"
+            self._node.watch(path)
+        says = self.problems if library.required else self.notes
+        if unfit:
+            says += [f"{library.soname}: {why}" for why in unfit.values()]
+        else:
+            says.append(f"{' or '.join((library.soname, *library.replaces))} was not found in {self._places(library)}")
+        return None
+
+    def _places(self, library: ProfileLibrary) -> str:
+        if library is not self._profile.libraries[0]:
+            return f"the directory of {self._profile.libraries[0].soname}"
+        directories = ", ".join(self._directories) or "the profile's directories (none of them exists on this node)"
+        return f"{directories} and where the node's own loader looks"
+
+    def _why_unfit(self, library: ProfileLibrary, real: str) -> str:
+        elf = self._node.facts(real)
+        if elf is None:
+            return f"is of no use: {self._node.unreadable[real]}"
+        if (elf.elf_class, elf.little_endian, elf.machine) != self._node.abi:
+            return f"is for another architecture (e_machine {elf.machine}, ELF class {elf.elf_class})"
+        if elf.soname and elf.soname not in (library.soname, *library.replaces):
+            return f"calls itself {elf.soname}"
+        family = self._profile.provides.get("mpi")
+        if family and library is self._profile.libraries[0]:
+            found = mpi.family(elf.exports)
+            if found != family:
+                return f"is {found or 'no MPI library'} by the symbols it exports, not {family}"
+        return ""
+
+    # ------------------------------------------------------------------------------------------------ what they need
+
+    def _search(self, home: str) -> loader.Search:
+        """As if the profile's directories, that of its first library in front, headed the node's ld.so.conf."""
+        additions: Dict[str, CacheEntry] = {}
+        for directory in dict.fromkeys((home, *self._directories)):
+            for name in self._node.listdir(directory):
+                if ".so" in name:
+                    additions.setdefault(name, CacheEntry(name, os.path.join(directory, name), self._node.flags))
+        fitting = [entry for entry in additions.values() if self._is_loadable(entry.path)]
+        return loader.Search(cache=ldcache.merge(self._node.cache, fitting), default_dirs=self._node.default_dirs)
+
+    def _is_loadable(self, path: str) -> bool:
+        real = self._node.resolve(path)
+        elf = self._node.facts(real) if real else None
+        return elf is not None and elf.dynamic and (elf.elf_class, elf.little_endian, elf.machine) == self._node.abi
+
+    def _closure(self, libraries: Sequence[HostLibrary], search: loader.Search) -> Dict[str, HostLibrary]:
+        """By real path, what the libraries need in turn; a gap makes the profile a problem."""
+        loaded = self._simulate([library.path for library in libraries], search)
+        self.problems += _gaps(loaded)
+        return self._dependencies(loaded, {library.real for library in libraries})
+
+    def _plugins(
+        self, libraries: Sequence[HostLibrary], dependencies: Dict[str, HostLibrary], search: loader.Search
+    ) -> List[HostLibrary]:
+        """The modules that can be loaded on this node; what only they need joins the dependencies. The rest is noted."""
+        base = [library.path for library in libraries]
+        plugins: Dict[str, HostLibrary] = {}
+        for written in self._profile.plugins:
+            directory = os.path.normpath(written.replace("$ORIGIN", os.path.dirname(base[0])))
+            for name in self._node.listdir(directory):
+                path = os.path.join(directory, name)
+                if ".so" not in name or not self._is_loadable(path):
+                    continue
+                loaded = self._simulate([*base, path], search)
+                gaps = _gaps(loaded)
+                if gaps:
+                    self.notes.append(f"the module {path} is left out: {'; '.join(gaps)}")
+                    continue
+                plugins[path] = self._host_library(name, path, self._node.resolve(path), "plugin", ())
+                known = {library.real for library in (*libraries, *plugins.values())}
+                for real, library in self._dependencies(loaded, known).items():
+                    dependencies.setdefault(real, library)
+        return list(plugins.values())
+
+    def _simulate(self, paths: Sequence[str], search: loader.Search) -> loader.LinkMap:
+        return loader.simulate(_Program.PATH, _Program(self._node, paths), search)
+
+    def _dependencies(self, loaded: loader.LinkMap, known: Iterable[str]) -> Dict[str, HostLibrary]:
+        return {
+            item.identity: self._host_library(item.name, item.path, item.identity, "dependency", ())
+            for item in loaded.objects
+            if item.how != "program" and item.identity not in known and not is_c_runtime(item.name)
+        }
+
+    def _host_library(self, name: str, path: str, real: str, role: str, replaces: Tuple[str, ...]) -> HostLibrary:
+        elf = self._node.facts(real)
+        assert elf is not None  # the loader's simulation and _why_unfit have read it
+        self._node.watch(path)
+        return HostLibrary(name, path, real, role, replaces, file_id(os.stat(real)), _without_surplus(elf, role))
+
+
+def is_c_runtime(name: str) -> bool:
+    """Whether a soname is of the family of libc and loader, which no profile brings."""
+    return _C_RUNTIME.fullmatch(name.rpartition("/")[2]) is not None
+
+
+def _without_surplus(elf: ElfFacts, role: str) -> ElfFacts:
+    """Only those symbols that a decision compares: an MPI's interface, and all of a library that has no versions to compare."""
+    if role == "plugin":
+        exports: Tuple[str, ...] = ()
+    elif elf.verdef:
+        exports = tuple(filter(mpi.matters, elf.exports)) if role in ("replace", "add") else ()
+    else:
+        exports = elf.exports
+    return replace(elf, exports=exports, imports=())
+
+
+def _gaps(loaded: loader.LinkMap) -> List[str]:
+    """Why ld.so of this node would not load these files."""
+    gaps = [f"{name}, which {wanting} needs, was not found on this node" for name, wanting in loaded.missing]
+    gaps += [f"{path}, which {wanting} leads to, cannot be loaded" for path, wanting in loaded.broken]
+    gaps += [f"{gap.provider} lacks {gap.version}, which {gap.needed_by} needs" for gap in loader.unsatisfied(loaded) if gap.fatal]
+    return gaps
+
+
+def _default_dirs() -> Tuple[str, ...]:
+    """Where this node's loader looks when its cache has nothing (ld.so(8); Debian's are multiarch)."""
+    multiarch = f"{os.uname().machine}-linux-gnu"
+    if os.path.isdir(f"/usr/lib/{multiarch}"):
+        return (f"/lib/{multiarch}", f"/usr/lib/{multiarch}", "/lib", "/usr/lib")
+    return ("/lib64", "/usr/lib64", "/lib", "/usr/lib")
+
+
+def _version_order(name: str) -> List[Tuple[int, str]]:
+    """8.1.9 before 8.1.28."""
+    return [(int(digits or 0), text) for digits, text in re.findall(r"(\d{0,18})(\D*)", name)]

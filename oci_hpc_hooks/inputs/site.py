@@ -1,0 +1,78 @@
+"""The site's configuration: site.json and the profiles it switches on, read together so that all errors are told at once."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple, cast
+
+from dataclasses_json import dataclass_json
+
+from oci_hpc_hooks.errors import ConfigError
+from oci_hpc_hooks.inputs import profiles, resources, trust, validate
+from oci_hpc_hooks.inputs.validate import Invalid, Problem
+from oci_hpc_hooks.model import Profile, Site, SiteProfile
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What the site decided: the profiles that are on, in order of preference, and the paths that all of it was read from."""
+
+    site: Site
+    profiles: Tuple[Profile, ...]
+    consulted: Tuple[str, ...]
+
+    def search(self, name: str) -> Tuple[str, ...]:
+        """The site's own directories for this profile."""
+        return next((entry.search for entry in self.site.profiles if entry.name == name), ())
+
+
+def site(document: Dict[str, Any]) -> Site:
+    """A valid document as a :class:`Site`."""
+    entries = [{"name": entry} if isinstance(entry, str) else entry for entry in document.get("profiles", ())]
+    return cast(Site, cast(Any, dataclass_json(Site)).from_dict({**document, "profiles": entries}))
+
+
+def configuration(config_dir: str, shipped: Path = resources.PROFILES) -> Configuration:
+    """Read site.json (absent: the defaults of :class:`Site`) and every profile.
+
+    Raises :class:`Invalid` with every error of every file, those of ownership and mode included.
+    """
+    problems: List[Problem] = []
+    path = os.path.join(config_dir, "site.json")
+    consulted = [path]
+    decided = Site()
+    try:
+        decided = site(validate.check(trust.read_trusted(path, validate.LIMIT), "site", path))
+    except trust.Missing:
+        pass
+    except Invalid as error:
+        problems.extend(error.problems)
+    except ConfigError as error:
+        problems.append(Problem(path, "$", str(error)))
+    known = profiles.read_profiles(config_dir, problems, consulted, shipped)
+    if not problems:
+        problems.extend(semantic_problems(decided, known, path))
+    if problems:
+        raise Invalid(problems)
+    names = [entry.name for entry in decided.profiles] or sorted(known)
+    enabled = [found for found in map(known.get, names) if found]
+    return Configuration(decided, tuple(enabled), tuple(consulted))
+
+
+def semantic_problems(decided: Site, known: Dict[str, Optional[Profile]], file: str) -> List[Problem]:
+    """What no schema can say: each profile that is named exists, is not masked and is named once."""
+    problems = []
+    seen: Dict[str, SiteProfile] = {}
+    for index, entry in enumerate(decided.profiles):
+        at = f"$.profiles[{index}]"
+        if entry.name not in known:
+            hint = validate.did_you_mean(entry.name, known) or f"; installed are: {', '.join(sorted(known)) or 'none'}"
+            problems.append(Problem(file, at, f"there is no profile {entry.name!r}{hint}"))
+        elif known[entry.name] is None:
+            problems.append(Problem(file, at, f"the profile {entry.name!r} is masked in profiles.d; remove the mask or this entry"))
+        if entry.name in seen:
+            problems.append(Problem(file, at, f"the profile {entry.name!r} is named twice; keep one"))
+        seen[entry.name] = entry
+    return problems

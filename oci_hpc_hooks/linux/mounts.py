@@ -1,0 +1,105 @@
+"""Detached mounts, made ready before anybody can see them (light module: the warm path of a hook imports it).
+
+Flags on the first MS_BIND of mount(2) are ignored by the kernel; a detached tree is made private and read-only by
+mount_setattr(2) before it is attached, so there is no moment at which the container's root could write through it.
+"""
+
+from __future__ import annotations
+
+import os
+
+from oci_hpc_hooks.linux import syscalls
+from oci_hpc_hooks.linux.syscalls import (
+    AT_EMPTY_PATH,
+    AT_RECURSIVE,
+    FSCONFIG_CMD_CREATE,
+    FSCONFIG_SET_STRING,
+    MNT_DETACH,
+    MOUNT_ATTR_NODEV,
+    MOUNT_ATTR_NOSUID,
+    MOUNT_ATTR_RDONLY,
+    MS_PRIVATE,
+    OPEN_TREE_CLONE,
+)
+
+HARMLESS = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
+
+
+def clone(fd: int, path: str = "") -> int:
+    """A detached, private, read-only, nosuid, nodev copy of the mount at ``fd``/``path`` and of all mounts below it."""
+    tree = syscalls.open_tree(fd, path, OPEN_TREE_CLONE | AT_RECURSIVE | (0 if path else AT_EMPTY_PATH))
+    try:
+        syscalls.mount_setattr(tree, AT_RECURSIVE, HARMLESS, MS_PRIVATE)
+    except BaseException:
+        os.close(tree)
+        raise
+    return tree
+
+
+def new_tmpfs(source: str, size: int, label: str = "") -> int:
+    """A detached, empty, still writable tmpfs of ``size`` bytes; ``source`` is what mountinfo shows. ``label``: SELinux context."""
+    context = syscalls.fsopen("tmpfs")
+    try:
+        syscalls.fsconfig(context, FSCONFIG_SET_STRING, "source", source)
+        syscalls.fsconfig(context, FSCONFIG_SET_STRING, "size", str(size))
+        syscalls.fsconfig(context, FSCONFIG_SET_STRING, "mode", "0755")
+        if label:
+            syscalls.fsconfig(context, FSCONFIG_SET_STRING, "context", label)
+        syscalls.fsconfig(context, FSCONFIG_CMD_CREATE)
+        return syscalls.fsmount(context, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV)
+    finally:
+        os.close(context)
+
+
+def make_read_only(fd: int) -> None:
+    """Makes the attached mount ``fd`` private and read-only, with everything below it."""
+    syscalls.mount_setattr(fd, AT_RECURSIVE, HARMLESS, MS_PRIVATE)
+
+
+def detach(fd: int) -> None:
+    """Takes the attached mount that ``fd`` is the root of away again, with everything below it."""
+    syscalls.umount2(f"/proc/self/fd/{fd}", MNT_DETACH)
+
+
+class MountEntry:
+    """One line of /proc/PID/mountinfo (proc_pid_mountinfo(5))."""
+
+    __slots__ = ("fstype", "mountpoint", "shared", "source")
+
+    def __init__(self, mountpoint: str, shared: bool, fstype: str, source: str) -> None:
+        self.mountpoint = mountpoint
+        self.shared = shared
+        self.fstype = fstype
+        self.source = source
+
+
+def mount_table(path: str = "/proc/self/mountinfo") -> dict[int, MountEntry]:
+    """The mounts of a mount namespace by their mount ID. ``shared``: what is mounted below propagates to other namespaces."""
+    with open(path, "rb") as file:
+        lines = os.fsdecode(file.read()).splitlines()
+    table = {}
+    for line in lines:
+        left, _, right = line.partition(" - ")
+        fields = left.split(" ")
+        fstype, source, *_ = right.split(" ")
+        shared = any(tag.startswith("shared:") for tag in fields[6:])
+        table[int(fields[0])] = MountEntry(unescape(fields[4]), shared, fstype, unescape(source))
+    return table
+
+
+def unescape(text: str) -> str:
+    """Undoes the octal escapes that the kernel writes for blank, tab, newline and backslash."""
+    if "\\" not in text:
+        return text
+    for code, char in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
+        text = text.replace(code, char)
+    return text
+
+
+def mount_id(fd: int) -> int:
+    """The ID of the mount that an open file lies on (the key of :func:`mount_table`), from /proc/self/fdinfo."""
+    with open(f"/proc/self/fdinfo/{fd}", "rb") as file:
+        for line in file:
+            if line.startswith(b"mnt_id:"):
+                return int(line[7:])
+    raise OSError(f"/proc/self/fdinfo/{fd} has no mnt_id")

@@ -1,0 +1,69 @@
+"""Joining a container's namespaces (light module: the warm path of a hook imports it)."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from oci_hpc_hooks.errors import KernelError
+from oci_hpc_hooks.linux import syscalls
+from oci_hpc_hooks.linux.paths import Root
+
+
+def in_own_user_namespace() -> bool:
+    """Whether this process lives in a user namespace other than the initial one (user_namespaces(7))."""
+    with open("/proc/self/uid_map", "rb") as file:
+        return file.read().split() != [b"0", b"0", b"4294967295"]
+
+
+def caller_uid() -> int:
+    """The host's uid of who runs this process: outside of a user namespace our own, inside it what uid 0 stands for."""
+    uid = os.geteuid()
+    with open("/proc/self/uid_map", "rb") as file:
+        for line in file:
+            inside, outside, count = (int(number) for number in line.split())
+            if inside <= uid < inside + count:
+                return outside + uid - inside
+    return uid
+
+
+def open_root(pid: int, rootfs: str) -> Root:
+    """The root filesystem of a container that is being created, in the container's own mount namespace.
+
+    Before the runtime's pivot_root(2), "/" of that namespace is still the host's, and ``rootfs`` (from the trusted config.json) is
+    a path in it, with the container's mounts on top.
+    """
+    base = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return Root(syscalls.openat2(base, rootfs.lstrip("/") or ".", os.O_PATH | os.O_DIRECTORY, syscalls.RESOLVE_IN_ROOT))
+    finally:
+        os.close(base)
+
+
+def enter(pid: int) -> None:
+    """Joins the mount namespace of ``pid``, and its user namespace where it has one of its own; then as uid and gid 0 of it.
+
+    Files created in a filesystem of that user namespace need an owner who is mapped in it.
+    """
+    mnt = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        theirs = os.stat(f"/proc/{pid}/ns/user")
+        ours = os.stat("/proc/self/ns/user")
+        if theirs.st_ino != ours.st_ino:
+            user = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                syscalls.setns(user, syscalls.CLONE_NEWUSER)
+            finally:
+                os.close(user)
+            try:
+                os.setgroups([])
+            except OSError as error:
+                if error.errno != errno.EPERM:  # user_namespaces(7): setgroups is denied where an unprivileged user made the map
+                    raise
+            os.setresgid(0, 0, 0)
+            os.setresuid(0, 0, 0)
+        syscalls.setns(mnt, syscalls.CLONE_NEWNS)
+    except OSError as error:
+        raise KernelError(f"cannot join the namespaces of process {pid}: {error.strerror}", error.errno or 0) from error
+    finally:
+        os.close(mnt)

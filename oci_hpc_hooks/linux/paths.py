@@ -1,0 +1,108 @@
+"""Paths inside a container's tree, only as file descriptors (light module: the warm path of a hook imports it).
+
+A tree may be hostile and change while it is looked at. So nothing here returns a path that is used again: a path goes in, a
+descriptor comes out, resolved by the kernel with RESOLVE_IN_ROOT, and every later step works on that descriptor.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from oci_hpc_hooks.errors import ImageError, KernelError
+from oci_hpc_hooks.linux import syscalls
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import TracebackType
+
+RESOLVE = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
+
+#: Errors that mean "there is no such file" to whoever asks; a loop is one too, for ld.so passes over it.
+ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+
+
+class Root:
+    """A directory that stands for "/": the container's root filesystem, held by a descriptor."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.prefix = os.readlink(f"/proc/self/fd/{fd}")
+
+    def __enter__(self) -> Root:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+    def open(self, path: str, flags: int = syscalls.O_PATH) -> int:
+        """A descriptor for ``path`` as seen from this root. KernelError if the kernel says no, with its errno."""
+        return syscalls.openat2(self.fd, path.lstrip("/") or ".", flags, RESOLVE)
+
+    def find(self, path: str) -> int:
+        """Like :meth:`open`, O_PATH; -1 where nothing is there."""
+        try:
+            return self.open(path)
+        except KernelError as error:
+            if error.errno in ABSENT:
+                return -1
+            raise
+
+    def real(self, fd: int) -> str:
+        """The path of an open file, from this root. For looking up and for messages: never opened again without :meth:`open`."""
+        path = os.readlink(f"/proc/self/fd/{fd}")
+        if self.prefix == "/":
+            return path
+        if path == self.prefix:
+            return "/"
+        if not path.startswith(self.prefix + "/"):
+            raise ImageError(f"{path} lies outside the container's tree {self.prefix}")
+        return path[len(self.prefix):]
+
+    def open_regular(self, path: str) -> int:
+        """A readable descriptor for the regular file at ``path``; -1 where nothing is there.
+
+        Opened as O_PATH first: a FIFO would block, a device could act, when opened for reading.
+        """
+        handle = self.find(path)
+        if handle < 0:
+            return -1
+        try:
+            return reopen_regular(handle, path)
+        finally:
+            os.close(handle)
+
+    def read(self, path: str, limit: int) -> bytes | None:
+        """The content of a regular file, None where there is none; ImageError if it is larger than ``limit`` bytes."""
+        fd = self.open_regular(path)
+        if fd < 0:
+            return None
+        try:
+            return read_bounded(fd, path, limit)
+        finally:
+            os.close(fd)
+
+
+def reopen_regular(handle: int, path: str) -> int:
+    """A readable descriptor for what the O_PATH ``handle`` holds; ImageError unless it is a regular file."""
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        raise ImageError(f"{path} of the image is not a regular file")
+    return os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY)
+
+
+def read_bounded(fd: int, path: str, limit: int) -> bytes:
+    """Everything in an open regular file, at most ``limit`` bytes (a sparse giant must not fill the memory)."""
+    size = os.fstat(fd).st_size
+    if size > limit:
+        raise ImageError(f"{path} has {size} bytes, more than the {limit} that are read")
+    data = b""
+    while len(data) <= limit:
+        chunk = os.read(fd, limit + 1 - len(data))
+        if not chunk:
+            return data
+        data += chunk
+    raise ImageError(f"{path} grew beyond {limit} bytes while it was read")

@@ -1,0 +1,192 @@
+"""Every system call that Python does not offer, one short wrapper each.
+
+Light module: the warm path of a hook imports it, so it uses ``_ctypes`` (free) instead of ``ctypes`` (3 ms). Calls from number 424
+up have one number on every architecture; older ones go through libc. Wrappers add ``O_CLOEXEC``, retry what the kernel asks to
+retry, and raise :class:`KernelError` that reads like a line of strace; they hold no policy.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from _ctypes import FUNCFLAG_CDECL, FUNCFLAG_USE_ERRNO, CFuncPtr, _SimpleCData, dlopen, dlsym, get_errno
+from struct import pack
+
+from oci_hpc_hooks.errors import KernelError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+AT_FDCWD = -100
+AT_EMPTY_PATH = 0x1000
+AT_RECURSIVE = 0x8000
+
+NR_open_tree = 428
+NR_move_mount = 429
+NR_fsopen = 430
+NR_fsconfig = 431
+NR_fsmount = 432
+NR_close_range = 436
+NR_openat2 = 437
+NR_mount_setattr = 442
+
+O_PATH = 0o10000000  # the same on every architecture this project runs on; os.O_PATH exists too, but only where libc names it
+
+RESOLVE_NO_XDEV = 0x01
+RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_NO_SYMLINKS = 0x04
+RESOLVE_IN_ROOT = 0x10
+
+OPEN_TREE_CLONE = 1
+OPEN_TREE_CLOEXEC = os.O_CLOEXEC
+
+MOVE_MOUNT_F_EMPTY_PATH = 0x04
+MOVE_MOUNT_T_EMPTY_PATH = 0x40
+
+MOUNT_ATTR_RDONLY = 0x01
+MOUNT_ATTR_NOSUID = 0x02
+MOUNT_ATTR_NODEV = 0x04
+
+MS_PRIVATE = 1 << 18
+MNT_DETACH = 2
+
+FSOPEN_CLOEXEC = 1
+FSCONFIG_SET_FLAG = 0
+FSCONFIG_SET_STRING = 1
+FSCONFIG_CMD_CREATE = 6
+FSMOUNT_CLOEXEC = 1
+
+CLONE_NEWNS = 0x00020000
+CLONE_NEWUSER = 0x10000000
+
+PR_SET_DUMPABLE = 4
+
+#: openat2(2) answers EAGAIN when a rename elsewhere raced with ".."; under a constant attack 128 tries fail about once in a thousand.
+OPENAT2_TRIES = 128
+
+
+class _Long(_SimpleCData):  # type: ignore[type-arg]
+    _type_ = "l"
+
+
+class _Int(_SimpleCData):  # type: ignore[type-arg]
+    _type_ = "i"
+
+
+class _Pointer(_SimpleCData):  # type: ignore[type-arg]
+    """A machine word: takes an int, None or bytes."""
+
+    _type_ = "P"
+
+
+class _Syscall(CFuncPtr):
+    _flags_ = FUNCFLAG_CDECL | FUNCFLAG_USE_ERRNO
+    _restype_ = _Long
+    _argtypes_ = (_Long, _Pointer, _Pointer, _Pointer, _Pointer, _Pointer)
+
+
+class _LibcCall(CFuncPtr):
+    _flags_ = FUNCFLAG_CDECL | FUNCFLAG_USE_ERRNO
+    _restype_ = _Int
+
+
+_LIBC = dlopen(None, 0)  # type: ignore[arg-type]  # None: the process itself, as dlopen(3) has it
+_syscall = _Syscall(dlsym(_LIBC, "syscall"))
+
+
+def _fail(call: str) -> NoReturn:
+    number = get_errno()
+    name = errno.errorcode.get(number, str(number))
+    if number == errno.ENOSYS:
+        raise KernelError(
+            f"the kernel does not have {call.split('(')[0]}(2)",
+            number,
+            remedy="run on Linux 5.14 or newer, and let no seccomp filter take its mount calls away",
+            who="site admin",
+        )
+    raise KernelError(f"{call} = {name} ({os.strerror(number)})", number)
+
+
+def openat2(dirfd: int, path: str, flags: int, resolve: int) -> int:
+    """openat2(2), Linux 5.6: opens ``path`` below ``dirfd`` under the given RESOLVE_* rules and returns the descriptor."""
+    how = pack("=QQQ", flags | os.O_CLOEXEC, 0, resolve)
+    name = os.fsencode(path)
+    if b"\0" in name:
+        raise KernelError(f"openat2({dirfd}, {path!r}): no file name contains a NUL byte", errno.ENOENT)
+    for _ in range(OPENAT2_TRIES):
+        fd: int = _syscall(NR_openat2, dirfd, name, how, len(how), 0)
+        if fd >= 0:
+            return fd
+        if get_errno() not in (errno.EAGAIN, errno.EINTR):
+            break
+    _fail(f"openat2({dirfd}, {path!r}, flags={flags:#o}, resolve={resolve:#x})")
+
+
+def open_tree(dirfd: int, path: str, flags: int) -> int:
+    """open_tree(2), Linux 5.2: a descriptor for a mount, or with OPEN_TREE_CLONE for a detached copy of it."""
+    fd: int = _syscall(NR_open_tree, dirfd, os.fsencode(path), flags | OPEN_TREE_CLOEXEC, 0, 0)
+    if fd < 0:
+        _fail(f"open_tree({dirfd}, {path!r}, {flags:#x})")
+    return fd
+
+
+def move_mount(from_fd: int, to_fd: int) -> None:
+    """move_mount(2), Linux 5.2: attaches the mount ``from_fd`` on top of ``to_fd``; both are descriptors, so no path can be raced."""
+    if _syscall(NR_move_mount, from_fd, b"", to_fd, b"", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH) < 0:
+        _fail(f"move_mount({from_fd}, {to_fd})")
+
+
+def mount_setattr(fd: int, flags: int, attr_set: int, propagation: int) -> None:
+    """mount_setattr(2), Linux 5.12, on the mount that ``fd`` is the root of; AT_RECURSIVE in ``flags`` includes mounts below."""
+    attr = pack("=QQQQ", attr_set, 0, propagation, 0)
+    if _syscall(NR_mount_setattr, fd, b"", flags | AT_EMPTY_PATH, attr, len(attr)) < 0:
+        _fail(f"mount_setattr({fd}, {flags:#x}, set={attr_set:#x}, propagation={propagation:#x})")
+
+
+def fsopen(fstype: str) -> int:
+    """fsopen(2), Linux 5.2: a descriptor to configure a new filesystem of ``fstype`` with."""
+    fd: int = _syscall(NR_fsopen, os.fsencode(fstype), FSOPEN_CLOEXEC, 0, 0, 0)
+    if fd < 0:
+        _fail(f"fsopen({fstype!r})")
+    return fd
+
+
+def fsconfig(fd: int, command: int, key: str | None = None, value: str | None = None) -> None:
+    """fsconfig(2), Linux 5.2."""
+    raw_key = None if key is None else os.fsencode(key)
+    raw_value = None if value is None else os.fsencode(value)
+    if _syscall(NR_fsconfig, fd, command, raw_key, raw_value, 0) < 0:
+        _fail(f"fsconfig({fd}, {command}, {key!r}, {value!r})")
+
+
+def fsmount(fd: int, attr: int) -> int:
+    """fsmount(2), Linux 5.2: a descriptor for a detached mount of the configured filesystem, with MOUNT_ATTR_* ``attr``."""
+    mount: int = _syscall(NR_fsmount, fd, FSMOUNT_CLOEXEC, attr, 0, 0)
+    if mount < 0:
+        _fail(f"fsmount({fd}, {attr:#x})")
+    return mount
+
+
+def close_range(first: int) -> None:
+    """close_range(2), Linux 5.9: closes every descriptor from ``first`` up."""
+    if _syscall(NR_close_range, first, 0xFFFFFFFF, 0, 0, 0) < 0:
+        _fail(f"close_range({first})")
+
+
+def setns(fd: int, nstype: int) -> None:
+    """setns(2): moves this process into the namespace that ``fd`` names."""
+    if _LibcCall(dlsym(_LIBC, "setns"))(fd, nstype) < 0:
+        _fail(f"setns({fd}, {nstype:#x})")
+
+
+def umount2(path: str, flags: int) -> None:
+    """umount2(2)."""
+    if _LibcCall(dlsym(_LIBC, "umount2"))(os.fsencode(path), flags) < 0:
+        _fail(f"umount2({path!r}, {flags:#x})")
+
+
+def set_not_dumpable() -> None:
+    """prctl(2) PR_SET_DUMPABLE 0: nobody but the host's root may look into this process or open its executable through /proc."""
+    if _LibcCall(dlsym(_LIBC, "prctl"))(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0:
+        _fail("prctl(PR_SET_DUMPABLE, 0)")

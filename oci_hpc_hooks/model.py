@@ -1,0 +1,315 @@
+"""The values that flow through the house, from the container's state to the plan.
+
+Frozen dataclasses and nothing else: this module imports nothing of ours, reads nothing and decides nothing. Paths are strings as
+the kernel returns them (``os.fsdecode``); a path "in the image" starts at the image's own root.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Mapping, Optional, Tuple
+
+# ---------------------------------------------------------------------------------------------------------------- findings
+
+ERROR = "error"
+WARNING = "warning"
+NOTE = "note"
+
+PROVED = "proved"
+UNPROVED = "unproved"
+REFUSED = "refused"
+NOTHING = "nothing"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing a person should know about a decision."""
+
+    severity: str  # ERROR, WARNING or NOTE
+    code: str  # stable and greppable, such as "glibc-too-old"
+    what: str  # what was wanted and what was found, one sentence without a full stop
+    origin: str = ""  # where the wish came from: label, annotation, file and JSON path
+    remedy: str = ""  # what to do
+    who: str = ""  # who can do it: "user", "image author" or "site admin"
+
+
+# ---------------------------------------------------------------------------------------------------------------- ELF
+
+@dataclass(frozen=True)
+class ElfFacts:
+    """What one ELF file says about itself (elf(5), gabi chapters 4 and 5, LSB symbol versioning).
+
+    ``rpath`` and ``runpath`` are split at ":" with ``$ORIGIN`` left as written. ``verneed`` lists per needed file the versions it must
+    define, weak ones left out. ``exports`` and ``imports`` are dynamic symbol names without versions; they are empty unless the
+    reader was asked for symbols.
+    """
+
+    elf_class: int  # ELFCLASS32 = 1, ELFCLASS64 = 2
+    little_endian: bool
+    machine: int  # EM_X86_64 = 62, EM_AARCH64 = 183
+    elf_type: int  # ET_EXEC = 2, ET_DYN = 3
+    dynamic: bool  # has a PT_DYNAMIC segment
+    interp: str = ""  # PT_INTERP
+    soname: str = ""
+    needed: Tuple[str, ...] = ()
+    rpath: Tuple[str, ...] = ()
+    runpath: Tuple[str, ...] = ()
+    nodeflib: bool = False  # DF_1_NODEFLIB: the default directories and the cache's entries for them are not searched
+    verneed: Tuple[Tuple[str, Tuple[str, ...]], ...] = ()
+    verdef: Tuple[str, ...] = ()
+    exports: Tuple[str, ...] = ()
+    imports: Tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class FileId:
+    """What tells that a file is still the file that was read. Never the device: two live containers of one image differ in it."""
+
+    inode: int
+    size: int  # bytes; -1 in a Bind: a directory, whose size says nothing
+    mtime_ns: int
+
+
+# ---------------------------------------------------------------------------------------------------------------- container
+
+@dataclass(frozen=True)
+class Mount:
+    """One mount of config.json that crosses the container's tree."""
+
+    destination: str
+    type: str
+    source: str
+    options: Tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Container:
+    """What the runtime, the bundle and the image store say about one container."""
+
+    id: str
+    bundle: str
+    rootfs: str  # absolute path in the runtime's mount namespace
+    args: Tuple[str, ...]
+    env: Tuple[str, ...]  # NAME=value
+    cwd: str
+    mounts: Tuple[Mount, ...]
+    annotations: Mapping[str, str]  # what the caller said
+    labels: Mapping[str, str]  # image Config.Labels
+    manifest_annotations: Mapping[str, str]  # of the stored image manifest: the image's word, never the caller's
+    image_id: str = ""
+    image_name: str = ""
+    pid: int = 0  # host pid of the container's init process; 0 when there is none (check)
+    read_only: bool = False
+    user_namespace: bool = False  # the container has a user namespace of its own
+    mount_label: str = ""  # linux.mountLabel (SELinux)
+
+
+# ---------------------------------------------------------------------------------------------------------------- request
+
+@dataclass(frozen=True)
+class Wish:
+    """One thing asked for, and by whom."""
+
+    value: str  # normalised: "mpich", "openmpi", "auto", "none" …
+    origin: str  # "annotation org.supercontainers.mpi=mpich", "label …", "site default …"
+    explicit: bool  # an annotation or label: may be refused; defaults and auto are skipped with a note instead
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the image and the user ask for, after precedence and aliases. ``None`` = nobody asked."""
+
+    mpi: Optional[Wish] = None
+    glibc: Optional[Wish] = None  # the image's claim about its own glibc, checked against ELF
+    findings: Tuple[Finding, ...] = ()
+
+
+# ---------------------------------------------------------------------------------------------------------------- site
+
+@dataclass(frozen=True)
+class SiteProfile:
+    """One entry of site.json ``profiles``: which profile is on, and where this site keeps its files."""
+
+    name: str
+    search: Tuple[str, ...] = ()  # directories looked in before those of the profile
+
+
+@dataclass(frozen=True)
+class Site:
+    """/etc/oci-hpc-hooks/site.json. The defaults are those of a site that has none."""
+
+    profiles: Tuple[SiteProfile, ...] = ()  # in order of preference; empty = every profile that is installed
+    defaults: Mapping[str, str] = field(default_factory=dict)  # requests that every container gets: {"org.supercontainers.mpi": "auto"}
+    on_refusal: str = "refuse"  # or "run-without"
+    unproved: str = "run"  # or "refuse"
+
+
+@dataclass(frozen=True)
+class ProfileLibrary:
+    """One library that a profile brings."""
+
+    soname: str
+    role: str  # "replace": over the image's copies; "add": if the image has none
+    replaces: Tuple[str, ...] = ()  # other sonames in images that this one stands in for
+    required: bool = True
+
+
+@dataclass(frozen=True)
+class Profile:
+    """profiles.d/NAME.json: data, not code. What to inject when a request matches."""
+
+    name: str
+    description: str
+    provides: Mapping[str, str]  # {"mpi": "mpich"}
+    libraries: Tuple[ProfileLibrary, ...]
+    search: Tuple[str, ...] = ()  # directories that may hold the libraries, and their dependencies, before the node's own ld.so.cache
+    plugins: Tuple[str, ...] = ()  # directories of modules that are dlopened, "$ORIGIN" = directory of the first library
+    source: str = ""  # the file it was read from
+
+
+# ---------------------------------------------------------------------------------------------------------------- inventory
+
+@dataclass(frozen=True)
+class HostLibrary:
+    """One library of the node, resolved. It is found as ``path`` and read from ``real``."""
+
+    name: str  # what a program asks for: the soname, or a plugin's file name
+    path: str  # directory it was found in + name: its layout to the others is kept in the container
+    real: str  # the regular file behind it
+    role: str  # "replace", "add", "dependency" or "plugin"
+    replaces: Tuple[str, ...]
+    file: FileId
+    elf: ElfFacts
+
+
+@dataclass(frozen=True)
+class ResolvedProfile:
+    """A profile resolved on this node. ``problems`` not empty: it cannot be offered, and why."""
+
+    name: str
+    provides: Mapping[str, str]
+    source: str
+    libraries: Tuple[HostLibrary, ...]  # what is replaced or added first, then the dependency closure
+    plugins: Tuple[HostLibrary, ...] = ()
+    problems: Tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A path whose change makes the inventory stale. ``file`` is None when it did not exist at the scan."""
+
+    path: str
+    file: Optional[FileId]
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """What this node offers, precomputed by ``oci-hpc-hooks scan``."""
+
+    version: int
+    created: str  # ISO 8601, UTC
+    machine: str  # uname -m
+    libc_version: str  # the node's own glibc, for people
+    site: Site
+    profiles: Tuple[ResolvedProfile, ...]  # in the site's order of preference
+    rests_on: Tuple[Watched, ...]  # configuration, profiles and every host file and directory that was consulted
+
+
+# ---------------------------------------------------------------------------------------------------------------- image
+
+@dataclass(frozen=True)
+class ImageFile:
+    """One ELF file of the image."""
+
+    path: str  # real path in the image, symbolic links resolved
+    file: FileId
+    elf: ElfFacts
+
+
+@dataclass(frozen=True)
+class CacheEntry:
+    """One entry of ld.so.cache (glibc sysdeps/generic/dl-cache.h, struct file_entry_new)."""
+
+    name: str
+    path: str
+    flags: int
+    osversion: int = 0
+    hwcap: int = 0
+
+
+@dataclass(frozen=True)
+class LdCache:
+    """A parsed ld.so.cache. ``hwcap_names`` is the glibc-hwcaps extension: names that the entries' hwcap field indexes."""
+
+    entries: Tuple[CacheEntry, ...]
+    hwcap_names: Tuple[str, ...] = ()
+    generator: str = ""
+
+
+@dataclass(frozen=True)
+class Directory:
+    """One directory that the image's loader may search: the names in it, and the real file behind those that matter."""
+
+    path: str  # as the loader would spell it
+    mtime_ns: int
+    inode: int
+    names: Tuple[str, ...]  # every name that looks like a shared object
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What the image brings: enough for plan() to simulate its loader without touching a file.
+
+    ``resolved`` maps each path the loader may try to the real path behind it ("" = does not exist); ``files`` holds the facts
+    by real path. ``directories`` are all that are searched. ``unreadable`` maps a real path to why it could not be read as ELF.
+    """
+
+    libc: Optional[ImageFile]  # libc.so.6, if the image has glibc
+    loader: str  # path of the entrypoint's or the image's glibc loader, "" if there is none
+    musl: str  # path of a musl loader, "" if there is none
+    default_dirs: Tuple[str, ...]
+    library_path: Tuple[str, ...]
+    cache: Optional[LdCache]
+    cache_path: str  # where the loader looks for its cache: "/etc/ld.so.cache" unless the loader says otherwise
+    cache_real: str  # the real path of that file, "" if it does not exist
+    cache_file: Optional[FileId]
+    programs: Tuple[str, ...]  # real paths of the ELF programs that the arguments lead to, the entrypoint first
+    entrypoint: str  # "elf", "static", "script" or "missing": what the first program is that is not an init wrapper
+    empty_directories: Tuple[str, ...]  # of a read-only root filesystem: places that the tree could be mounted over
+    resolved: Mapping[str, str]
+    files: Mapping[str, ImageFile]
+    directories: Tuple[Directory, ...]
+    unreadable: Mapping[str, str] = field(default_factory=dict)
+
+
+# ---------------------------------------------------------------------------------------------------------------- plan
+
+@dataclass(frozen=True)
+class Bind:
+    """A host file that appears in the container, read-only.
+
+    In the tree, ``target`` is relative to the tree's root. In place, it is a real path in the image, and ``over`` is the file that
+    must still be there.
+    """
+
+    source: str
+    source_file: FileId
+    target: str
+    why: str
+    over: Optional[FileId] = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Ordered actions and findings. Applying it needs no further decision."""
+
+    verdict: str  # PROVED, UNPROVED, REFUSED or NOTHING
+    findings: Tuple[Finding, ...]
+    profile: str = ""
+    tree: Tuple[Bind, ...] = ()
+    in_place: Tuple[Bind, ...] = ()
+    cache_target: str = ""  # path in the image that the generated cache is bound over, "" = no cache is needed
+    cache_over: Optional[FileId] = None  # the image's own cache; None = the target is created
+    cache: Optional[LdCache] = None
+    tree_root: str = ""  # where the tree appears in the container
+    tree_make: str = ""  # "dev": a directory in the runtime's own /dev tmpfs; "create": in the rootfs; "": over an existing empty one

@@ -1,0 +1,89 @@
+"""A plan in the plain form that is applied and remembered.
+
+One JSON object on one line, then the bytes of the loader cache: a single file, written whole or not at all, that the warm path reads
+with one call. Rows are lists to keep it short: ``[source, inode, size, mtime_ns, target, …]``.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import tempfile
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+from oci_hpc_hooks import report, warm
+from oci_hpc_hooks.elf import ldcache
+from oci_hpc_hooks.model import Bind, FileId, Finding, ImageFacts, Plan, Watched
+
+
+def build(plan: Plan, facts: Optional[ImageFacts], watched: Sequence[Watched], key: str) -> Tuple[Dict[str, Any], bytes]:
+    """The record of a plan that may be applied (any verdict but "refused"), and the loader cache that goes with it."""
+    cache = ldcache.serialize(plan.cache) if plan.cache is not None and plan.cache_target else b""
+    files = facts.files.values() if facts else ()
+    record: Dict[str, Any] = {
+        "version": warm.RECORD_VERSION,
+        "key": key,
+        "verdict": plan.verdict,
+        "profile": plan.profile,
+        "tree_at": plan.tree_root if plan.tree else "",
+        "tree_make": plan.tree_make,
+        "dirs": _directories(plan.tree),
+        "tree": [[bind.source, *_row(bind.source_file), bind.target] for bind in plan.tree],
+        "in_place": [[bind.source, *_row(bind.source_file), bind.target, *_row(bind.over)] for bind in plan.in_place],
+        "cache": {"target": plan.cache_target, "over": _row(plan.cache_over) if plan.cache_over else None} if cache else None,
+        "cache_length": len(cache),
+        "host_files": [[item.path, *_row(item.file)] for item in watched],
+        "image_files": [[file.path, *_row(file.file)] for file in files],
+        "image_dirs": [[folder.path, folder.inode, folder.mtime_ns] for folder in facts.directories] if facts else [],
+        "findings": [finding_document(finding) for finding in plan.findings],
+    }
+    if facts is not None and facts.cache_file is not None:
+        record["image_files"].append([facts.cache_real, *_row(facts.cache_file)])
+    return record, cache
+
+
+def _row(file: Optional[FileId]) -> List[int]:
+    return [file.inode, file.size, file.mtime_ns] if file else [0, 0, 0]
+
+
+def _directories(binds: Sequence[Bind]) -> List[str]:
+    """The directories that the tree needs, parents first."""
+    found: Dict[str, None] = {}
+    for bind in binds:
+        parts = posixpath.dirname(bind.target).split("/")
+        for length in range(1, len(parts) + 1):
+            found["/".join(parts[:length])] = None
+    found.pop("", None)
+    return list(found)
+
+
+def finding_document(finding: Finding) -> Dict[str, str]:
+    """A finding as it stands in logs and in ``--json`` output."""
+    return {"severity": finding.severity, "code": finding.code, "what": finding.what, "origin": finding.origin,
+            "remedy": finding.remedy, "who": finding.who}
+
+
+def remember(places: report.Places, record: Dict[str, Any], cache: bytes) -> None:
+    """Keeps a record for the warm path. Best effort: a node whose disk is full or read-only decides anew each time."""
+    folder = places.cache + "/plans"
+    try:
+        for path in (places.cache, folder):
+            try:
+                os.mkdir(path, 0o700 if places.cache.startswith("/run/user/") else 0o755)
+            except FileExistsError:
+                pass
+        status = os.stat(folder, follow_symlinks=False)
+        if not warm.owned(status):
+            return
+        fd, temporary = tempfile.mkstemp(dir=folder)
+        try:
+            with open(fd, "wb") as file:
+                file.write(report.dumps(record).encode() + b"\n" + cache)
+            os.rename(temporary, f"{folder}/{warm.plan_file(record['key'])}")
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError:
+        pass
+
+

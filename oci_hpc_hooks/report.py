@@ -1,0 +1,133 @@
+"""What a hook says: to the person at the terminal, and to the log that ``oci-hpc-hooks last`` reads (light module).
+
+runc prints what a failed hook wrote to stderr. crun connects hooks to /dev/null, and podman then shows only crun's own words; so under
+crun the sentence goes to crun's stderr, and a line is added to crun's log file, which podman cannot parse then and therefore shows
+that stderr instead.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from _json import encode_basestring_ascii
+
+from oci_hpc_hooks.inputs import container
+from oci_hpc_hooks.linux import namespaces
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+PREFIX = "oci-hpc-hooks: "
+
+#: A log line that does not fit is cut: one write(2) with O_APPEND is not torn apart by another process's.
+LINE_LIMIT = 32 << 10
+#: When the log is larger, it is renamed to ….1 and a new one begun.
+LOG_LIMIT = 4 << 20
+
+
+class Places:
+    """The directories and files that were fixed when the hook was registered."""
+
+    __slots__ = ("cache", "config", "log", "state")
+
+    def __init__(self, config: str, state: str, cache: str, log: str) -> None:
+        self.config = config
+        self.state = state
+        self.cache = cache
+        self.log = log
+
+    @property
+    def fixed(self) -> tuple[str, str]:
+        """Where root of the host is believed although a user namespace hides that it is root."""
+        return self.config, self.state
+
+
+def own_places(places: Places) -> Places:
+    """The same, with cache and log where this process may write: a user's hooks have theirs in the user's runtime directory."""
+    if os.geteuid() == 0 and not namespaces.in_own_user_namespace():
+        return places
+    private = f"/run/user/{namespaces.caller_uid()}/oci-hpc-hooks"
+    return Places(places.config, places.state, private, private + "/hooks.log")
+
+
+def complain(text: str) -> None:
+    """Brings one sentence to whoever started the container. Never raises."""
+    line = (PREFIX + " ".join(text.split()) + "\n").encode("utf-8", "backslashreplace")
+    try:
+        os.write(2, line)
+        status = os.fstat(2)
+        if stat.S_ISCHR(status.st_mode) and status.st_rdev == os.makedev(1, 3):
+            _complain_through_crun(line)
+    except OSError:
+        pass
+
+
+def _complain_through_crun(line: bytes) -> None:
+    parent = os.getppid()
+    # O_APPEND and never O_TRUNC: the runtime's stderr may be a file.
+    _append(f"/proc/{parent}/fd/2", line)
+    arguments = container.command_line(parent)
+    for index, argument in enumerate(arguments):
+        path = ""
+        if argument == "--log" and index + 1 < len(arguments):
+            path = arguments[index + 1]
+        elif argument.startswith("--log="):
+            path = argument[len("--log="):]
+        if path.startswith("/"):
+            text = encode_basestring_ascii(line.decode("utf-8").strip())
+            _append(path, ('{"level":"error","msg":' + text + "}\n").encode())
+            return
+
+
+def _append(path: str, data: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    try:
+        os.write(fd, data)
+    finally:
+        os.close(fd)
+
+
+def log(places: Places, entry: dict[str, Any]) -> None:
+    """Adds one line to the log. Never raises: a container does not fail because a log cannot be written."""
+    try:
+        entry["time"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        line = dumps(entry).encode()
+        if len(line) > LINE_LIMIT:
+            entry["findings"] = []
+            line = dumps(entry).encode()[:LINE_LIMIT]
+        folder = os.path.dirname(places.log)
+        try:
+            os.mkdir(folder, 0o700)
+        except FileExistsError:
+            pass
+        fd = os.open(places.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
+        try:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+                return
+            os.write(fd, line + b"\n")
+        finally:
+            os.close(fd)
+        if status.st_size > LOG_LIMIT:
+            os.rename(places.log, places.log + ".1")
+    except OSError:
+        pass
+
+
+def dumps(value: Any) -> str:
+    """JSON text of plain values; the json module costs a hook 10 ms."""
+    if isinstance(value, str):
+        return str(encode_basestring_ascii(value.encode("utf-8", "backslashreplace").decode()))
+    if value is None:
+        return "null"
+    if value is True or value is False:
+        return "true" if value else "false"
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, dict):
+        return "{" + ",".join([f"{dumps(str(key))}:{dumps(item)}" for key, item in value.items()]) + "}"
+    return "[" + ",".join([dumps(item) for item in value]) + "]"
+
+

@@ -1,0 +1,223 @@
+#!/bin/bash
+# Builds, once, what the containers of the test bed are made of, from Debian's own packages:
+#
+#   build/images/NAME/       root file systems: bookworm, bullseye, musl, static
+#   build/images/NAME.tar    the same, for `podman import`; nocache.tar is bookworm without /etc/ld.so.cache
+#   build/chroots/bullseye   Debian 11 with Python 3.9 and the test tools, for the unit tests
+#   build/site/mpich5        a "site MPI" in a prefix of its own: PyPI's mpich 5 (soname libmpi.so.12, lib/mpich)
+#   build/site/trixie        Debian 13's libmpich12 and what it needs, in one folder; wants GLIBC_2.38
+#
+# Each is rebuilt only if its own recipe (the function below, the C sources) has changed. What becomes an image,
+# with which labels, is said in bed.py.
+#
+#   tests/bed/images.sh           everything
+#   tests/bed/images.sh NAME...   bookworm, bullseye, musl, static, chroot, mpich5, trixie
+set -euo pipefail
+umask 022
+
+HERE=$(cd "$(dirname "$0")" && pwd -P)
+BUILD=$(readlink -f "$HERE/../../build")
+MIRROR=${BED_MIRROR:-http://deb.debian.org/debian}
+LIBDIR=usr/lib/x86_64-linux-gnu
+cd "$BUILD"
+mkdir -p images chroots site stamps cache
+
+say() { echo "images: $1"; }
+
+# make_once TARGET PATH...: runs build_TARGET unless its stamp says that the same recipe has made PATH... already
+make_once() {
+    local target=$1 stamp recipe path fresh=yes start=$SECONDS
+    shift
+    stamp=stamps/$target
+    recipe=$(recipe_of "build_$target" | sha256sum)
+    for path in "$@"; do [ -e "$path" ] || fresh=no; done
+    if [ "$fresh" = yes ] && [ "$(cat "$stamp" 2>/dev/null)" = "$recipe" ]; then return; fi
+    rm -rf "$@" "$stamp"
+    "build_$target"
+    echo "$recipe" >"$stamp"
+    say "$target built in $((SECONDS - start)) s"
+}
+
+# recipe_of FUNCTION: its text, that of the tools it calls, and the C sources it names
+recipe_of() {
+    local text tool source
+    text=$(declare -f "$1")
+    for tool in compile_mpi unpack apt_in debian rootfs_tar; do
+        [[ $text == *"$tool "* ]] && text+=$(declare -f "$tool")
+    done
+    for source in "$HERE"/src/*.c; do
+        [[ $text == *"${source##*/}"* ]] && text+=$(cat "$source")
+    done
+    echo "$text"
+}
+
+# ---------------------------------------------------------------- tools
+
+# debian SUITE FOLDER PACKAGES...: Debian's essential packages and these, without documentation
+debian() {
+    local suite=$1 folder=$2 packages
+    shift 2
+    packages=$(IFS=,; echo "$*")
+    mmdebstrap --quiet --variant=essential --include="$packages" \
+        --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
+        --dpkgopt='path-exclude=/usr/share/locale/*' --dpkgopt='path-exclude=/usr/share/info/*' \
+        "$suite" "$folder" "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $MIRROR $suite main"
+    chmod 755 "$folder"
+}
+
+# rootfs_tar FOLDER TAR [TAR-OPTIONS...]
+rootfs_tar() {
+    local folder=$1 tar=$2
+    shift 2
+    tar -C "$folder" --numeric-owner --exclude='./proc/*' --exclude='./sys/*' --exclude='./dev/*' "$@" -cf "$tar.new" .
+    mv "$tar.new" "$tar"
+}
+
+# apt_in SUITE COMMAND...: apt-get for another suite than this machine's, with state of its own
+apt_in() {
+    local suite=$1 state=$BUILD/cache/apt-$1
+    shift
+    if [ ! -e "$state/ready" ]; then
+        mkdir -p "$state/lists/partial" "$state/archives/partial"
+        : >"$state/status"
+        echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $MIRROR $suite main" >"$state/sources.list"
+    fi
+    local options=(
+        -q -o Dir::State="$state" -o Dir::State::status="$state/status" -o Dir::State::lists="$state/lists"
+        -o Dir::Cache="$state" -o Dir::Etc::sourcelist="$state/sources.list" -o Dir::Etc::sourceparts=/dev/null
+        -o Dir::Etc::preferences=/dev/null -o Dir::Etc::preferencesparts=/dev/null
+        -o Acquire::Languages=none -o APT::Install-Recommends=false -o APT::Sandbox::User=root
+    )
+    if [ ! -e "$state/ready" ]; then
+        apt-get "${options[@]}" update >/dev/null
+        touch "$state/ready"
+    fi
+    apt-get "${options[@]}" "$@"
+}
+
+# unpack SUITE FOLDER PACKAGES...: these packages' files, no dependencies, no scripts
+unpack() {
+    local suite=$1 folder=$2 downloads deb
+    shift 2
+    downloads=$(mktemp -d "$BUILD/cache/debs.XXXX")
+    (cd "$downloads" && apt_in "$suite" download "$@" >/dev/null)
+    mkdir -p "$folder"
+    for deb in "$downloads"/*.deb; do dpkg-deb -x "$deb" "$folder"; done
+    rm -rf "$downloads"
+}
+
+# compile_mpi SUITE FOLDER: mpihello for that suite's glibc and MPICH into a root file system. The suite's headers and
+# libraries are the compiler's sysroot, so no compiler enters the image.
+compile_mpi() {
+    local suite=$1 folder=$2 sysroot=$BUILD/cache/sysroot-$1
+    rm -rf "$sysroot"
+    unpack "$suite" "$sysroot" libc6 libc6-dev linux-libc-dev libmpich12 libmpich-dev
+    for dir in lib lib64; do # packages of before the /usr merge
+        if [ -d "$sysroot/$dir" ]; then
+            mkdir -p "$sysroot/usr/$dir"
+            cp -a "$sysroot/$dir/." "$sysroot/usr/$dir/"
+            rm -rf "${sysroot:?}/$dir"
+        fi
+        ln -s "usr/$dir" "$sysroot/$dir"
+    done
+    find "$sysroot" -type l -lname '/*' -printf '%p %l\n' | while read -r link to; do ln -sfn "$sysroot$to" "$link"; done
+    gcc -O2 -Wall --sysroot="$sysroot" -B "$sysroot/$LIBDIR" -isystem "$sysroot/usr/include/x86_64-linux-gnu/mpich" \
+        -Wl,--allow-shlib-undefined -o "$folder/usr/local/bin/mpihello" "$HERE/src/mpihello.c" \
+        "$sysroot/$LIBDIR/libmpich.so.12"
+    rm -rf "$sysroot"
+}
+
+# ---------------------------------------------------------------- what is built
+
+build_bookworm() {
+    debian bookworm images/bookworm libmpich12 mpich
+    compile_mpi bookworm images/bookworm
+    gcc -O2 -Wall -static -DKIND='"a static program"' -o images/bookworm/usr/local/bin/statichello "$HERE/src/hello.c"
+    rootfs_tar images/bookworm images/bookworm.tar
+    rootfs_tar images/bookworm images/nocache.tar --exclude=./etc/ld.so.cache
+}
+
+build_bullseye() {
+    debian bullseye images/bullseye libmpich12 mpich
+    compile_mpi bullseye images/bullseye
+    rootfs_tar images/bullseye images/bullseye.tar
+}
+
+build_musl() {
+    mkdir -p images/musl/{bin,lib,etc,usr/local/bin,tmp,proc,sys,dev}
+    chmod 1777 images/musl/tmp
+    cp -L /lib/ld-musl-x86_64.so.1 images/musl/lib/
+    cp /bin/busybox images/musl/bin/
+    for name in sh ls cat true; do ln -s busybox "images/musl/bin/$name"; done
+    musl-gcc -O2 -Wall -DKIND='"a musl program"' -o images/musl/usr/local/bin/muslhello "$HERE/src/hello.c"
+    rootfs_tar images/musl images/musl.tar
+}
+
+build_static() {
+    mkdir -p images/static/{etc,usr/local/bin,tmp,proc,sys,dev}
+    chmod 1777 images/static/tmp
+    gcc -O2 -Wall -static -DKIND='"a static program"' -o images/static/usr/local/bin/statichello "$HERE/src/hello.c"
+    rootfs_tar images/static images/static.tar
+}
+
+# Python 3.9 comes from Debian 11; what is pure Python comes through this machine's pip, which has the configuration
+# for the network here. Versions are the last that run on 3.9.
+build_chroot() {
+    debian bullseye chroots/bullseye python3 gcc libc6-dev
+    venv/bin/pip install --quiet --disable-pip-version-check --target chroots/bullseye/opt/python \
+        --python-version 3.9 --implementation cp --abi cp39 --abi abi3 --abi none --only-binary :all: \
+        'pytest<9' 'hypothesis<6.142' 'pyelftools' 'jsonschema<4.26' 'dataclasses-json<0.7'
+    mkdir -p chroots/bullseye/src
+}
+
+build_mpich5() {
+    local wheel=cache/mpich5
+    rm -rf "$wheel"
+    venv/bin/pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: --dest "$wheel" mpich==5.0.2
+    venv/bin/python -m zipfile -e "$wheel"/mpich-*.whl "$wheel"
+    mv "$wheel"/mpich-*.data/data site/mpich5
+    chmod -R u+rwX,go+rX,go-w site/mpich5
+    chmod 755 site/mpich5/bin/*
+    rm -rf "$wheel"
+}
+
+# libmpich.so.12 of Debian 13 and the closure of its DT_NEEDED entries, the C library's own family left out: that is what a
+# site would have in /usr/lib and what a container with an older glibc cannot load.
+build_trixie() {
+    local packages tree=cache/trixie queue=(libmpich.so.12) name file
+    rm -rf "$tree"
+    packages=$(apt_in trixie install -s libmpich12 | awk '/^Inst/ && $2 !~ /^(libc6|gcc-14-base|debconf|passwd|adduser|base-passwd)$/ { print $2 }')
+    # shellcheck disable=SC2086
+    unpack trixie "$tree" $packages
+    mkdir -p site/trixie/lib
+    while [ ${#queue[@]} -gt 0 ]; do
+        name=${queue[0]}
+        queue=("${queue[@]:1}")
+        case $name in ld-linux*|libc.so.*|libm.so.*|libpthread.so.*|libdl.so.*|librt.so.*|libresolv.so.*) continue ;; esac
+        [ -e "site/trixie/lib/$name" ] && continue
+        file=$(find "$tree" -name "$name" -not -path '*/glibc-hwcaps/*' -print -quit)
+        [ -n "$file" ] || { echo "images: Debian 13's $name is in none of: $packages" >&2; exit 1; }
+        file=$(readlink -f "$file")
+        cp "$file" "site/trixie/lib/${file##*/}"
+        [ "${file##*/}" = "$name" ] || ln -s "${file##*/}" "site/trixie/lib/$name"
+        mapfile -t -O ${#queue[@]} queue < <(readelf -dW "$file" | sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p')
+    done
+    [ -d "$tree/$LIBDIR/ucx" ] && cp -a "$tree/$LIBDIR/ucx" site/trixie/lib/
+    rm -rf "$tree"
+}
+
+# ---------------------------------------------------------------- main
+
+if [ $# = 0 ]; then set -- mpich5 bookworm bullseye musl static trixie chroot; fi
+for target in "$@"; do
+    case $target in
+        bookworm) make_once bookworm images/bookworm images/bookworm.tar images/nocache.tar ;;
+        bullseye) make_once bullseye images/bullseye images/bullseye.tar ;;
+        musl) make_once musl images/musl images/musl.tar ;;
+        static) make_once static images/static images/static.tar ;;
+        chroot) make_once chroot chroots/bullseye ;;
+        mpich5) make_once mpich5 site/mpich5 ;;
+        trixie) make_once trixie site/trixie ;;
+        *) echo "images: no such target: $target" >&2; exit 2 ;;
+    esac
+done

@@ -1,0 +1,70 @@
+"""A site of the test bed: configuration, inventory and hooks in folders of its own, made with the project's own commands."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Optional
+
+from tests.bed import bed
+
+MPICH5 = bed.BUILD / "site/mpich5/lib"  # PyPI's mpich 5: soname libmpi.so.12, dependencies in mpich/
+TRIXIE = bed.BUILD / "site/trixie/lib"  # Debian 13's MPICH, which needs GLIBC_2.38
+
+
+class Site:
+    """Folders below `folder`: ``etc`` (site.json, profiles.d), ``state`` (the inventory), ``hooks.d``; root's, readable by
+    all. ``var`` (cache and log) belongs to the account that starts the containers."""
+
+    def __init__(self, folder: Path, account: Optional[bed.Account] = None) -> None:
+        self.account = account or bed.root_account()
+        self.config_dir = folder / "etc"
+        self.state_dir = folder / "state"
+        self.hooks_dir = folder / "hooks.d"
+        self.cache_dir = folder / "var/cache"
+        self.log_file = folder / "var/hook.log"
+        for made in (self.config_dir, self.state_dir, self.cache_dir.parent, self.cache_dir):
+            made.mkdir(mode=0o755, parents=True)
+        for owned in (self.cache_dir.parent, self.cache_dir):
+            shutil.chown(owned, self.account.uid, self.account.gid)
+        self.cache_dir.chmod(0o700)
+
+    def configure(self, search: Sequence[Path] = (MPICH5,), **more: Any) -> None:
+        """Write site.json: the mpich profile with its library looked for in `search` first; `more` are further keys of
+        site.schema.json."""
+        profiles = [{"name": "mpich", "search": [str(path) for path in search]}]
+        site = {"version": 1, "profiles": profiles, **more}
+        (self.config_dir / "site.json").write_text(json.dumps(site, indent=2) + "\n")
+
+    def command(self, *arguments: str, account: Optional[bed.Account] = None, env: Optional[Mapping[str, str]] = None) -> bed.Result:
+        """``oci-hpc-hooks`` with this site's folders; as root unless `account` says otherwise."""
+        folders = {
+            "--config-dir": self.config_dir,
+            "--state-dir": self.state_dir,
+            "--cache-dir": self.cache_dir,
+            "--log-file": self.log_file,
+        }
+        options = [str(word) for pair in folders.items() for word in pair]
+        program = str(bed.BUILD / "venv/bin/oci-hpc-hooks")
+        return (account or bed.root_account()).execute(program, *options, *arguments, env=env, timeout=120)
+
+    def scan(self) -> None:
+        """``oci-hpc-hooks scan``. Raises RuntimeError with its output if it fails."""
+        self._checked("scan")
+
+    def register(self) -> Path:
+        """``oci-hpc-hooks register``: descriptors and executables that use this site's folders. Returns the folder for
+        ``--hooks-dir``. Raises RuntimeError as above."""
+        self._checked("register", str(self.hooks_dir))
+        return self.hooks_dir
+
+    def last(self, *arguments: str) -> bed.Result:
+        """``oci-hpc-hooks last``: what the hook said and did, as the account that started the container."""
+        return self.command("last", *arguments, account=self.account)
+
+    def _checked(self, *arguments: str) -> None:
+        done = self.command(*arguments)
+        if done.returncode != 0:
+            raise RuntimeError(f"oci-hpc-hooks {' '.join(arguments)}: exit status {done.returncode}\n{done.stdout}{done.stderr}")

@@ -1,0 +1,23 @@
+"""For every test: what the tests in tests/engine need is said once, in a sentence, where it is missing."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ENGINE = Path(__file__).parent / "engine"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip engine tests where they cannot run. `make test` sets everything up and runs as root, so there none is skipped."""
+    build = ENGINE.parents[1] / "build"
+    missing = ""
+    if os.geteuid() != 0:
+        missing = "engine tests start containers of root and of another user: run them as root"
+    elif not (build / "images/bookworm.tar").exists() or not (build / "venv").exists():
+        missing = "the test bed is not built: run `make setup images`"
+    for item in items if missing else []:
+        if ENGINE in item.path.parents:
+            item.add_marker(pytest.mark.skip(reason=missing))

@@ -15,6 +15,9 @@ from oci_hpc_hooks import report, warm
 from oci_hpc_hooks.elf import ldcache
 from oci_hpc_hooks.model import Bind, FileId, Finding, ImageFacts, Plan, Watched
 
+#: Remembered plans per node or user. An anonymous volume makes every start a new case, so the oldest must go some time.
+PLANS_LIMIT = 1024
+
 
 def build(plan: Plan, facts: Optional[ImageFacts], watched: Sequence[Watched], key: str) -> Tuple[Dict[str, Any], bytes]:
     """The record of a plan that may be applied (any verdict but "refused"), and the loader cache that goes with it."""
@@ -83,7 +86,21 @@ def remember(places: report.Places, record: Dict[str, Any], cache: bytes) -> Non
         except BaseException:
             os.unlink(temporary)
             raise
+        _forget_oldest(folder)
     except OSError:
         pass
 
 
+
+
+def _forget_oldest(folder: str) -> None:
+    """Takes a quarter of the plans away when there are too many; also what a killed process left half written."""
+    with os.scandir(folder) as entries:
+        files = [entry for entry in entries if entry.is_file(follow_symlinks=False)]
+    if len(files) <= PLANS_LIMIT:
+        return
+    for entry in sorted(files, key=lambda item: item.stat(follow_symlinks=False).st_mtime_ns)[: PLANS_LIMIT // 4]:
+        try:
+            os.unlink(entry.path)
+        except FileNotFoundError:
+            pass  # another start did it

@@ -156,7 +156,11 @@ def site_defaults(places: Places) -> list[tuple[str, str]]:
 def key_of(start: Start, defaults: list[tuple[str, str]]) -> str:
     """Everything that a plan depends on, apart from the files that are checked one by one."""
     config = start.config
-    identity = start.state.id
+    # podman writes its mounts in random order; those whose source carries the container's id are its own small files.
+    volumes = sorted([
+        (where, kind, source, "ro" in options) for where, kind, source, options in container.mounts(config)
+        if start.state.id not in source and not where.startswith(("/proc/", "/sys/", "/dev/"))
+    ])
     return repr((
         RECORD_VERSION,
         start.image.image_id or start.rootfs,
@@ -165,8 +169,7 @@ def key_of(start: Start, defaults: list[tuple[str, str]]) -> str:
         container.arguments(config),
         [item for item in container.environment(config) if item.startswith(LOADER_VARIABLES)],
         container.working_directory(config),
-        # Sources inside the engine's folder of this container carry its id; the rest are the user's volumes.
-        [(where, kind, source.replace(identity, "ID"), "ro" in options) for where, kind, source, options in container.mounts(config)],
+        volumes,
         container.read_only(config),
         container.user_namespace(config) is not None,
         container.mount_label(config) != "",

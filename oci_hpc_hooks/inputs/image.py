@@ -10,7 +10,8 @@ import os
 import posixpath
 import re
 import stat
-from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
+from dataclasses import replace
+from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple
 
 from oci_hpc_hooks.elf import ldcache, loader
 from oci_hpc_hooks.elf.facts import read_facts
@@ -89,11 +90,11 @@ class _Tree:
         folder, name = posixpath.split(path)
         real = ""
         if ".so" not in name or (self.directory(folder) is not None and name in self.names[folder]):
-            real = self._real(path)
+            real = self.real(path)
         self.resolved[path] = real
         return real
 
-    def _real(self, path: str) -> str:
+    def real(self, path: str) -> str:
         handle = self.root.find(path)
         if handle < 0:
             return ""
@@ -168,25 +169,19 @@ def gather(root: Root, container: Container, profiles: Sequence[ResolvedProfile]
     entrypoint, programs = _programs(tree, container, path_dirs)
     interp, musl = _loaders(tree, programs)
     cache_path, default_dirs = _loader_constants(tree, interp)
-    cache_real = tree.resolve(cache_path)
+    cache_real = tree.real(cache_path)  # not by way of its directory: engines write into /etc at every start
     cache, cache_file = _cache(root, tree, cache_real)
     library_path = tuple(folder for folder in re.split("[:;]", env.get("LD_LIBRARY_PATH", "")) if folder)
     search = loader.Search(library_path=library_path, cache=cache, default_dirs=default_dirs, hwcaps=(), preload=())
 
     libraries = [library for profile in profiles for library in profile.libraries]
     wanted = {name for library in libraries for name in (library.name, *library.replaces)}
-    for program in programs:
-        try:
-            link_map = loader.simulate(program, tree, search)
-        except ImageError as error:
-            tree.unreadable[program] = error.what
-            continue
-        for loaded in link_map.objects:
-            if wanted.intersection(loaded.facts.needed):
-                tree.facts_with_symbols(loaded.identity)  # what it takes from a library that may be replaced
+    _follow(tree, programs, search, wanted)
     folders = [*default_dirs, *library_path, *_cache_dirs(cache), *_rpaths(tree, programs)]
     folders += [f"{posixpath.dirname(folder)}/{lib}" for folder in path_dirs for lib in ("lib", "lib64")]
-    _look_for_copies(tree, dict.fromkeys(folders), profiles)
+    for home in sorted(_look_for_copies(tree, dict.fromkeys(folders), profiles)):
+        # A script may put this directory into LD_LIBRARY_PATH.
+        _follow(tree, programs, replace(search, library_path=(home, *library_path)), wanted)
     libc = _libc(tree, search)
     return ImageFacts(
         libc=libc,
@@ -206,6 +201,19 @@ def gather(root: Root, container: Container, profiles: Sequence[ResolvedProfile]
         directories=tuple(folder if folder else Directory(path, 0, 0, ()) for path, folder in tree.directories.items()),
         unreadable=tree.unreadable,
     )
+
+
+def _follow(tree: _Tree, programs: Sequence[str], search: loader.Search, wanted: Set[str]) -> None:
+    """Looks at everything that the loader would for these programs."""
+    for program in programs:
+        try:
+            link_map = loader.simulate(program, tree, search)
+        except ImageError as error:
+            tree.unreadable[program] = error.what
+            continue
+        for loaded in link_map.objects:
+            if wanted.intersection(loaded.facts.needed):
+                tree.facts_with_symbols(loaded.identity)  # what it takes from a library that may be replaced
 
 
 # ------------------------------------------------------------------------------------------------------------ programs
@@ -336,13 +344,16 @@ def _rpaths(tree: _Tree, programs: Sequence[str]) -> Iterator[str]:
 
 # ------------------------------------------------------------------------------------------------------------ copies
 
-def _look_for_copies(tree: _Tree, folders: Iterable[str], profiles: Sequence[ResolvedProfile]) -> None:
-    """Resolves in every directory whatever could be asked for once the libraries are in place, and reads the copies themselves."""
+def _look_for_copies(tree: _Tree, folders: Iterable[str], profiles: Sequence[ResolvedProfile]) -> Set[str]:
+    """Resolves in every directory whatever could be asked for once the libraries are in place, and reads the copies themselves.
+
+    Returns the directories that hold a copy.
+    """
     libraries = [library for profile in profiles for library in profile.libraries]
     stems = {_stem(name) for library in libraries for name in (library.name, *library.replaces)}
     wanted = {name for library in libraries for name in (library.name, *library.replaces)}
     asked = wanted | {name for library in libraries for name in library.elf.needed}
-    homes = set()
+    homes: Set[str] = set()
     for folder in folders:
         listing = tree.directory(folder)
         if listing is None:
@@ -373,6 +384,7 @@ def _look_for_copies(tree: _Tree, folders: Iterable[str], profiles: Sequence[Res
                     relative = posixpath.relpath(posixpath.dirname(module.path), posixpath.dirname(library.path))
                     if not relative.startswith(".."):
                         tree.directory(posixpath.join(home, relative))
+    return homes
 
 
 def _stem(soname: str) -> str:

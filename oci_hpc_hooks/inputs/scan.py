@@ -316,9 +316,9 @@ class _Resolution:
                 if ".so" not in name or not self._is_loadable(path):
                     continue
                 loaded = self._simulate([*base, path], search)
-                gaps = _gaps(loaded)
-                if gaps:
-                    self.notes.append(f"the module {path} is left out: {'; '.join(gaps)}")
+                if _gaps(loaded):
+                    lacking = ", ".join(sorted({missing for missing, _ in loaded.missing})) or "; ".join(_gaps(loaded))
+                    self.notes.append(f"the module {path} is left out, this node does not load it either: it lacks {lacking}")
                     continue
                 plugins[path] = self._host_library(name, path, self._node.resolve(path), "plugin", ())
                 known = {library.real for library in (*libraries, *plugins.values())}

@@ -2,8 +2,8 @@
 
 Light module: the hook reads its inventory through it before anything else is known, so it imports what the interpreter has loaded
 already. A file counts if it is a regular file of root, not writable by group or others, and so is every directory on its resolved
-path. A sticky directory (/tmp) is no exception: its entries cannot be replaced by others, but a name that root has not made yet can be
-taken first, and most of our files are optional.
+path. A sticky directory of root's (/tmp) may be on the way, for nobody else can replace root's entry in it; it may not hold the file
+itself, for most of our files are optional, and a name that root has not made yet can be taken first.
 
 In a user namespace that does not map the host's root (user_namespaces(7)), root's files show the overflow id, and so do files of every
 other unmapped user. Such a file counts only below directories that were fixed when the hook was registered, and only if this process
@@ -67,6 +67,7 @@ def trust_directory(path: str, fixed: Sequence[str] = (), *, wanted_for: str = "
     ``wanted_for`` is the file that the message is about. Raises :class:`Missing` if there is no such directory.
     """
     directory = os.path.realpath(path)
+    above = False
     while True:
         try:
             status = os.stat(directory)
@@ -74,36 +75,30 @@ def trust_directory(path: str, fixed: Sequence[str] = (), *, wanted_for: str = "
             raise _unreadable(directory, error) from None
         if not stat.S_ISDIR(status.st_mode):
             raise ConfigError(f"{directory} is not a directory", remedy="make it one", who="site admin")
-        _trust(directory, status, wanted_for or path, fixed)
+        _trust(directory, status, wanted_for or path, fixed, shared=above and bool(status.st_mode & stat.S_ISVTX))
         if directory == "/":
             return
         directory = os.path.dirname(directory)
+        above = True
 
 
-def _trust(real: str, status: os.stat_result, path: str, fixed: Sequence[str]) -> None:
-    asked = "" if real == path else f", which {path} rests on,"
-    if status.st_uid != 0 and not _is_root_outside(real, status, fixed):
-        raise ConfigError(
-            f"{real}{asked} is owned by uid {status.st_uid}, mode {stat.S_IMODE(status.st_mode):04o}; only root's files are believed",
-            remedy=f"chown root {real}",
-            who="site admin",
-        )
-    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise ConfigError(
-            f"{real}{asked} is owned by uid {status.st_uid}, mode {stat.S_IMODE(status.st_mode):04o}: others than root can write it",
-            remedy=f"chmod go-w {real}",
-            who="site admin",
-        )
+def _trust(real: str, status: os.stat_result, path: str, fixed: Sequence[str], *, shared: bool = False) -> None:
+    """``shared``: others may add to this directory, and the sticky bit keeps them from what is root's."""
+    what = f"{real}{'' if real == path else f', which {path} rests on,'}"
+    has = f"is owned by uid {status.st_uid} with mode {stat.S_IMODE(status.st_mode):04o}"
+    if status.st_uid != 0 and not _is_root_outside(real, status, fixed, shared):
+        raise ConfigError(f"{what} {has}, and only root's files are believed", remedy=f"chown root {real}", who="site admin")
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not shared:
+        raise ConfigError(f"{what} {has}, so others than root can write it", remedy=f"chmod go-w {real}", who="site admin")
 
 
-def _is_root_outside(real: str, status: os.stat_result, fixed: Sequence[str]) -> bool:
+def _is_root_outside(real: str, status: os.stat_result, fixed: Sequence[str], shared: bool) -> bool:
     """Whether an owner that is not 0 may stand for the host's root: see the module's docstring."""
-    if not _in_user_namespace() or status.st_uid != _overflow_uid() or os.access(real, os.W_OK):
+    if not _in_user_namespace() or status.st_uid != _overflow_uid() or (os.access(real, os.W_OK) and not shared):
         return False
-    if stat.S_ISDIR(status.st_mode):
-        # The directories above a fixed one are on the way to it: they count when they cannot be written either.
-        return any(_is_below(real, place) or _is_below(place, real) for place in map(os.path.realpath, fixed))
-    return any(_is_below(real, place) for place in map(os.path.realpath, fixed))
+    places = [os.path.realpath(place) for place in fixed]
+    # The directories above a fixed one are on the way to it.
+    return any(_is_below(real, place) or (stat.S_ISDIR(status.st_mode) and _is_below(place, real)) for place in places)
 
 
 def _is_below(path: str, directory: str) -> bool:

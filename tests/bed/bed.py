@@ -313,6 +313,7 @@ class Engine:
     """
 
     _serial = 0  # containers that this process has named
+    _named: dict[str, Engine] = {}  # those that a caller looks after itself
 
     def __init__(self, runtime: str = "crun", user: str = "root") -> None:
         if runtime not in RUNTIMES or user not in USERS:
@@ -354,7 +355,7 @@ class Engine:
 
         A container that outlives `timeout` seconds, or its podman, is removed before subprocess.TimeoutExpired is raised.
         """
-        name = self.new_name()
+        name = self._next_name()
         arguments = ["--hooks-dir", str(hooks_dir)] if hooks_dir else []
         arguments += ["run", "--rm", "--name", name]
         if self.user == "keep-id" and not any(option.startswith(("--userns", "--uidmap")) for option in options):
@@ -369,24 +370,27 @@ class Engine:
             raise
 
     def new_name(self) -> str:
-        """A container name that no other process of the bed uses."""
+        """A container name that no other process of the bed uses; `remove_named` knows it."""
+        name = self._next_name()
+        Engine._named[name] = self
+        return name
+
+    @staticmethod
+    def _next_name() -> str:
         Engine._serial += 1
         return f"bed-{os.getpid()}-{Engine._serial}"
 
     @staticmethod
-    def started() -> bool:
-        """Whether this process has started any container so far."""
-        return Engine._serial > 0
+    def remove_named() -> None:
+        """Remove every container that was started under a name of `new_name` and is still there."""
+        while Engine._named:
+            name, engine = Engine._named.popitem()
+            engine.remove(name)
 
     def remove(self, *names: str) -> None:
         """Kill and remove containers; those that are gone already are no error."""
         if names:
             self.podman("rm", "--force", "--ignore", "--time", "0", *names, timeout=120)
-
-    def containers(self) -> list[str]:
-        """Names of the containers that this process started with this account and that still exist."""
-        listed = self.podman("ps", "--all", "--format", "{{.Names}}", check=True).stdout.split()
-        return [name for name in listed if name.startswith(f"bed-{os.getpid()}-")]
 
     def load(self, image: str) -> str:
         """Bring one of `IMAGES` into this user's store, if it is not there as built now; returns its full reference."""
@@ -407,7 +411,7 @@ class Engine:
         """``crun run`` or ``runc run`` of an OCI bundle, without podman; rootful only. See `bundle`."""
         if self.user != "root":
             raise ValueError("bare runtimes run bundles as root only")
-        name = self.new_name()
+        name = self._next_name()
         try:
             return self.account.execute(self.runtime, *options, "run", "--bundle", str(bundle), name, env=env, timeout=timeout)
         finally:

@@ -21,9 +21,7 @@ def tidy() -> Iterator[None]:
     """After each test: containers that it left are removed, and a mount, file or device left on the host fails it."""
     before = bed.host_state()
     yield
-    left = {name for user in ("root", "rootless") for name in Engine("crun", user).containers()} if Engine.started() else set()
-    for user in ("root", "rootless") if left else ():
-        Engine("crun", user).remove(*left)
+    Engine.remove_named()
     leaked = bed.leaks(before)
     assert not leaked, "left on the host: " + ", ".join(leaked)
 

@@ -32,9 +32,9 @@ class Captured:
         (self.bundle / "config.json").write_text(self.text("config.json"))
         self.config = json.loads(self.text("config.json"))
         self.rootfs: str = container.absolute(state["bundle"], self.config["root"]["path"])
-        for path in self.source.rglob("*-*/*"):
-            if path.is_file():
-                relative = path.relative_to(self.source)
+        for path in self.source.rglob("*"):
+            relative = path.relative_to(self.source)
+            if path.is_file() and len(relative.parts) > 1:
                 target = self.lender / relative.relative_to("lender") if relative.parts[0] == "lender" else self.graphroot / relative
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(path.read_bytes())
@@ -61,6 +61,24 @@ class Captured:
         (self.runtime / "cwd").symlink_to(self.bundle.parent)
         (self.proc / "self").mkdir()
         (self.proc / "self" / "mountinfo").write_text(self.text("mountinfo"))
+
+
+@pytest.fixture(params=PODMAN_CASES)
+def podman_case(request: pytest.FixtureRequest) -> str:
+    """Every container that podman started."""
+    return str(request.param)
+
+
+@pytest.fixture(params=BARE_CASES)
+def bare_case(request: pytest.FixtureRequest) -> str:
+    """Every container that was started without an engine."""
+    return str(request.param)
+
+
+@pytest.fixture(params=PODMAN_CASES + BARE_CASES)
+def any_case(request: pytest.FixtureRequest) -> str:
+    """Every container."""
+    return str(request.param)
 
 
 @pytest.fixture

@@ -35,10 +35,11 @@ def test_light_modules_import_next_to_nothing(module: str, needs: set[str]) -> N
     assert set(output.split()) <= allowed
 
 
+characters = st.text(st.characters(blacklist_categories=["Cs"]))
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-(10**60), 10**60) | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(st.characters(blacklist_categories=["Cs"])),
-    lambda children: st.lists(children, max_size=4) | st.dictionaries(st.text(st.characters(blacklist_categories=["Cs"])), children, max_size=4),
+    | characters,
+    lambda children: st.lists(children, max_size=4) | st.dictionaries(characters, children, max_size=4),
 )
 
 
@@ -168,7 +169,9 @@ def test_permission_denied_is_a_sentence(tmp_path: Path) -> None:
 
 # ------------------------------------------------------------------------------------------------------------ values
 
-SOURCE: Dict[str, object] = {"n": 3, "s": "text", "nul": "a\0", "t": True, "f": 1.5, "l": ["a", 3], "m": {"a": "b", "c": None}, "null": None}
+SOURCE: Dict[str, object] = {
+    "n": 3, "s": "text", "nul": "a\0", "t": True, "f": 1.5, "l": ["a", 3], "m": {"a": "b", "c": None}, "null": None,
+}
 
 
 @pytest.mark.parametrize("call, sentence", [

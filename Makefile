@@ -1,0 +1,48 @@
+# Everything that is built lies in build/. Setting up needs root on Debian 12; each target installs what it lacks.
+PYTHON := build/venv/bin/python
+PYTEST := $(PYTHON) -m pytest --durations=10
+
+.PHONY: help demo test test-all unit python39 lint shell bench setup images clean
+.NOTPARALLEL:
+
+help: ## this list
+	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 18
+
+demo: setup ## one image, two MPIs: podman run without and with the hooks
+	@tests/bed/images.sh mpich5 bookworm
+	@$(PYTHON) -m tests.demo.demo
+
+test: setup images lint ## what guards every change: lint, unit tests, real containers (15 minutes at most)
+	$(PYTEST) -m "not long"
+	tests/bed/python39.sh
+
+test-all: setup images lint ## the same with the long matrices (90 minutes at most)
+	$(PYTEST)
+	tests/bed/python39.sh
+
+unit: setup ## unit tests alone
+	$(PYTEST) tests/unit
+
+python39: setup ## unit tests on Python 3.9 alone, in a Debian 11 folder
+	@tests/bed/images.sh chroot
+	tests/bed/python39.sh
+
+lint: setup ## ruff and mypy --strict
+	$(PYTHON) -m ruff check
+	$(PYTHON) -m mypy
+
+shell: setup ## a shell in which podman and oci-hpc-hooks work on this machine
+	@tests/bed/images.sh mpich5 bookworm
+	@$(PYTHON) tests/bed/bed.py shell
+
+bench: setup images ## what a hook costs, side by side
+	@$(PYTHON) tests/bed/bed.py exec $(PYTHON) benchmarks/hook_start.py
+
+setup: ## packages, virtual environment, the user hpcuser
+	@tests/bed/setup.sh
+
+images: setup ## root file systems of the images, site MPIs
+	@tests/bed/images.sh
+
+clean: ## remove all that was built, containers and mounts of the bed
+	@tests/bed/clean.sh

@@ -1,0 +1,109 @@
+"""``oci-hpc-hooks register DIR``: descriptors and executables of this installation, with absolute paths.
+
+A distribution's package needs none of this: its executables have fixed places, and the descriptors in ``hooks.d`` name them. What is
+written here are the same descriptors for a virtual environment, a pip install or a checkout. podman reads only the ``*.json`` of the folder it is
+given, so the other variants and the executables lie in folders below.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import sysconfig
+import tempfile
+from typing import Dict, List
+
+from oci_hpc_hooks import cli
+from oci_hpc_hooks.errors import ConfigError
+from oci_hpc_hooks.inputs import resources, trust
+
+NAME = "oci-hpc-hooks.json"
+#: Folders of ``hooks.d``: podman's own containers; every container (CRI-O); engines that know prestart only.
+FOLDERS = ("", "cri", "prestart")
+
+#: Bytes of a script's first line that the kernel reads (BINPRM_BUF_SIZE, linux/binfmts.h), its end included.
+_FIRST_LINE = 256
+
+_EXECUTABLE = """\
+#!{python} -IS
+# Written by oci-hpc-hooks register. -S leaves site-packages off the path and saves its start; so the directories are named here.
+import sys
+
+sys.path += {path!r}
+
+from oci_hpc_hooks.warm import main
+
+main({stage!r}, config={config!r}, state={state!r}, cache={cache!r}, log={log!r})
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dir", metavar="DIR", type=os.path.abspath, help="folder for podman's --hooks-dir; made if it is missing")
+
+
+def execute(args: argparse.Namespace) -> int:
+    os.makedirs(args.dir, mode=0o755, exist_ok=True)
+    if os.geteuid() == 0:
+        trust.trust_directory(args.dir, fixed=(args.dir,))
+    files: Dict[str, str] = {}
+    for folder in FOLDERS:
+        descriptor = json.loads(resources.find(os.path.join("hooks.d", folder, NAME)).read_text(encoding="utf-8"))
+        executable = os.path.join(args.dir, "bin", os.path.basename(descriptor["hook"]["path"]))
+        files[executable] = executable_text(descriptor["stages"][0], args)
+        descriptor["hook"].update(path=executable, args=[executable])
+        files[os.path.join(args.dir, folder, NAME)] = json.dumps(descriptor, indent=2) + "\n"
+    # Executables first: a descriptor whose executable is missing is passed over by podman without a word.
+    written = sorted(files, key=lambda path: (path.endswith(".json"), path))
+    for path in written:
+        _put(path, files[path])
+    if args.json:
+        cli.print_json({"version": 1, "written": written})
+    else:
+        print("\n".join(written))
+        print(f"use it with: podman run --hooks-dir {args.dir} …")
+    return 0
+
+
+def executable_text(stage: str, args: argparse.Namespace) -> str:
+    """The script that the runtime starts for this stage."""
+    if len(f"#!{sys.executable} -IS\n".encode()) > _FIRST_LINE or any(blank in sys.executable for blank in " \t\n"):
+        raise ConfigError(
+            f"{sys.executable} cannot stand in the first line of a script: it has blanks or more than {_FIRST_LINE - 7} bytes",
+            remedy="make the virtual environment at another place",
+            who="user",
+        )
+    return _EXECUTABLE.format(
+        python=sys.executable,
+        path=module_path(),
+        stage=stage,
+        config=args.config_dir,
+        state=args.state_dir,
+        cache=args.cache_dir,
+        log=args.log_file,
+    )
+
+
+def module_path() -> List[str]:
+    """Where this package and what it depends on lie, in this process's own order, without what the interpreter finds by itself."""
+    own = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib")}
+    own |= {os.path.join(str(directory), "lib-dynload") for directory in own}
+    # An editable install is found through a hook in site-packages that -S does not run.
+    path = [str(resources.PACKAGE.parent), *(entry for entry in sys.path if os.path.isabs(entry) and os.path.isdir(entry))]
+    return [entry for entry in dict.fromkeys(map(os.path.normpath, path)) if entry not in own]
+
+
+def _put(path: str, text: str) -> None:
+    directory = os.path.dirname(path)
+    os.makedirs(directory, mode=0o755, exist_ok=True)
+    # A name that does not end in .json: podman may read the folder at any moment.
+    fd, temporary = tempfile.mkstemp(prefix=".oci-hpc-hooks.", dir=directory)
+    try:
+        with open(fd, "w", encoding="utf-8") as file:
+            file.write(text)
+            os.fchmod(fd, 0o644 if path.endswith(".json") else 0o755)
+        os.rename(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise

@@ -1,0 +1,17 @@
+#!/bin/bash
+# The unit tests on Python 3.9, in the Debian 11 folder of images.sh. The checkout is seen there read-only, in a mount
+# namespace that ends with the tests. Arguments go to pytest.
+set -euo pipefail
+ROOT=$(cd "$(dirname "$0")/../.." && pwd -P)
+export ROOT CHROOT=$(readlink -f "$ROOT/build")/chroots/bullseye
+[ $# -gt 0 ] || set -- tests/unit
+exec unshare --mount --propagation private bash -euo pipefail -c '
+    mount --bind "$ROOT" "$CHROOT/src"
+    mount -o remount,bind,ro "$CHROOT/src"
+    mount -t tmpfs tmpfs "$CHROOT/tmp"
+    mount -t proc proc "$CHROOT/proc"
+    mount --rbind /dev "$CHROOT/dev"
+    exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 HOME=/tmp PYTHONPATH=/opt/python:/src \
+        PYTHONDONTWRITEBYTECODE=1 HYPOTHESIS_STORAGE_DIRECTORY=/tmp/hypothesis \
+        chroot "$CHROOT" sh -c "cd /src && exec python3 -m pytest -q -p no:cacheprovider \"\$@\"" pytest "$@"
+' python39 "$@"

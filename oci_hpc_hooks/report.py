@@ -89,29 +89,36 @@ def _append(path: str, data: bytes) -> None:
         os.close(fd)
 
 
-def log(places: Places, entry: dict[str, Any]) -> None:
-    """Adds one line to the log. Never raises: a container does not fail because a log cannot be written."""
+def open_log(places: Places) -> int:
+    """A descriptor to append to the log with, -1 where there is none to have. Opened before a namespace is joined: behind that,
+    this process is somebody else. Never raises: a container does not fail because a log cannot be written."""
     try:
-        entry["time"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        line = dumps(entry).encode()
-        if len(line) > LINE_LIMIT:
-            entry["findings"] = []
-            line = dumps(entry).encode()[:LINE_LIMIT]
         folder = os.path.dirname(places.log)
         try:
             os.mkdir(folder, 0o700)
         except FileExistsError:
             pass
         fd = os.open(places.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
-        try:
-            status = os.fstat(fd)
-            if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
-                return
-            os.write(fd, line + b"\n")
-        finally:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
             os.close(fd)
+            return -1
         if status.st_size > LOG_LIMIT:
             os.rename(places.log, places.log + ".1")
+        return fd
+    except OSError:
+        return -1
+
+
+def log(fd: int, entry: dict[str, Any]) -> None:
+    """Writes one line to an open log. Never raises."""
+    entry["time"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    line = dumps(entry).encode()
+    if len(line) > LINE_LIMIT:
+        entry["findings"] = []
+        line = dumps(entry).encode()[:LINE_LIMIT]
+    try:
+        os.write(fd, line + b"\n")
     except OSError:
         pass
 

@@ -45,7 +45,8 @@ PLAN_LIMIT = 64 << 20
 class Start:
     """One container that is being created: what the runtime, the bundle and the image store say about it."""
 
-    __slots__ = ("began", "config", "entered", "image", "key", "places", "root", "rootfs", "stage", "state", "table", "words")
+    __slots__ = (
+        "began", "config", "entered", "image", "journal", "key", "places", "root", "rootfs", "stage", "state", "table", "words")
 
     def __init__(self, stage: str, places: Places, began: float) -> None:
         self.stage = stage
@@ -65,6 +66,7 @@ class Start:
         ]
         self.key = ""
         self.entered = False
+        self.journal = -1
         self.root: Root
         self.table: dict[int, mounts.MountEntry]
 
@@ -82,6 +84,7 @@ class Start:
             self.table = mounts.mount_table()
 
     def inject(self, record: dict[str, Any], cache: bytes) -> None:
+        self.journal = report.open_log(self.places)
         rootfs.inject(record, cache, self.state.pid, self.root, self.table, container.mount_label(self.config), self.entered)
 
     def log(self, verdict: str, path: str, **more: Any) -> None:
@@ -95,7 +98,7 @@ class Start:
             "cpu_ms": round(time.process_time() * 1000, 2),
         }
         entry.update(more)
-        report.log(self.places, entry)
+        report.log(self.journal if self.journal >= 0 else report.open_log(self.places), entry)
 
 
 def main(stage: str, *, config: str, state: str, cache: str, log: str) -> NoReturn:

@@ -1,8 +1,8 @@
 """``oci-hpc-hooks register DIR``: descriptors and executables of this installation, with absolute paths.
 
 A distribution's package needs none of this: its executables have fixed places, and the descriptors in ``hooks.d`` name them. What is
-written here are the same descriptors for a virtual environment, a pip install or a checkout. podman reads only the ``*.json`` of the folder it is
-given, so the other variants and the executables lie in folders below.
+written here are the same descriptors for a virtual environment, a pip install or a checkout. podman reads only the ``*.json`` of the
+folder it is given, so the other variants and the executables lie in folders below.
 """
 
 from __future__ import annotations

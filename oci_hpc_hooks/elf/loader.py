@@ -59,7 +59,7 @@ class Loaded:
 
 @dataclass(frozen=True)
 class LinkMap:
-    """What is loaded, in ld.so's order (the interpreter where it is first needed, else last), and what stands in the way.
+    """What is loaded, in ld.so's order, and what stands in the way. The interpreter comes where it is first needed, else last.
 
     ``missing`` pairs each name that was not found with the path of the object that wanted it. ``broken`` does so for paths that were
     found in its place but hold no ELF file that the loader takes: ld.so ends there instead of looking on. Any of the two is
@@ -73,12 +73,16 @@ class LinkMap:
 
 @dataclass(frozen=True)
 class VersionGap:
-    """A symbol version that one loaded object needs and the object loaded for it does not define."""
+    """A symbol version that one loaded object needs and the object loaded for it does not define.
+
+    Not fatal is a provider that defines no versions but needs some itself: ld.so warns ("no version information available") and
+    binds. One that knows no versions at all makes it abort ("Inconsistency detected by ld.so: dl-lookup.c: check_match").
+    """
 
     needed_by: str  # path
     provider: str  # path
     version: str
-    fatal: bool  # False: the provider defines no versions at all, and ld.so only warns
+    fatal: bool
 
 
 def simulate(program: str, view: View, search: Search) -> LinkMap:
@@ -102,7 +106,9 @@ def unsatisfied(link_map: LinkMap) -> Tuple[VersionGap, ...]:
             if provider is None:
                 continue
             defined = provider.facts.verdef
-            gaps += [VersionGap(loaded.path, provider.path, v, fatal=bool(defined)) for v in versions if v not in defined]
+            # A file has a table of symbol versions (DT_VERSYM) if it defines or needs any.
+            fatal = bool(defined) or not provider.facts.verneed
+            gaps += [VersionGap(loaded.path, provider.path, v, fatal) for v in versions if v not in defined]
     return tuple(gaps)
 
 

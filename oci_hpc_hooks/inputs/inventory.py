@@ -31,10 +31,10 @@ def document(inventory: Inventory) -> Dict[str, Any]:
     return dataclasses.asdict(inventory)
 
 
-def write(inventory: Inventory, state_dir: str) -> str:
+def write(inventory: Inventory, state_dir: str, fixed: Sequence[str] = ()) -> str:
     """Put the inventory in place at once or not at all; returns its path. The directory is made, with mode 0755, if it is missing.
 
-    Raises :class:`ConfigError` if the directory cannot be written or is not root's alone.
+    ``fixed`` as in :func:`trust.read_trusted`. Raises :class:`ConfigError` if the directory cannot be written or is not root's alone.
     """
     import json
 
@@ -45,7 +45,7 @@ def write(inventory: Inventory, state_dir: str) -> str:
     validate.check(raw, "inventory", path)
     try:
         os.makedirs(state_dir, mode=0o755, exist_ok=True)
-        trust.trust_directory(state_dir, wanted_for=path)
+        trust.trust_directory(state_dir, fixed, wanted_for=path)
         fd, temporary = tempfile.mkstemp(prefix=f".{NAME}.", dir=state_dir)
         try:
             with open(fd, "wb") as file:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Dict, List, Optional, cast
+from typing import Any, Dict, List, Optional, Sequence, cast
 
 from dataclasses_json import dataclass_json
 
@@ -42,12 +42,17 @@ def semantic_problems(document: Dict[str, Any], file: str) -> List[Problem]:
 
 
 def read_profiles(
-    config_dir: str, problems: List[Problem], consulted: List[str], shipped: Path = resources.PROFILES
+    config_dir: str,
+    problems: List[Problem],
+    consulted: List[str],
+    *,
+    fixed: Sequence[str] = (),
+    shipped: Path = resources.PROFILES,
 ) -> Dict[str, Optional[Profile]]:
     """Every profile by name, None for one that is masked.
 
     Errors are appended to ``problems``, and the paths that the answer rests on to ``consulted``. The shipped files are as trusted as the
-    code beside them; those of the configuration directory must be root's.
+    code beside them; those of the configuration directory must be root's (``fixed`` as in :func:`trust.read_trusted`).
     """
     found: Dict[str, Optional[Profile]] = {}
     own = os.path.join(config_dir, "profiles.d")
@@ -60,7 +65,7 @@ def read_profiles(
             consulted.append(path)
             found.pop(name[:-5], None)
             try:
-                raw = trust.read_trusted(path, validate.LIMIT) if directory == own else Path(path).read_bytes()
+                raw = trust.read_trusted(path, validate.LIMIT, fixed) if directory == own else Path(path).read_bytes()
                 document = validate.check(raw, "profile", path)
             except Invalid as error:
                 problems.extend(error.problems)

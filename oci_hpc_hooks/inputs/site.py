@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple, cast
+from typing import Any, Dict, List, Optional, Sequence, Tuple, cast
 
 from dataclasses_json import dataclass_json
 
@@ -34,8 +34,8 @@ def site(document: Dict[str, Any]) -> Site:
     return cast(Site, cast(Any, dataclass_json(Site)).from_dict({**document, "profiles": entries}))
 
 
-def configuration(config_dir: str, shipped: Path = resources.PROFILES) -> Configuration:
-    """Read site.json (absent: the defaults of :class:`Site`) and every profile.
+def configuration(config_dir: str, *, fixed: Sequence[str] = (), shipped: Path = resources.PROFILES) -> Configuration:
+    """Read site.json (absent: the defaults of :class:`Site`) and every profile; ``fixed`` as in :func:`trust.read_trusted`.
 
     Raises :class:`Invalid` with every error of every file, those of ownership and mode included.
     """
@@ -44,14 +44,14 @@ def configuration(config_dir: str, shipped: Path = resources.PROFILES) -> Config
     consulted = [path]
     decided = Site()
     try:
-        decided = site(validate.check(trust.read_trusted(path, validate.LIMIT), "site", path))
+        decided = site(validate.check(trust.read_trusted(path, validate.LIMIT, fixed), "site", path))
     except trust.Missing:
         pass
     except Invalid as error:
         problems.extend(error.problems)
     except ConfigError as error:
         problems.append(Problem(path, "$", str(error)))
-    known = profiles.read_profiles(config_dir, problems, consulted, shipped)
+    known = profiles.read_profiles(config_dir, problems, consulted, fixed=fixed, shipped=shipped)
     if not problems:
         problems.extend(semantic_problems(decided, known, path))
     if problems:

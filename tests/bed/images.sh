@@ -38,14 +38,14 @@ make_once() {
     say "$target built in $((SECONDS - start)) s"
 }
 
-# recipe_of FUNCTION: its text, that of the tools it calls, and the C sources it names
+# recipe_of FUNCTION: its text, that of the tools it calls, and the files it names
 recipe_of() {
     local text tool source
     text=$(declare -f "$1")
     for tool in compile_mpi unpack apt_in debian rootfs_tar; do
         [[ $text == *"$tool "* ]] && text+=$(declare -f "$tool")
     done
-    for source in "$HERE"/src/*.c; do
+    for source in "$HERE"/src/*.c "$HERE"/*.txt; do
         [[ $text == *"${source##*/}"* ]] && text+=$(cat "$source")
     done
     echo "$text"
@@ -160,13 +160,12 @@ build_static() {
     rootfs_tar images/static images/static.tar
 }
 
-# Python 3.9 comes from Debian 11; what is pure Python comes through this machine's pip, which has the configuration
-# for the network here. Versions are the last that run on 3.9.
+# Python 3.9 comes from Debian 11, the packages through this machine's pip, which is set up for the network here.
 build_chroot() {
     debian bullseye chroots/bullseye python3 gcc libc6-dev
     venv/bin/pip install --quiet --disable-pip-version-check --target chroots/bullseye/opt/python \
         --python-version 3.9 --implementation cp --abi cp39 --abi abi3 --abi none --only-binary :all: \
-        'pytest<9' 'hypothesis<6.142' 'pyelftools' 'jsonschema<4.26' 'dataclasses-json<0.7'
+        --no-deps --requirement "$HERE/python39.txt"
     mkdir -p chroots/bullseye/src
 }
 

@@ -53,9 +53,11 @@ def build(
     rpath: str = "",
     runpath: str = "",
     source: str = "",
+    stub: str = "",
     options: Sequence[str] = (),
 ) -> Path:
-    """A shared object, or a program if its name holds no ".so". It needs ``needed`` by exactly these names."""
+    """A shared object, or a program if its name holds no ".so". It needs ``needed`` by exactly these names; it is linked against
+    libraries of that name made from ``stub``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     shared = ".so" in path.name
     stubs = path.parent / f".stubs-{path.name}"
@@ -66,11 +68,9 @@ def build(
         command.append(f"-Wl,-soname,{soname}")
     for number, name in enumerate(needed):
         stubs.mkdir(exist_ok=True)
-        stub = stubs / f"{number}.so"
-        subprocess.run(
-            ["gcc", "-w", "-xc", "-", "-shared", "-nostdlib", "-o", str(stub), f"-Wl,-soname,{name}"], input=b"", check=True
-        )
-        command.append(str(stub))
+        link = ["gcc", "-w", "-xc", "-", "-shared", "-nostdlib", "-o", f"{stubs}/{number}.so", f"-Wl,-soname,{name}"]
+        subprocess.run(link, input=stub.encode(), check=True)
+        command.append(f"{stubs}/{number}.so")
     if rpath:
         command += ["-Wl,--disable-new-dtags", f"-Wl,-rpath,{rpath}"]
     if runpath:
@@ -182,8 +182,8 @@ def search_of_this_machine(
 
 
 def pairs(link_map: LinkMap) -> List[Tuple[str, str]]:
-    """A link map as `trace` gives it: without the program."""
-    return [(item.name, item.path) for item in link_map.objects[1:]]
+    """A link map as `trace` gives it: without the program, and without an interpreter that no object asked for."""
+    return [(item.name, item.path) for item in link_map.objects[1:] if item.how != "interp" or item.aliases]
 
 
 def entry(name: str, path: str = "", flags: int = 0x303, hwcap: int = 0) -> CacheEntry:

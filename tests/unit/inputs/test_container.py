@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Tuple
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from oci_hpc_hooks.errors import InputError
@@ -309,6 +309,7 @@ def changed(draw: Any, document: Dict[str, Any]) -> bytes:
     return bytes(data[:draw(st.integers(0, len(data)))] if draw(st.integers(0, 9)) == 0 else data)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # another job may hold the machine
 @given(changed(STATE))
 def test_only_input_error_leaves_a_changed_state(data: bytes) -> None:
     try:
@@ -320,6 +321,7 @@ def test_only_input_error_leaves_a_changed_state(data: bytes) -> None:
         assert all(isinstance(text, str) for pair in state.annotations.items() for text in pair)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # another job may hold the machine
 @given(changed(CONFIG))
 def test_only_input_error_leaves_a_changed_config(data: bytes) -> None:
     state = container.State("a", 7, "/b", "created", {})

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from oci_hpc_hooks.errors import InputError
@@ -43,12 +43,14 @@ json_values = st.recursive(
 )
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # another job may hold the machine
 @given(json_values, st.booleans(), st.sampled_from([None, 2]))
 def test_reads_what_json_writes(value: object, escaped: bool, indent: Any) -> None:
     text = json.dumps(value, ensure_ascii=escaped, indent=indent)
     assert jsontext.loads(f" \n{text}\t\r\n".encode(), "it", LIMIT) == value
 
 
+@settings(deadline=None)
 @given(st.binary() | st.text().map(lambda text: json.dumps(text)[:-1].encode("utf-8", "surrogatepass")))
 def test_nothing_but_input_error_escapes_and_json_agrees(data: bytes) -> None:
     try:

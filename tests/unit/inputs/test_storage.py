@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Dict, List
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from oci_hpc_hooks.inputs import storage
@@ -182,6 +182,7 @@ def test_storage_conf(text: str, stores: List[str]) -> None:
     assert storage._stores_of_configuration(text) == stores
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="ai=[]\"'\\#\n /") | st.text())
 def test_any_storage_conf_ends(text: str) -> None:
     assert isinstance(storage._stores_of_configuration("additionalimagestores = [" + text), list)
@@ -301,7 +302,9 @@ def _folder(path: Path) -> None:
     (lambda path: path.write_bytes(b"[]"), "an object was expected, found an array"),
 ])
 @pytest.mark.parametrize("which", ["manifest", "=*"])
-def test_a_spoiled_image_is_a_reason_not_an_error(captured: Callable[[str], Captured], which: str, spoil: Callable[[Path], object], why: str) -> None:
+def test_a_spoiled_image_is_a_reason_not_an_error(
+    captured: Callable[[str], Captured], which: str, spoil: Callable[[Path], object], why: str
+) -> None:
     real = captured("root-crun")
     [path] = image_folder(real).glob(which)
     spoil(path)
@@ -326,7 +329,7 @@ def test_nothing_escapes_a_changed_store(captured: Callable[[str], Captured]) ->
     real = captured("root-crun")
     originals = {path: path.read_bytes() for path in (records(real), *image_folder(real).iterdir())}
 
-    @settings(deadline=None)
+    @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # another job may hold the machine
     @given(st.data())
     def check(data: Any) -> None:
         for path, original in originals.items():

@@ -1,0 +1,263 @@
+"""The schemas of profile and site: rows that pass, and for each of their keywords a row that fails with one message."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Tuple
+
+import pytest
+from jsonschema import Draft7Validator
+
+from oci_hpc_hooks.inputs import resources, validate
+
+SCHEMAS = sorted(resources.find("schemas/profile.schema.json").parent.glob("*.schema.json"))
+
+PROFILE: Dict[str, Any] = {
+    "$schema": "profile.schema.json",
+    "version": 1,
+    "name": "mpich",
+    "description": "The node's MPICH",
+    "provides": {"mpi": "mpich"},
+    "libraries": [{"soname": "libmpi.so.12", "role": "replace", "replaces": ["libmpich.so.12"], "required": True}],
+    "search": ["/opt/mpich/lib"],
+    "plugins": ["$ORIGIN/mpich/ucx"],
+}
+SITE: Dict[str, Any] = {
+    "$schema": "site.schema.json",
+    "version": 1,
+    "profiles": ["mpich", {"name": "cray", "search": ["/opt/cray/lib"]}],
+    "defaults": {"org.supercontainers.mpi": "auto"},
+    "on_refusal": "refuse",
+    "unproved": "run",
+}
+WHOLE = {"profile": PROFILE, "site": SITE}
+
+REMOVE = object()
+
+
+def changed(kind: str, path: str, value: object) -> Any:
+    """The whole document with another value at a path such as ``libraries/0/role``."""
+    document = copy.deepcopy(WHOLE[kind])
+    *steps, last = [int(step) if step.isdigit() else step for step in path.split("/")]
+    place: Any = document
+    for step in steps:
+        place = place[step]
+    if value is REMOVE:
+        del place[last]
+    else:
+        place[last] = value
+    return document
+
+
+GOOD: List[Tuple[str, str, object]] = [
+    ("profile", "$schema", "../../schemas/profile.schema.json"),
+    ("profile", "$schema", REMOVE),
+    ("profile", "name", "cray-mpich_8.1"),
+    ("profile", "search", REMOVE),
+    ("profile", "search", ["/opt/cray/pe/mpich/*/ofi/gnu/*/lib-abi-mpich"]),
+    ("profile", "search/0", "/opt/…/.hidden/..x/lib"),
+    ("profile", "plugins", []),
+    ("profile", "plugins/0", "$ORIGIN/../lib/ucx"),
+    ("profile", "plugins/0", "/usr/lib/ucx"),
+    ("profile", "libraries/0/soname", "libstdc++.so.6"),
+    ("profile", "libraries/0/soname", "libmpi.so"),
+    ("profile", "libraries/0/role", "add"),
+    ("profile", "libraries/0/required", REMOVE),
+    ("profile", "libraries/0/replaces", REMOVE),
+    ("site", "$schema", REMOVE),
+    ("site", "profiles", []),
+    ("site", "profiles", REMOVE),
+    ("site", "profiles/1/search", REMOVE),
+    ("site", "defaults", {}),
+    ("site", "defaults/org.supercontainers.mpi", "none"),
+    ("site", "defaults/org.supercontainers.mpi", "mpich"),
+    ("site", "on_refusal", "run-without"),
+    ("site", "unproved", "refuse"),
+]
+
+LIBRARY = {"soname": "libmpi.so.12", "role": "add"}
+NAME = "is not a name of lower-case letters, digits, dots, dashes and underscores, at most 64"
+DIRECTORY = "is not an absolute path without empty, . or .. parts, colons or a slash at the end"
+SONAME = "is not a library's file name such as libmpi.so.12, without directory"
+PLUGIN = "is not $ORIGIN/ or / followed by a directory"
+
+BAD: List[Tuple[str, str, object, str, str]] = [
+    # kind, what is changed, to what, path of the one error, what its message has
+    ("profile", "extra", 1, "$", 'the key "extra" is unknown; known are: $schema, version'),
+    ("profile", "searhc", [], "$", 'the key "searhc" is unknown; did you mean "search"?'),
+    ("profile", "$schema", "https://example.org/site.schema.json", "$.$schema", "is not a reference to profile.schema.json"),
+    ("profile", "$schema", 1, "$.$schema", "1 is not a reference to profile.schema.json"),
+    ("profile", "version", 2, "$.version", "2 is not 1, the only value known here"),
+    ("profile", "version", "1", "$.version", '"1" is not 1'),
+    ("profile", "version", True, "$.version", "true is not 1"),
+    ("profile", "version", REMOVE, "$", 'the key "version" is missing: Version of this format.'),
+    ("profile", "name", REMOVE, "$", 'the key "name" is missing'),
+    ("profile", "name", "Mpich", "$.name", NAME),
+    ("profile", "name", "mpich\n", "$.name", NAME),
+    ("profile", "name", "../mpich", "$.name", NAME),
+    ("profile", "name", "m" * 65, "$.name", NAME),
+    ("profile", "name", ["mpich"], "$.name", NAME),
+    ("profile", "masked", False, "$.masked", "false is not true"),
+    ("profile", "description", REMOVE, "$", 'the key "description" is missing'),
+    ("profile", "description", "", "$.description", "0 characters, at least 1 wanted"),
+    ("profile", "description", "x" * 1001, "$.description", "1001 characters, at most 1000 possible"),
+    ("profile", "description", None, "$.description", "null is not a string"),
+    ("profile", "provides", REMOVE, "$", 'the key "provides" is missing'),
+    ("profile", "provides", {}, "$.provides", 'the key "mpi" is missing: The MPI family.'),
+    ("profile", "provides", "mpich", "$.provides", '"mpich" is not an object'),
+    ("profile", "provides/gpu", "cuda", "$.provides", 'the key "gpu" is unknown'),
+    ("profile", "provides/mpi", "mpihc", "$.provides.mpi", '"mpihc" is none of: "mpich"; did you mean "mpich"?'),
+    ("profile", "libraries", REMOVE, "$", 'the key "libraries" is missing'),
+    ("profile", "libraries", {}, "$.libraries", "{} is not a list"),
+    ("profile", "libraries", [], "$.libraries", "0 entries, at least 1 wanted"),
+    ("profile", "libraries", [LIBRARY] * 65, "$.libraries", "65 entries, at most 64 possible"),
+    ("profile", "libraries/0", "libmpi.so.12", "$.libraries[0]", '"libmpi.so.12" is not an object'),
+    ("profile", "libraries/0/sonames", "x", "$.libraries[0]", 'did you mean "soname"?'),
+    ("profile", "libraries/0/soname", REMOVE, "$.libraries[0]", 'the key "soname" is missing'),
+    ("profile", "libraries/0/role", REMOVE, "$.libraries[0]", 'the key "role" is missing: replace: over the image\'s copies.'),
+    ("profile", "libraries/0/soname", "/opt/lib/libmpi.so.12", "$.libraries[0].soname", SONAME),
+    ("profile", "libraries/0/soname", "libmpi.a", "$.libraries[0].soname", SONAME),
+    ("profile", "libraries/0/soname", 12, "$.libraries[0].soname", SONAME),
+    ("profile", "libraries/0/soname", "l" * 300 + ".so", "$.libraries[0].soname", "303 characters, at most 255 possible"),
+    ("profile", "libraries/0/role", "relpace", "$.libraries[0].role", 'none of: "replace", "add"; did you mean "replace"?'),
+    ("profile", "libraries/0/replaces", "libmpich.so.12", "$.libraries[0].replaces", "is not a list"),
+    ("profile", "libraries/0/replaces", ["a.so", "a.so"], "$.libraries[0].replaces", "an entry occurs twice"),
+    ("profile", "libraries/0/replaces", [f"a{n}.so" for n in range(65)], "$.libraries[0].replaces", "65 entries, at most 64"),
+    ("profile", "libraries/0/replaces/0", "libmpich", "$.libraries[0].replaces[0]", SONAME),
+    ("profile", "libraries/0/required", "yes", "$.libraries[0].required", '"yes" is not true or false'),
+    ("profile", "search", "/opt", "$.search", "is not a list"),
+    ("profile", "search", ["/opt", "/opt"], "$.search", "an entry occurs twice"),
+    ("profile", "search", [f"/opt/{n}" for n in range(257)], "$.search", "257 entries, at most 256 possible"),
+    ("profile", "search/0", "opt/lib", "$.search[0]", DIRECTORY),
+    ("profile", "search/0", "/", "$.search[0]", DIRECTORY),
+    ("profile", "search/0", "/opt/", "$.search[0]", DIRECTORY),
+    ("profile", "search/0", "/opt//lib", "$.search[0]", DIRECTORY),
+    ("profile", "search/0", "/opt/../etc", "$.search[0]", DIRECTORY),
+    ("profile", "search/0", "/opt/.", "$.search[0]", DIRECTORY),
+    ("profile", "search/0", "/opt:/usr", "$.search[0]", DIRECTORY),
+    ("profile", "search/0", "/opt/\0", "$.search[0]", DIRECTORY),
+    ("profile", "search/0", 1, "$.search[0]", DIRECTORY),
+    ("profile", "search/0", "/" + "x" * 5000, "$.search[0]", "5001 characters, at most 4095 possible"),
+    ("profile", "plugins", "$ORIGIN/ucx", "$.plugins", "is not a list"),
+    ("profile", "plugins", ["/a", "/a"], "$.plugins", "an entry occurs twice"),
+    ("profile", "plugins", [f"/{n}" for n in range(65)], "$.plugins", "65 entries, at most 64 possible"),
+    ("profile", "plugins/0", "ucx", "$.plugins[0]", PLUGIN),
+    ("profile", "plugins/0", "$ORIGIN", "$.plugins[0]", PLUGIN),
+    ("profile", "plugins/0", "$LIB/ucx", "$.plugins[0]", PLUGIN),
+    ("profile", "plugins/0", "$ORIGIN/ucx/../..", "$.plugins[0]", PLUGIN),
+    ("profile", "plugins/0", {}, "$.plugins[0]", PLUGIN),
+    ("profile", "plugins/0", "/" + "x" * 5000, "$.plugins[0]", "5001 characters, at most 4095 possible"),
+    ("site", "default", {}, "$", 'the key "default" is unknown; did you mean "defaults"?'),
+    ("site", "$schema", "profile.schema.json", "$.$schema", "is not a reference to site.schema.json"),
+    ("site", "$schema", 1, "$.$schema", "is not a reference to site.schema.json"),
+    ("site", "version", REMOVE, "$", 'the key "version" is missing'),
+    ("site", "version", 0, "$.version", "0 is not 1"),
+    ("site", "profiles", "mpich", "$.profiles", "is not a list"),
+    ("site", "profiles", [f"p{n}" for n in range(257)], "$.profiles", "257 entries, at most 256 possible"),
+    ("site", "profiles/0", 1, "$.profiles[0]", "1 is not the name of a profile, or an object with name and search"),
+    ("site", "profiles/0", "MPICH", "$.profiles[0]", "is not the name of a profile"),
+    ("site", "profiles/1/name", REMOVE, "$.profiles[1]", 'the key "name" is missing'),
+    ("site", "profiles/1/name", "", "$.profiles[1].name", NAME),
+    ("site", "profiles/1/name", 1, "$.profiles[1].name", NAME),
+    ("site", "profiles/1/serach", [], "$.profiles[1]", 'did you mean "search"?'),
+    ("site", "profiles/1/search", "/opt", "$.profiles[1].search", "is not a list"),
+    ("site", "profiles/1/search", ["/a", "/a"], "$.profiles[1].search", "an entry occurs twice"),
+    ("site", "profiles/1/search", [f"/{n}" for n in range(257)], "$.profiles[1].search", "257 entries, at most 256 possible"),
+    ("site", "profiles/1/search/0", "lib", "$.profiles[1].search[0]", DIRECTORY),
+    ("site", "profiles/1/search/0", 1, "$.profiles[1].search[0]", DIRECTORY),
+    ("site", "profiles/1/search/0", "/" + "x" * 5000, "$.profiles[1].search[0]", "5001 characters, at most 4095 possible"),
+    ("site", "defaults", "auto", "$.defaults", "is not an object"),
+    ("site", "defaults/org.supercontainers.mip", "auto", "$.defaults", 'did you mean "org.supercontainers.mpi"?'),
+    ("site", "defaults/org.supercontainers.mpi", "atuo", '$.defaults["org.supercontainers.mpi"]', 'did you mean "auto"?'),
+    ("site", "on_refusal", "run", "$.on_refusal", '"run" is none of: "refuse", "run-without"'),
+    ("site", "unproved", "runs", "$.unproved", '"runs" is none of: "run", "refuse"; did you mean "run"?'),
+]
+
+
+def errors(kind: str, document: object) -> List[Tuple[str, str]]:
+    return [(problem.path, problem.message) for problem in validate.schema_problems(document, kind, "file.json")]
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_whole_document_is_good(kind: str) -> None:
+    assert errors(kind, WHOLE[kind]) == []
+
+
+@pytest.mark.parametrize(("kind", "path", "value"), GOOD)
+def test_good(kind: str, path: str, value: object) -> None:
+    assert errors(kind, changed(kind, path, value)) == []
+
+
+@pytest.mark.parametrize(("kind", "path", "value", "where", "message"), BAD)
+def test_bad(kind: str, path: str, value: object, where: str, message: str) -> None:
+    ((found_where, found_message),) = errors(kind, changed(kind, path, value))
+    assert found_where == where
+    assert message in found_message
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+@pytest.mark.parametrize("document", [[], "x", 1, None])
+def test_document_that_is_no_object(kind: str, document: object) -> None:
+    ((where, message),) = errors(kind, document)
+    assert where == "$"
+    assert "is not" in message
+
+
+def test_mask_needs_nothing_else() -> None:
+    assert errors("profile", {"version": 1, "name": "mpich", "masked": True}) == []
+    assert [message for _, message in errors("profile", {"masked": True})] == [
+        'the key "version" is missing: Version of this format.',
+        "the key \"name\" is missing: The file's name without .json; site.json refers to it.",
+    ]
+
+
+def subschemas(schema: Any) -> Iterator[Dict[str, Any]]:
+    """Every schema in a schema that a value can fail; an ``if`` chooses, nothing fails it."""
+    if isinstance(schema, dict):
+        yield schema
+        for name in ("properties", "definitions"):
+            for child in schema.get(name, {}).values():
+                yield from subschemas(child)
+        for name in ("items", "else", "additionalProperties"):
+            yield from subschemas(schema.get(name))
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_each_keyword_has_a_bad_row(kind: str) -> None:
+    validator = validate._validator(kind)
+    words = {*validate._SAYS, "pattern"}
+    known = {(id(schema), word): (schema, word) for schema in subschemas(validator.schema) for word in schema if word in words}
+    rows: List[Any] = [changed(row[0], row[1], row[2]) for row in BAD if row[0] == kind]
+    failed = {(id(error.schema), error.validator) for document in [*rows, []] for error in validator.iter_errors(document)}
+    lacking = [f"{word} of {schema.get('description', schema)}" for key, (schema, word) in known.items() if key not in failed]
+    assert lacking == []
+
+
+@pytest.mark.parametrize("path", SCHEMAS, ids=lambda path: str(path.name))
+def test_schema_is_draft_07_and_explains_itself(path: Path) -> None:
+    schema = json.loads(path.read_text())
+    Draft7Validator.check_schema(schema)
+    assert schema["$schema"] == "http://json-schema.org/draft-07/schema#"
+    assert schema["$id"] == path.name
+    for part in subschemas(schema):
+        if part.get("type") == "object":
+            assert "additionalProperties" in part, part
+        if "pattern" in part:
+            assert part["pattern"].startswith("^") and part["pattern"].endswith("$")
+            assert "title" in part, part
+        for name, child in part.get("properties", {}).items():
+            target = schema["definitions"][child["$ref"].rpartition("/")[2]] if "$ref" in child else child
+            assert child.get("description") or target.get("description"), (path.name, name)
+            assert child.get("examples") or target.get("examples") or target.get("properties"), (path.name, name)
+
+
+@pytest.mark.parametrize("path", SCHEMAS, ids=lambda path: str(path.name))
+def test_examples_are_valid(path: Path) -> None:
+    schema = json.loads(path.read_text())
+    for part in subschemas(schema):
+        for example in part.get("examples", ()):
+            checked = {**part, "definitions": schema.get("definitions", {})}
+            checked.pop("$id", None)
+            Draft7Validator(checked).validate(example)

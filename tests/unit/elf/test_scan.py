@@ -1,0 +1,50 @@
+"""pyelftools is the oracle: it reads section headers, our own reader reads what the loader reads, and they agree."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import List
+
+import pytest
+from elf_bed import elf_files, facts_of
+
+from oci_hpc_hooks.elf.scan import read_with_pyelftools
+from oci_hpc_hooks.errors import ConfigError
+
+#: Above this many symbols pyelftools takes seconds.
+MANY = 5000
+
+
+def check(paths: List[str], many: int) -> None:
+    compared = 0
+    for path in paths:
+        ours = facts_of(path, symbols=True)
+        if len(ours.exports) + len(ours.imports) <= many:
+            assert read_with_pyelftools(path, symbols=lambda name: True) == ours, path
+            compared += 1
+    assert compared > len(paths) / 2
+
+
+def test_both_readers_agree_on_a_sample() -> None:
+    paths = elf_files("/usr/lib", "/usr/bin")
+    check(paths[:: max(1, len(paths) // 60)], MANY)
+
+
+@pytest.mark.long
+def test_both_readers_agree_on_every_file() -> None:
+    check(elf_files("/usr/lib", "/usr/bin"), 1 << 30)
+
+
+def test_the_filter_chooses_symbols() -> None:
+    (path,) = [path for path in elf_files("/usr/lib/x86_64-linux-gnu") if path.endswith("/libc.so.6")]
+    facts = read_with_pyelftools(path, symbols=lambda name: name.startswith("mem"))
+    assert "memcpy" in facts.exports
+    assert all(name.startswith("mem") for name in facts.exports + facts.imports)
+    assert "GLIBC_2.2.5" in facts.verdef
+
+
+def test_what_cannot_be_read_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("no ELF file")
+    for path in (tmp_path / "text", tmp_path / "gone", tmp_path):
+        with pytest.raises(ConfigError, match="cannot be read as an ELF file"):
+            read_with_pyelftools(str(path), symbols=lambda name: True)

@@ -11,6 +11,7 @@ from oci_hpc_hooks.decide import plan as decide_plan
 from oci_hpc_hooks.decide.request import NOBODY, OVERRIDE, request
 from oci_hpc_hooks.errors import ConfigError, HookError, Refusal
 from oci_hpc_hooks.inputs import describe, image, inventory
+from oci_hpc_hooks.linux.paths import Root
 from oci_hpc_hooks.model import ERROR, NOTHING, REFUSED, Container, FileId, ImageFacts, Inventory, Plan, Site, Watched
 from oci_hpc_hooks.report import Places
 from oci_hpc_hooks.warm import Start
@@ -35,7 +36,7 @@ def run(start: Start) -> None:
         start.log("nothing", "cold", findings=[{"severity": "warning", "code": "no-inventory", "what": error.what}])
         return
     for left in reversed(range(TRIES)):
-        decision, facts = decide(container, start, offers)
+        decision, facts = decide(container, start.root, offers)
         if decision.verdict == REFUSED:
             worst = next(finding for finding in decision.findings if finding.severity == ERROR)
             refuse(start, Refusal(worst.what, origin=worst.origin, remedy=worst.remedy, who=worst.who), decision)
@@ -59,10 +60,10 @@ def run(start: Start) -> None:
         return
 
 
-def decide(container: Container, start: Start, offers: Inventory) -> Tuple[Plan, ImageFacts]:
-    """The plan for a container whose tree is open, and the facts it rests on. Raises HookError."""
+def decide(container: Container, root: Root, offers: Inventory) -> Tuple[Plan, ImageFacts]:
+    """The plan for a container with this tree, and the facts that it rests on. Raises HookError."""
     wanted = request(container, offers.site)
-    facts = image.gather(start.root, container, decide_plan.candidates(wanted, offers))
+    facts = image.gather(root, container, decide_plan.candidates(wanted, offers))
     return decide_plan.plan(container, wanted, offers, facts), facts
 
 

@@ -83,7 +83,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         verb.add_argument("--json", action="store_true", help="print JSON as described in schemas/")
         if name in asked:
             importlib.import_module(f"oci_hpc_hooks.cli.{name}").configure(verb)
-    return parser.parse_args(argv)
+    # What follows "--" is a command line of its own (check); argparse would look for our options in it.
+    words = list(argv)
+    end = words.index("--") if "--" in words else len(words)
+    args = parser.parse_args(words[:end])
+    args.command = words[end + 1:]
+    if args.command and args.verb != "check":
+        parser.error(f"{args.verb} takes no command after --")
+    return args
 
 
 def print_json(document: object) -> None:

@@ -162,7 +162,7 @@ build_static() {
 
 # Python 3.9 comes from Debian 11, the packages through this machine's pip, which is set up for the network here.
 build_chroot() {
-    debian bullseye chroots/bullseye python3 gcc libc6-dev
+    debian bullseye chroots/bullseye python3 gcc libc6-dev mount
     venv/bin/pip install --quiet --disable-pip-version-check --target chroots/bullseye/opt/python \
         --python-version 3.9 --implementation cp --abi cp39 --abi abi3 --abi none --only-binary :all: \
         --no-deps --requirement "$HERE/python39.txt"

@@ -5,13 +5,19 @@ set -euo pipefail
 ROOT=$(cd "$(dirname "$0")/../.." && pwd -P)
 export ROOT CHROOT=$(readlink -f "$ROOT/build")/chroots/bullseye
 [ $# -gt 0 ] || set -- tests/unit
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin
 exec unshare --mount --propagation private bash -euo pipefail -c '
+    mount --bind "$CHROOT" "$CHROOT"
     mount --bind "$ROOT" "$CHROOT/src"
     mount -o remount,bind,ro "$CHROOT/src"
     mount -t tmpfs tmpfs "$CHROOT/tmp"
     mount -t proc proc "$CHROOT/proc"
     mount --rbind /dev "$CHROOT/dev"
+    cd "$CHROOT"
+    pivot_root . . # unlike after a chroot, tests can make mount namespaces of their own
+    umount --lazy .
+    cd /src
     exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 HOME=/tmp PYTHONPATH=/opt/python:/src \
         PYTHONDONTWRITEBYTECODE=1 HYPOTHESIS_STORAGE_DIRECTORY=/tmp/hypothesis \
-        chroot "$CHROOT" sh -c "cd /src && exec python3 -m pytest -q -p no:cacheprovider \"\$@\"" pytest "$@"
+        python3 -m pytest -q -p no:cacheprovider "$@"
 ' python39 "$@"

@@ -17,9 +17,10 @@ from oci_hpc_hooks.model import CacheEntry, ElfFacts, LdCache
 
 ROOT = Path(__file__).resolve().parents[3]
 IMAGES = ROOT / "build" / "images"
+DEBIAN_DIRS = ("/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/lib", "/usr/lib")
 
 
-def facts_of(path: "str | Path", *, symbols: bool = False) -> ElfFacts:
+def facts_of(path: str | Path, *, symbols: bool = False) -> ElfFacts:
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
         return read_facts(fd, symbols=symbols)
@@ -82,15 +83,19 @@ def build(
 
 # ------------------------------------------------------------------------------------------------------- real ld.so
 
+def _help_of_the_loader() -> str:
+    return subprocess.run(["/lib64/ld-linux-x86-64.so.2", "--help"], capture_output=True, text=True).stdout
+
+
 def hwcaps_of_this_cpu() -> Tuple[str, ...]:
-    """The glibc-hwcaps subdirectories that this machine's loader searches, by its own word."""
-    text = subprocess.run(["/lib64/ld-linux-x86-64.so.2", "--help"], capture_output=True, text=True).stdout
-    return tuple(re.findall(r"^  (\S+) \(supported, searched\)", text, re.MULTILINE))
+    """The glibc-hwcaps subdirectories that this machine's loader searches, by its own word; before glibc 2.33 there are none."""
+    return tuple(re.findall(r"^  (\S+) \(supported, searched\)", _help_of_the_loader(), re.MULTILINE))
 
 
 def default_dirs_of_this_machine() -> Tuple[str, ...]:
-    text = subprocess.run(["/lib64/ld-linux-x86-64.so.2", "--help"], capture_output=True, text=True).stdout
-    return tuple(path.rstrip("/") for path in re.findall(r"^  (\S+) \(system search path\)", text, re.MULTILINE))
+    """By the loader's own word; before glibc 2.33 it gives none, and then Debian's are taken."""
+    found = re.findall(r"^  (\S+) \(system search path\)", _help_of_the_loader(), re.MULTILINE)
+    return tuple(path.rstrip("/") or "/" for path in found) or DEBIAN_DIRS
 
 
 def trace(

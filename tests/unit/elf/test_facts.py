@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Dict, Optional
 
 import pytest
-from elf_bed import (
+from tests.unit.elf.elf_bed import (
     GNU_HASH,
     HASH,
     NEEDED,
@@ -286,7 +286,7 @@ def test_truncation_at_every_byte(library: Path) -> None:
 
 @settings(max_examples=400, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(flips=st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(0, 255)), min_size=1, max_size=8))
-def test_changed_bytes_never_raise_anything_else(library: Path, flips: "list[tuple[int, int]]") -> None:
+def test_changed_bytes_never_raise_anything_else(library: Path, flips: list[tuple[int, int]]) -> None:
     data = bytearray(library.read_bytes())
     for at, value in flips:
         data[at % min(len(data), 4096)] = value

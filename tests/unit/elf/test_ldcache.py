@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Callable, List
 
 import pytest
-from elf_bed import IMAGES, build, cache_of, can_bind_a_cache, entry, hwcaps_of_this_cpu, in_private_mounts, trace
+from tests.unit.elf.elf_bed import IMAGES, build, cache_of, can_bind_a_cache, entry, hwcaps_of_this_cpu, in_private_mounts, trace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -35,12 +35,16 @@ int reference(const char *a, const char *b) {
 """
 
 
+needs_mounts = pytest.mark.skipif(not can_bind_a_cache(), reason="this machine lets us make no private mount namespace")
+needs_hwcaps = pytest.mark.skipif(not hwcaps_of_this_cpu(), reason="glibc-hwcaps came with glibc 2.33")
+
+
 def printed(path: Path) -> List[str]:
     text = subprocess.run(["/sbin/ldconfig", "-p", "-C", str(path)], capture_output=True, text=True, check=True).stdout
     return text.splitlines()[1:]
 
 
-def ordered(entries: "tuple[CacheEntry, ...]") -> bool:
+def ordered(entries: tuple[CacheEntry, ...]) -> bool:
     return all(
         (compare(a.name, b.name), a.flags) > (0, b.flags) or compare(a.name, b.name) > 0
         for a, b in zip(entries, entries[1:])
@@ -90,6 +94,7 @@ def hwcaps_directory(tmp_path: Path) -> Path:
     return directory
 
 
+@needs_hwcaps
 def test_glibc_hwcaps_survive_the_round_trip(tmp_path: Path) -> None:
     directory = hwcaps_directory(tmp_path)
     subprocess.run(["/sbin/ldconfig", "-X", "-f", str(tmp_path / "conf"), "-C", str(tmp_path / "cache")], check=True)
@@ -112,8 +117,6 @@ def test_glibc_hwcaps_survive_the_round_trip(tmp_path: Path) -> None:
 
 # ------------------------------------------------------------------------------------------------------ against ld.so
 
-needs_mounts = pytest.mark.skipif(not can_bind_a_cache(), reason="this machine lets us make no private mount namespace")
-
 
 @needs_mounts
 def test_the_real_loader_finds_what_was_added(tmp_path: Path) -> None:
@@ -128,6 +131,7 @@ def test_the_real_loader_finds_what_was_added(tmp_path: Path) -> None:
 
 
 @needs_mounts
+@needs_hwcaps
 def test_the_real_loader_takes_the_addition_instead_of_hwcaps_entries(tmp_path: Path) -> None:
     hwcaps_directory(tmp_path)
     added = build(tmp_path / "added/libcap.so.1", soname="libcap.so.1")
@@ -341,7 +345,7 @@ def test_random_bytes_never_raise_anything_else(tail: bytes, head: bytes) -> Non
 
 @settings(max_examples=300)
 @given(st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 255)), min_size=1, max_size=5))
-def test_changed_bytes_never_raise_anything_else(flips: "list[tuple[int, int]]") -> None:
+def test_changed_bytes_never_raise_anything_else(flips: list[tuple[int, int]]) -> None:
     data = bytearray(serialize(LdCache(tuple(entry(f"lib{n}.so") for n in range(9, 0, -1)), ("x86-64-v2", "x86-64-v3"), "g")))
     for at, value in flips:
         data[at % len(data)] = value

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Dict, List, Mapping, Optional, Sequence
 
 import pytest
-from elf_bed import (
+from tests.unit.elf.elf_bed import (
+    DEBIAN_DIRS,
     IMAGES,
     TreeView,
     build,
@@ -25,12 +26,13 @@ from elf_bed import (
 )
 
 from oci_hpc_hooks.elf import loader
-from oci_hpc_hooks.elf.ldcache import merge, serialize
+from oci_hpc_hooks.elf.ldcache import merge, parse, serialize
 from oci_hpc_hooks.elf.loader import LinkMap, Search, VersionGap, simulate, unsatisfied
 from oci_hpc_hooks.errors import ImageError
 from oci_hpc_hooks.model import ElfFacts, LdCache
 
 needs_mounts = pytest.mark.skipif(not can_bind_a_cache(), reason="this machine lets us make no private mount namespace")
+needs_hwcaps = pytest.mark.skipif(not hwcaps_of_this_cpu(), reason="glibc-hwcaps came with glibc 2.33")
 
 
 def agree(
@@ -120,6 +122,7 @@ def test_library_path_separators_and_elements_that_never_match(tmp_path: Path, m
     agree(program, f":relative;/nowhere;{tmp_path}/b///;{tmp_path}/b")
 
 
+@needs_hwcaps
 def test_hwcaps_subdirectories_come_first_in_each_directory(tmp_path: Path) -> None:
     best = hwcaps_of_this_cpu()[0]
     build(tmp_path / "a/libx.so.1")
@@ -256,6 +259,7 @@ def test_cache_after_runpath_and_before_the_default_directories(tmp_path: Path) 
 
 
 @needs_mounts
+@needs_hwcaps
 def test_a_cache_with_hwcaps(tmp_path: Path) -> None:
     for part in (".", "glibc-hwcaps/x86-64-v2", "glibc-hwcaps/x86-64-v3"):
         build(tmp_path / "libs" / part / "libcap.so.1", soname="libcap.so.1")
@@ -263,7 +267,7 @@ def test_a_cache_with_hwcaps(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     subprocess.run(["/sbin/ldconfig", "-X", "-f", str(tmp_path / "conf"), "-C", str(cache)], check=True)
     program = build(tmp_path / "program", needed=["libcap.so.1"])
-    link_map = agree(program, cache=loader.ldcache.parse(cache.read_bytes()), cache_file=cache)
+    link_map = agree(program, cache=parse(cache.read_bytes()), cache_file=cache)
     assert "glibc-hwcaps" in where(link_map, "libcap.so.1")
 
 
@@ -369,9 +373,8 @@ def test_programs_of_an_image(image: str) -> None:
     root = IMAGES / image
     if not (root / "usr/bin").is_dir():
         pytest.skip(f"the test bed has not built {image}")
-    dirs = ("/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/lib", "/usr/lib")
     paths = programs(str(root), 1)
-    search = Search(cache=cache_of(str(root)), default_dirs=dirs, hwcaps=() if image == "bullseye" else hwcaps_of_this_cpu())
+    search = Search(cache=cache_of(str(root)), default_dirs=DEBIAN_DIRS, hwcaps=() if image == "bullseye" else hwcaps_of_this_cpu())
     check_programs(paths[:: max(1, len(paths) // 40)], search, str(root))
 
 

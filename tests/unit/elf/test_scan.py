@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import List
 
 import pytest
-from elf_bed import elf_files, facts_of
+from tests.unit.elf.elf_bed import elf_files, facts_of
 
 from oci_hpc_hooks.elf.scan import read_with_pyelftools
 from oci_hpc_hooks.errors import ConfigError

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Tuple
 
@@ -107,6 +108,19 @@ def test_stdin_is_read_to_its_end_even_beyond_the_limit() -> None:
     text, whole = _hook(b"x" * 4_000_000, 1 << 20)
     assert whole
     assert text == "the container's state on standard input is larger than the 1 MiB that are read of it.\n"
+
+
+def test_a_flood_on_stdin_is_not_kept() -> None:
+    reading, writing = os.pipe()
+    with subprocess.Popen(["head", "-c", "100M", "/dev/zero"], stdout=writing):
+        os.close(writing)
+        tracemalloc.start()
+        with pytest.raises(InputError, match="larger than the 1 MiB"):
+            jsontext.read_fd(reading, "it", 1 << 20)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    os.close(reading)
+    assert peak < 4 << 20
 
 
 def test_a_person_at_a_terminal_is_told_what_this_is() -> None:

@@ -163,8 +163,9 @@ def test_mountinfo_with_blanks_and_the_newer_mount_call(captured: Callable[[str]
     real.lender.rename(lender)
     options = f"rw,lowerdir+=/x/y,lowerdir+={lender}/overlay/l/ABC,upperdir=/u".replace(" ", "\\040")
     (real.proc / "self" / "mountinfo").write_text(
-        f"1 1 0:1 / {real.rootfs} rw - ext4 /dev/x rw\n2 1 0:2 / {real.rootfs} rw shared:1 - overlay overlay {options}\ngarbage\n"
+        f"1 1 0:1 / {real.rootfs} rw - overlay overlay rw,lowerdir=/hidden/overlay/l/ABC\n2 1 0:2 / {real.rootfs} rw shared:1 - overlay overlay {options}\ngarbage\n"
     )
+    assert storage._stores_of_mount(real.rootfs) == [str(lender)]  # of the upper mount
     assert image(real).store == str(lender)
 
 

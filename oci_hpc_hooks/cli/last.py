@@ -1,0 +1,67 @@
+"""``oci-hpc-hooks last``: what the hooks did last, newest first: verdict, image, time, and the message of a refusal."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from typing import Any, Dict, Iterator, List
+
+from oci_hpc_hooks import cli
+from oci_hpc_hooks.errors import UsageError
+from oci_hpc_hooks.report import LOG_LIMIT, Places, own_places
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-n", "--number", type=int, default=1, metavar="N", help="how many (default: %(default)s)")
+
+
+def execute(args: argparse.Namespace) -> int:
+    if args.number < 1:
+        raise UsageError(f"-n {args.number}: a number of at least 1 was expected")
+    path = own_places(Places(args.config_dir, args.state_dir, args.cache_dir, args.log_file)).log
+    entries = read(path, args.number)
+    if args.json:
+        cli.print_json({"version": 1, "log": path, "entries": entries})
+    elif not entries:
+        print(f"no hook has done anything that is in {path}")
+    else:
+        print("\n".join(line for entry in entries for line in _lines(entry)))
+    return 0
+
+
+def read(path: str, number: int) -> List[Dict[str, Any]]:
+    """The last ``number`` entries of a log and of the one before it, the newest first. Lines that are no entry are passed over."""
+    found: List[Dict[str, Any]] = []
+    for file in (path, path + ".1"):
+        for line in reversed(_tail(file)):
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(entry, dict) and "verdict" in entry:
+                found.append(entry)
+                if len(found) == number:
+                    return found
+    return found
+
+
+def _tail(path: str) -> List[bytes]:
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 2 * LOG_LIMIT))
+            return file.read(2 * LOG_LIMIT).splitlines()
+    except FileNotFoundError:
+        return []
+
+
+def _lines(entry: Dict[str, Any]) -> Iterator[str]:
+    what = entry["verdict"]
+    if entry.get("files"):
+        what += f", {entry['files']} files of profile {entry.get('profile')}"
+    name = entry.get("image") or "a container without an image"
+    yield f"{entry.get('time')} {name} ({str(entry.get('id'))[:12]}): {what}; {entry.get('path')} path, {entry.get('ms')} ms"
+    if entry.get("message"):
+        yield f"  {entry['message']}"
+    for finding in entry.get("findings") or ():
+        yield f"  {finding.get('severity')}: {finding.get('what')}"

@@ -1,0 +1,210 @@
+"""Only root's files count. Needs root to make files of several owners, and an unprivileged user namespace for the overflow id."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from oci_hpc_hooks.errors import ConfigError
+from oci_hpc_hooks.inputs import trust
+
+REPOSITORY = Path(trust.__file__).resolve().parents[2]
+USER = 1000  # any user who is neither root nor the overflow id
+
+
+def root_owns_new_files(tmp_path: Path) -> bool:
+    return tmp_path.stat().st_uid == 0
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder that is trusted, below the sticky /tmp."""
+    if not root_owns_new_files(tmp_path):
+        pytest.skip("files of root can only be made by root")
+    made = tmp_path / "etc"
+    made.mkdir(mode=0o755)
+    return made
+
+
+@pytest.fixture
+def site(folder: Path) -> Path:
+    path = folder / "site.json"
+    path.write_text("{}")
+    path.chmod(0o644)
+    return path
+
+
+def test_file_of_root(site: Path) -> None:
+    assert trust.read_trusted(str(site), 10) == b"{}"
+
+
+def test_link_to_a_file_of_root(site: Path) -> None:
+    link = site.parent / "link"
+    link.symlink_to(site)
+    assert trust.read_trusted(str(link), 10) == b"{}"
+
+
+def test_link_to_a_file_that_is_not_root_s(site: Path) -> None:
+    theirs = site.parent / "theirs"
+    theirs.touch()
+    os.chown(theirs, USER, USER)
+    site.unlink()
+    site.symlink_to(theirs)
+    with pytest.raises(ConfigError, match=f"{theirs}, which {site} rests on, is owned by uid {USER} with mode 0644.*chown root {theirs}"):
+        trust.read_trusted(str(site), 10)
+
+
+@pytest.mark.parametrize("mode", [0o664, 0o646, 0o666, 0o602])
+def test_file_that_others_can_write(site: Path, mode: int) -> None:
+    site.chmod(mode)
+    with pytest.raises(ConfigError, match=f"{site} is owned by uid 0 with mode {mode:04o}, so others .* can write it.*chmod go-w {site}"):
+        trust.read_trusted(str(site), 10)
+
+
+def test_file_of_another_user(site: Path) -> None:
+    os.chown(site, USER, USER)
+    with pytest.raises(ConfigError, match=f"Site admin: chown root {site}"):
+        trust.read_trusted(str(site), 10)
+
+
+def test_directory_of_another_user(site: Path) -> None:
+    os.chown(site.parent, USER, 0)
+    with pytest.raises(ConfigError, match=f"{site.parent}, which {site} rests on, is owned by uid {USER}"):
+        trust.read_trusted(str(site), 10)
+
+
+@pytest.mark.parametrize("mode", [0o775, 0o777, 0o1777])
+def test_directory_that_others_can_write_sticky_or_not(site: Path, mode: int) -> None:
+    site.parent.chmod(mode)
+    with pytest.raises(ConfigError, match=f"chmod go-w {site.parent}"):
+        trust.read_trusted(str(site), 10)
+
+
+def test_directory_further_up(site: Path, folder: Path) -> None:
+    below = folder / "below"
+    below.mkdir()
+    path = below / "x"
+    path.touch()
+    folder.chmod(0o777)
+    with pytest.raises(ConfigError, match=f"chmod go-w {folder}"):
+        trust.read_trusted(str(path), 10)
+    folder.chmod(0o1777)  # as /tmp: nobody else can replace root's "below" in it
+    assert trust.read_trusted(str(path), 10) == b""
+    os.chown(folder, USER, USER)  # but the owner of a sticky directory can
+    with pytest.raises(ConfigError, match=f"chown root {folder}"):
+        trust.read_trusted(str(path), 10)
+
+
+def test_missing(folder: Path) -> None:
+    with pytest.raises(trust.Missing, match=f"there is no file {folder}/site.json"):
+        trust.read_trusted(f"{folder}/site.json", 10)
+    (folder / "file").touch()
+    with pytest.raises(trust.Missing):
+        trust.read_trusted(f"{folder}/file/site.json", 10)
+
+
+def test_dangling_link(folder: Path) -> None:
+    (folder / "site.json").symlink_to("nowhere")
+    with pytest.raises(trust.Missing):
+        trust.read_trusted(f"{folder}/site.json", 10)
+
+
+def test_loop(folder: Path) -> None:
+    (folder / "site.json").symlink_to("site.json")
+    with pytest.raises(ConfigError, match=r"cannot be read: Too many levels of symbolic links"):
+        trust.read_trusted(f"{folder}/site.json", 10)
+
+
+def test_what_is_no_regular_file(folder: Path) -> None:
+    os.mkfifo(folder / "fifo")
+    for name in ("fifo", "."):
+        with pytest.raises(ConfigError, match="is not a regular file"):
+            trust.read_trusted(f"{folder}/{name}", 10)
+    with pytest.raises(ConfigError, match="is not a regular file"):
+        trust.read_trusted("/dev/zero", 10)
+
+
+def test_size_is_bounded(site: Path) -> None:
+    site.write_bytes(b"x" * 11)
+    with pytest.raises(ConfigError, match="larger than 10 bytes"):
+        trust.read_trusted(str(site), 10)
+    site.write_bytes(b"x" * 10)
+    assert len(trust.read_trusted(str(site), 10)) == 10
+
+
+def test_any_file_of_anyone(tmp_path: Path) -> None:
+    path = tmp_path / "draft.json"
+    path.write_text("{}")
+    path.chmod(0o666)
+    assert trust.read_any(str(path), 10) == b"{}"
+    with pytest.raises(ConfigError, match="larger than 1 bytes"):
+        trust.read_any(str(path), 1)
+
+
+# ------------------------------------------------------------------------------------------------------- user namespaces
+
+READ = "import sys; from oci_hpc_hooks.inputs import trust; print(trust.read_trusted(sys.argv[1], 99, sys.argv[2:]).decode())"
+
+
+def in_user_namespace(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Reads as an ordinary user who is root in a namespace of his own: as a rootless container's hook is."""
+    drop = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", "unshare", "--user", "--map-root-user"]
+    command = [*drop, sys.executable, "-c", READ, *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": str(REPOSITORY)}, cwd="/")
+    if "unshare" in result.stderr or "setpriv" in result.stderr:
+        pytest.skip(f"no user namespace for an ordinary user here: {result.stderr.strip()}")
+    return result
+
+
+@pytest.fixture
+def seen_by_all(site: Path) -> Path:
+    """pytest's own folders are closed to other users."""
+    for directory in site.parents:
+        if directory.stat().st_mode & 0o005 != 0o005:
+            directory.chmod(0o755)
+    return site
+
+
+def test_root_of_the_host_counts_below_a_fixed_directory(seen_by_all: Path) -> None:
+    result = in_user_namespace(str(seen_by_all), str(seen_by_all.parent))
+    assert result.stdout == "{}\n", result.stderr
+
+
+@pytest.mark.parametrize("fixed", [[], ["/usr"], ["{}-other"]])
+def test_root_of_the_host_counts_nowhere_else(seen_by_all: Path, fixed: "list[str]") -> None:
+    result = in_user_namespace(str(seen_by_all), *[text.format(seen_by_all.parent) for text in fixed])
+    assert "is owned by uid 65534" in result.stderr
+    assert result.stdout == ""
+
+
+def test_what_the_user_can_write_does_not_count(seen_by_all: Path) -> None:
+    subprocess.run(["setfacl", "-m", f"u:{USER}:rw", str(seen_by_all)], check=False, capture_output=True)
+    if not seen_by_all.stat().st_mode & 0o020:
+        os.chown(seen_by_all, 65534, 65534)  # no ACLs here: a file of the overflow id itself, which others can write
+        seen_by_all.chmod(0o646)
+    result = in_user_namespace(str(seen_by_all), str(seen_by_all.parent))
+    assert result.stdout == ""
+    assert "ConfigError" in result.stderr
+
+
+def test_own_file_counts_in_the_namespace(seen_by_all: Path) -> None:
+    os.chown(seen_by_all, USER, USER)
+    result = in_user_namespace(str(seen_by_all), str(seen_by_all.parent))
+    assert result.stdout == "{}\n", result.stderr
+
+
+def test_without_a_namespace_the_overflow_id_is_nobody(seen_by_all: Path) -> None:
+    os.chown(seen_by_all, 65534, 65534)
+    with pytest.raises(ConfigError, match="chown root"):
+        trust.read_trusted(str(seen_by_all), 10, [str(seen_by_all.parent)])
+
+
+def test_the_module_is_light() -> None:
+    code = "import sys; before = set(sys.modules); import oci_hpc_hooks.inputs.trust; print(*sorted(set(sys.modules) - before))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": str(REPOSITORY)}, check=True)
+    new = {name for name in result.stdout.split() if not name.startswith("oci_hpc_hooks")}
+    assert new <= {"errno"}

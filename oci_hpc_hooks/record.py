@@ -22,7 +22,8 @@ PLANS_LIMIT = 1024
 def build(plan: Plan, facts: Optional[ImageFacts], watched: Sequence[Watched], key: str) -> Tuple[Dict[str, Any], bytes]:
     """The record of a plan that may be applied (any verdict but "refused"), and the loader cache that goes with it."""
     cache = ldcache.serialize(plan.cache) if plan.cache is not None and plan.cache_target else b""
-    files = facts.files.values() if facts else ()
+    covered = {bind.target for bind in plan.in_place}  # checked when they are opened to be mounted over
+    files = [file for file in facts.files.values() if file.path not in covered] if facts else []
     record: Dict[str, Any] = {
         "version": warm.RECORD_VERSION,
         "key": key,
@@ -40,7 +41,7 @@ def build(plan: Plan, facts: Optional[ImageFacts], watched: Sequence[Watched], k
         "image_dirs": [[folder.path, folder.inode, folder.mtime_ns] for folder in facts.directories] if facts else [],
         "findings": [finding_document(finding) for finding in plan.findings],
     }
-    if facts is not None and facts.cache_file is not None:
+    if facts is not None and facts.cache_file is not None and not cache:
         record["image_files"].append([facts.cache_real, *_row(facts.cache_file)])
     return record, cache
 

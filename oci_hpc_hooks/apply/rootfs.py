@@ -223,8 +223,9 @@ class Injection:
             else:
                 os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_WRONLY | os.O_CLOEXEC, 0o444, dir_fd=parent))
             self.created.append((parent, name, directory))
+            new = True
         except FileExistsError:
-            pass  # a start before this one of the same container made it; it is checked below and only mounted over
+            new = False  # a start before this one of the same container made it; it is checked below and only mounted over
         except OSError as error:
             if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
                 raise Refusal(f"the mount point {name} cannot be made in the container: {error.strerror}",
@@ -236,6 +237,8 @@ class Injection:
         if directory != stat.S_ISDIR(mode) or not (directory or stat.S_ISREG(mode)):
             raise Refusal(f"{name} exists in the container and is not an empty mount point", who="image author",
                           remedy=f"remove {name} from the image")
+        if not new:
+            self.refuse_shared(fd, name)
         return fd
 
     def close(self) -> None:

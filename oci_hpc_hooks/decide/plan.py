@@ -420,6 +420,10 @@ def _prove(facts: ImageFacts, profile: ResolvedProfile, choice: _Choice, view: _
         findings.append(Finding(NOTE, "not-followed", f"the loader may look at {path}, which was not looked at"))
     if loading:
         return not view.unknown
+    if facts.entrypoint == "static" and not facts.programs:
+        findings.append(Finding(WARNING, "static-program", "the program is linked statically: no library of the site can reach it",
+                                remedy="link it dynamically with MPI", who="image author"))
+        return False
     findings.append(Finding(
         NOTE, "unproved", f"no program of the command line loads {choice.libraries[0].name} itself (entrypoint: {facts.entrypoint}); "
         "every copy in the image and the loader's cache lead to the site's"))
@@ -457,7 +461,7 @@ def _must_load(link_map: loader.LinkMap, facts: ImageFacts, profile: ResolvedPro
     needing = wanting[worst.needed_by]
     provider = wanting[worst.provider]
     source = f" (the site's {needing.identity[len(_HOST):]})" if needing.identity.startswith(_HOST) else ""
-    if worst.version.startswith("GLIBC_") and facts.libc is not None:
+    if abi.newest((worst.version,), "GLIBC_") and facts.libc is not None:
         actual = abi.libc_version(facts.libc.elf)
         wanted = worst.version.partition("_")[2]
         raise _No("glibc-too-old", f"{needing.facts.soname or needing.path}{source} needs {worst.version} of "

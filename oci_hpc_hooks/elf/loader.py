@@ -88,6 +88,9 @@ class VersionGap:
 def simulate(program: str, view: View, search: Search) -> LinkMap:
     """The link map that ld.so builds for ``program`` (an absolute path) before anything of it runs.
 
+    A shared object without PT_INTERP may stand for the program: what comes out is what it loads when a program that has neither
+    DT_RPATH nor loaded anything of it before calls dlopen on this path.
+
     Raises :class:`ImageError` if the program is no dynamically linked ELF file, or needs more than ``MAX_OBJECTS`` objects.
     """
     return _Simulation(program, view, search).run()
@@ -155,7 +158,7 @@ class _Simulation:
         self._broken: List[Tuple[str, str]] = []
         # The kernel tells the loader the program's real path: its $ORIGIN is behind symbolic links, unlike a library's.
         main = Loaded(program, program, identity, "", "program", facts)
-        self._main = self._object(main, posixpath.dirname(identity), None)
+        self._main = self._object(main, posixpath.dirname(identity if facts.interp else program), None)
         if facts.soname:
             self._by_name[facts.soname] = self._main
         self._library_path = self._directories(search.library_path, self._main)

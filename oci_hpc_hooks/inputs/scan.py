@@ -106,17 +106,17 @@ class _Node:
         except (HookError, OSError) as error:
             raise ConfigError(f"{CACHE} of this node cannot be read: {error}", remedy="run ldconfig", who="site admin") from None
 
-    def watch(self, path: str) -> Optional[FileId]:
+    def watch(self, path: str) -> None:
         """Note that an answer rests on what ``path`` is now; of what does not exist, the topmost part that is missing."""
-        if path not in self.watched:
-            try:
-                self.watched[path] = file_id(os.stat(path))
-            except OSError:
-                parent = os.path.dirname(path)
-                if parent != path and self.watch(parent) is None:
-                    return None
-                self.watched[path] = None
-        return self.watched[path]
+        if path in self.watched:
+            return
+        try:
+            self.watched[path] = file_id(os.stat(path))
+        except OSError:
+            parent = os.path.dirname(path)
+            while not os.path.exists(parent):
+                path, parent = parent, os.path.dirname(parent)
+            self.watched[path] = None
 
     def resolve(self, path: str) -> str:
         """The regular file behind a path, ""; if there is none, a file that appears there later makes the inventory stale."""
@@ -162,8 +162,11 @@ class _Node:
                 ]
             else:
                 found = [os.path.join(directory, part) for directory in found]
-            found = [directory for directory in found if os.path.isdir(directory) or self.watch(directory)]
-        return [directory for directory in found if os.path.isdir(directory)]
+            for directory in found:
+                if not os.path.isdir(directory):
+                    self.watch(directory)
+            found = list(filter(os.path.isdir, found))
+        return found
 
 
 class _Program:

@@ -24,7 +24,7 @@ unit: setup ## unit tests alone
 	$(PYTEST) tests/unit
 
 python39: setup ## unit tests on Python 3.9 alone, in a Debian 11 folder
-	@tests/bed/images.sh chroot
+	@tests/bed/images.sh chroot python39
 	tests/bed/python39.sh
 
 lint: setup ## ruff and mypy --strict

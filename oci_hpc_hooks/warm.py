@@ -126,6 +126,8 @@ def run(stage: str, places: Places, began: float) -> None:
     start = Start(stage, places, began)
     defaults = site_defaults(places)
     if not start.words and not defaults:
+        if start.image.image_id and start.image.reason:
+            start.log("nothing", "warm", message=f"the image's labels could not be read: {start.image.reason}")
         return
     start.key = key_of(start, defaults)
     start.look()

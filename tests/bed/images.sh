@@ -3,7 +3,7 @@
 #
 #   build/images/NAME/       root file systems: bookworm, bullseye, musl, static
 #   build/images/NAME.tar    the same, for `podman import`; nocache.tar is bookworm without /etc/ld.so.cache
-#   build/chroots/bullseye   Debian 11 with Python 3.9 and the test tools, for the unit tests
+#   build/chroots/bullseye   Debian 11 with Python 3.9, for the unit tests; python39 beside it holds their packages
 #   build/site/mpich5        a "site MPI" in a prefix of its own: PyPI's mpich 5 (soname libmpi.so.12, lib/mpich)
 #   build/site/trixie        Debian 13's libmpich12 and what it needs, in one folder; wants GLIBC_2.38
 #
@@ -11,7 +11,7 @@
 # with which labels, is said in bed.py.
 #
 #   tests/bed/images.sh           everything
-#   tests/bed/images.sh NAME...   bookworm, bullseye, musl, static, chroot, mpich5, trixie
+#   tests/bed/images.sh NAME...   bookworm, bullseye, musl, static, mpich5, trixie, chroot, python39
 set -euo pipefail
 umask 022
 
@@ -160,13 +160,16 @@ build_static() {
     rootfs_tar images/static images/static.tar
 }
 
-# Python 3.9 comes from Debian 11, the packages through this machine's pip, which is set up for the network here.
 build_chroot() {
-    debian bullseye chroots/bullseye python3 gcc libc6-dev mount
-    venv/bin/pip install --quiet --disable-pip-version-check --target chroots/bullseye/opt/python \
+    debian bullseye chroots/bullseye python3 gcc libc6-dev mount acl
+    mkdir -p chroots/bullseye/src chroots/bullseye/opt/python
+}
+
+# For Debian 11's Python, but by this machine's pip, which is set up for the network here.
+build_python39() {
+    venv/bin/pip install --quiet --disable-pip-version-check --target chroots/python39 \
         --python-version 3.9 --implementation cp --abi cp39 --abi abi3 --abi none --only-binary :all: \
         --no-deps --requirement "$HERE/python39.txt"
-    mkdir -p chroots/bullseye/src
 }
 
 build_mpich5() {
@@ -207,7 +210,7 @@ build_trixie() {
 
 # ---------------------------------------------------------------- main
 
-if [ $# = 0 ]; then set -- mpich5 bookworm bullseye musl static trixie chroot; fi
+if [ $# = 0 ]; then set -- mpich5 bookworm bullseye musl static trixie chroot python39; fi
 for target in "$@"; do
     case $target in
         bookworm) make_once bookworm images/bookworm images/bookworm.tar images/nocache.tar ;;
@@ -215,6 +218,7 @@ for target in "$@"; do
         musl) make_once musl images/musl images/musl.tar ;;
         static) make_once static images/static images/static.tar ;;
         chroot) make_once chroot chroots/bullseye ;;
+        python39) make_once python39 chroots/python39 ;;
         mpich5) make_once mpich5 site/mpich5 ;;
         trixie) make_once trixie site/trixie ;;
         *) echo "images: no such target: $target" >&2; exit 2 ;;

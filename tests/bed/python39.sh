@@ -8,6 +8,7 @@ export ROOT CHROOT=$(readlink -f "$ROOT/build")/chroots/bullseye
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin
 exec unshare --mount --propagation private bash -euo pipefail -c '
     mount --bind "$CHROOT" "$CHROOT"
+    mount --bind "$CHROOT/../python39" "$CHROOT/opt/python"
     mount --bind "$ROOT" "$CHROOT/src"
     mount -o remount,bind,ro "$CHROOT/src"
     mount -t tmpfs tmpfs "$CHROOT/tmp"

@@ -9,6 +9,13 @@ from pathlib import Path
 from typing import Dict, Optional
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from oci_hpc_hooks.elf import facts as facts_module
+from oci_hpc_hooks.elf.facts import read_facts
+from oci_hpc_hooks.errors import ImageError
+from oci_hpc_hooks.model import ElfFacts
 from tests.unit.elf.elf_bed import (
     GNU_HASH,
     HASH,
@@ -24,13 +31,6 @@ from tests.unit.elf.elf_bed import (
     facts_of,
     made_up,
 )
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-
-from oci_hpc_hooks.elf import facts as facts_module
-from oci_hpc_hooks.elf.facts import read_facts
-from oci_hpc_hooks.errors import ImageError
-from oci_hpc_hooks.model import ElfFacts
 
 SOURCE = """
 int exported(void) { return 1; }

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Callable, List
 
 import pytest
-from tests.unit.elf.elf_bed import IMAGES, build, cache_of, can_bind_a_cache, entry, hwcaps_of_this_cpu, in_private_mounts, trace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,6 +18,7 @@ from oci_hpc_hooks.elf import ldcache
 from oci_hpc_hooks.elf.ldcache import compare, entry_flags, lookup, merge, parse, serialize
 from oci_hpc_hooks.errors import ImageError
 from oci_hpc_hooks.model import CacheEntry, LdCache
+from tests.unit.elf.elf_bed import IMAGES, build, cache_of, can_bind_a_cache, entry, hwcaps_of_this_cpu, in_private_mounts, trace
 
 REFERENCE = """
 static int digit(char c) { return c >= '0' && c <= '9'; }

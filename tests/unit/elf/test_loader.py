@@ -8,6 +8,12 @@ from pathlib import Path
 from typing import Dict, List, Mapping, Optional, Sequence
 
 import pytest
+
+from oci_hpc_hooks.elf import loader
+from oci_hpc_hooks.elf.ldcache import merge, parse, serialize
+from oci_hpc_hooks.elf.loader import LinkMap, Search, VersionGap, simulate, unsatisfied
+from oci_hpc_hooks.errors import ImageError
+from oci_hpc_hooks.model import ElfFacts, LdCache
 from tests.unit.elf.elf_bed import (
     DEBIAN_DIRS,
     IMAGES,
@@ -24,12 +30,6 @@ from tests.unit.elf.elf_bed import (
     search_of_this_machine,
     trace,
 )
-
-from oci_hpc_hooks.elf import loader
-from oci_hpc_hooks.elf.ldcache import merge, parse, serialize
-from oci_hpc_hooks.elf.loader import LinkMap, Search, VersionGap, simulate, unsatisfied
-from oci_hpc_hooks.errors import ImageError
-from oci_hpc_hooks.model import ElfFacts, LdCache
 
 needs_mounts = pytest.mark.skipif(not can_bind_a_cache(), reason="this machine lets us make no private mount namespace")
 needs_hwcaps = pytest.mark.skipif(not hwcaps_of_this_cpu(), reason="glibc-hwcaps came with glibc 2.33")

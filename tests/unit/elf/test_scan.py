@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import List
 
 import pytest
-from tests.unit.elf.elf_bed import elf_files, facts_of
 
 from oci_hpc_hooks.elf.scan import read_with_pyelftools
 from oci_hpc_hooks.errors import ConfigError
+from tests.unit.elf.elf_bed import elf_files, facts_of
 
 #: Above this many symbols pyelftools takes seconds.
 MANY = 5000
@@ -36,8 +36,7 @@ def test_both_readers_agree_on_every_file() -> None:
 
 
 def test_the_filter_chooses_symbols() -> None:
-    (path,) = [path for path in elf_files("/usr/lib/x86_64-linux-gnu") if path.endswith("/libc.so.6")]
-    facts = read_with_pyelftools(path, symbols=lambda name: name.startswith("mem"))
+    facts = read_with_pyelftools("/lib/x86_64-linux-gnu/libc.so.6", symbols=lambda name: name.startswith("mem"))
     assert "memcpy" in facts.exports
     assert all(name.startswith("mem") for name in facts.exports + facts.imports)
     assert "GLIBC_2.2.5" in facts.verdef

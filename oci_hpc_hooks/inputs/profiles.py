@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, cast
-
-from dataclasses_json import dataclass_json
+from typing import Any, Dict, List, Optional, Sequence
 
 from oci_hpc_hooks.errors import ConfigError
 from oci_hpc_hooks.inputs import resources, trust, validate
@@ -20,7 +18,7 @@ from oci_hpc_hooks.model import Profile
 
 def profile(document: Dict[str, Any], source: str) -> Profile:
     """A valid document as a :class:`Profile`."""
-    return cast(Profile, cast(Any, dataclass_json(Profile)).from_dict({**document, "source": source}))
+    return validate.to_dataclass(Profile, {**document, "source": source})
 
 
 def semantic_problems(document: Dict[str, Any], file: str) -> List[Problem]:

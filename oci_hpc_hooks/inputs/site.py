@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple, cast
-
-from dataclasses_json import dataclass_json
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from oci_hpc_hooks.errors import ConfigError
 from oci_hpc_hooks.inputs import profiles, resources, trust, validate
@@ -31,7 +29,7 @@ class Configuration:
 def site(document: Dict[str, Any]) -> Site:
     """A valid document as a :class:`Site`."""
     entries = [{"name": entry} if isinstance(entry, str) else entry for entry in document.get("profiles", ())]
-    return cast(Site, cast(Any, dataclass_json(Site)).from_dict({**document, "profiles": entries}))
+    return validate.to_dataclass(Site, {**document, "profiles": entries})
 
 
 def configuration(config_dir: str, *, fixed: Sequence[str] = (), shipped: Path = resources.PROFILES) -> Configuration:

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import islice
 from pathlib import PurePath
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Sequence, Tuple, cast
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Sequence, Tuple, Type, TypeVar, cast
 
+from dataclasses_json import dataclass_json, global_config
 from jsonschema import Draft7Validator
 from jsonschema.exceptions import ValidationError
 from jsonschema.validators import extend
@@ -28,6 +29,11 @@ from oci_hpc_hooks.inputs import resources
 LIMIT = 1 << 20
 #: An inventory lists the symbols of large libraries.
 INVENTORY_LIMIT = 32 << 20
+
+T = TypeVar("T")
+
+# dataclasses-json 0.5.7 (Debian 12) would instantiate Mapping itself. It looks a field's type up as it is written: a string.
+cast(Any, global_config).decoders["Mapping[str, str]"] = dict
 
 KINDS = ("profile", "site", "inventory", "plan")
 
@@ -68,6 +74,12 @@ def check(raw: bytes, kind: str, file: str) -> Dict[str, Any]:
     if problems:
         raise Invalid(problems)
     result: Dict[str, Any] = document
+    return result
+
+
+def to_dataclass(cls: Type[T], document: Dict[str, Any]) -> T:
+    """A valid document as one of the model's frozen dataclasses; keys that it has no field for (``$schema``) are left out."""
+    result: T = cast(Any, dataclass_json(cls)).from_dict(document)
     return result
 
 

@@ -24,6 +24,15 @@ mkdir -p images chroots site stamps cache
 
 say() { echo "images: $1"; }
 
+# quietly COMMAND...: its output is shown only if it fails
+quietly() {
+    local output
+    output=$("$@" 2>&1 </dev/null) && return
+    echo "$output" >&2
+    echo "images: failed: $*" >&2
+    return 1
+}
+
 # make_once TARGET PATH...: runs build_TARGET unless its stamp says that the same recipe has made PATH... already
 make_once() {
     local target=$1 stamp recipe path fresh=yes start=$SECONDS
@@ -58,7 +67,7 @@ debian() {
     local suite=$1 folder=$2 packages
     shift 2
     packages=$(IFS=,; echo "$*")
-    mmdebstrap --quiet --variant=essential --include="$packages" \
+    quietly mmdebstrap --variant=essential --include="$packages" \
         --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
         --dpkgopt='path-exclude=/usr/share/locale/*' --dpkgopt='path-exclude=/usr/share/info/*' \
         "$suite" "$folder" "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $MIRROR $suite main"
@@ -89,7 +98,7 @@ apt_in() {
         -o Acquire::Languages=none -o APT::Install-Recommends=false -o APT::Sandbox::User=root
     )
     if [ ! -e "$state/ready" ]; then
-        apt-get "${options[@]}" update >/dev/null
+        quietly apt-get "${options[@]}" update
         touch "$state/ready"
     fi
     apt-get "${options[@]}" "$@"
@@ -100,7 +109,7 @@ unpack() {
     local suite=$1 folder=$2 downloads deb
     shift 2
     downloads=$(mktemp -d "$BUILD/cache/debs.XXXX")
-    (cd "$downloads" && apt_in "$suite" download "$@" >/dev/null)
+    (cd "$downloads" && quietly apt_in "$suite" download "$@")
     mkdir -p "$folder"
     for deb in "$downloads"/*.deb; do dpkg-deb -x "$deb" "$folder"; done
     rm -rf "$downloads"
@@ -167,7 +176,7 @@ build_chroot() {
 
 # For Debian 11's Python, but by this machine's pip, which is set up for the network here.
 build_python39() {
-    venv/bin/pip install --quiet --disable-pip-version-check --target chroots/python39 \
+    quietly venv/bin/pip install --disable-pip-version-check --target chroots/python39 \
         --python-version 3.9 --implementation cp --abi cp39 --abi abi3 --abi none --only-binary :all: \
         --no-deps --requirement "$HERE/python39.txt"
 }
@@ -175,7 +184,7 @@ build_python39() {
 build_mpich5() {
     local wheel=cache/mpich5
     rm -rf "$wheel"
-    venv/bin/pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: --dest "$wheel" mpich==5.0.2
+    quietly venv/bin/pip download --disable-pip-version-check --no-deps --only-binary :all: --dest "$wheel" mpich==5.0.2
     venv/bin/python -m zipfile -e "$wheel"/mpich-*.whl "$wheel"
     mv "$wheel"/mpich-*.data/data site/mpich5
     chmod -R u+rwX,go+rX,go-w site/mpich5

@@ -10,6 +10,15 @@ umask 022
 
 die() { echo "setup: $1" >&2; exit 2; }
 
+# quietly COMMAND...: its output is shown only if it fails
+quietly() {
+    local output
+    output=$("$@" 2>&1 </dev/null) && return
+    echo "$output" >&2
+    echo "setup: failed: $*" >&2
+    return 1
+}
+
 [ "$(id -u)" = 0 ] || die "needs root (containers, mounts and packages): run it as root, for example with sudo."
 # shellcheck disable=SC1091
 . /etc/os-release 2>/dev/null || ID=unknown
@@ -40,11 +49,9 @@ done
 if [ ${#missing[@]} -gt 0 ]; then
     echo "setup: installing ${missing[*]}"
     export DEBIAN_FRONTEND=noninteractive
-    mkdir -p /var/log
     # An unrelated source that does not answer must not stop us: install decides.
-    apt-get update -q >/dev/null || echo "setup: apt-get update reported problems, going on" >&2
-    apt-get install -y -q --no-install-recommends "${missing[@]}" </dev/null >/dev/null ||
-        die "apt-get could not install: ${missing[*]} (its messages are above)."
+    quietly apt-get update -q || echo "setup: going on with the package lists that there are" >&2
+    quietly apt-get install -y -q --no-install-recommends "${missing[@]}"
 fi
 
 # ---------------------------------------------------------------- the unprivileged user
@@ -102,10 +109,10 @@ if [ "$(cat "$venv/.installed" 2>/dev/null)" != "$wanted" ]; then
     [ -x "$venv/bin/python" ] || /usr/bin/python3 -m venv "$venv"
     echo "setup: installing the Python packages into build/venv"
     if [ "$editable" = yes ]; then
-        "$venv/bin/pip" install --quiet --disable-pip-version-check -e '.[test,lint]'
+        quietly "$venv/bin/pip" install --disable-pip-version-check -e '.[test,lint]'
     else
-        "$venv/bin/pip" install --quiet --disable-pip-version-check '.[test,lint]'
-        "$venv/bin/pip" install --quiet --disable-pip-version-check --force-reinstall --no-deps .
+        quietly "$venv/bin/pip" install --disable-pip-version-check '.[test,lint]'
+        quietly "$venv/bin/pip" install --disable-pip-version-check --force-reinstall --no-deps .
     fi
     echo "$wanted" >"$venv/.installed"
 fi

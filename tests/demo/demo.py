@@ -47,13 +47,16 @@ def start(engine: bed.Engine, hooks_dir: Optional[Path]) -> Optional[list[str]]:
 
 
 def what_the_hook_did(site: Site) -> str:
-    """One line from `oci-hpc-hooks last`."""
+    """One line from `oci-hpc-hooks last`. Raises LookupError if the hook left no entry."""
     done = site.last("--json")
-    try:
-        entry = json.loads(done.stdout)
-    except ValueError:
-        return f"(oci-hpc-hooks last: {(done.stderr or done.stdout).strip()})"
-    return json.dumps(entry)
+    entries = json.loads(done.stdout)["entries"] if done.returncode == 0 else []
+    if not entries:
+        raise LookupError(f"oci-hpc-hooks last knows of no hook: {(done.stderr or done.stdout).strip()}")
+    entry = entries[-1]
+    return (
+        f"{entry['verdict']} the {entry['profile']} of this node compatible with the image and brought {entry['files']} files and "
+        f"directories into the container, in {entry['ms']:.0f} ms ({entry['path']} path)"
+    )
 
 
 def main() -> int:
@@ -74,12 +77,14 @@ def main() -> int:
 
     without = start(engine, None)
     swapped = start(engine, hooks_dir)
-    if swapped is not None:
-        say(f"\nThe hook: {what_the_hook_did(site)}")
     if without != [IMAGE_VERSION] * 2:
         return fail(f"without hooks, two ranks with MPICH {IMAGE_VERSION} were expected, found: {without or 'none'}")
     if swapped != [SITE_VERSION] * 2:
         return fail(f"with hooks, two ranks with MPICH {SITE_VERSION} were expected, found: {swapped or 'none'}")
+    try:
+        say(f"\nThe hook {what_the_hook_did(site)}.")
+    except LookupError as error:
+        return fail(str(error))
     say(f"The same image ran with MPICH {IMAGE_VERSION}, then with the site's {SITE_VERSION}.")
     return 0
 

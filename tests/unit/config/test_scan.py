@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, List, Sequence
 
 import pytest
-from node_bed import MPICH, OPENMPI, build
 
 from oci_hpc_hooks.inputs import inventory, validate
 from oci_hpc_hooks.inputs.scan import Scan, is_c_runtime, scan
 from oci_hpc_hooks.inputs.site import Configuration
 from oci_hpc_hooks.model import HostLibrary, Profile, ProfileLibrary, ResolvedProfile, Site, SiteProfile
+from tests.unit.config.node_bed import MPICH, OPENMPI, build
 
 
 def profile(search: Sequence[object], **more: Any) -> Profile:

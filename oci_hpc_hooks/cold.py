@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import NoReturn, Optional, Tuple
+from typing import NoReturn, Optional, Sequence, Tuple
 
 from oci_hpc_hooks import record
 from oci_hpc_hooks.apply.rootfs import Stale
@@ -12,34 +12,51 @@ from oci_hpc_hooks.decide.request import NOBODY, OVERRIDE, request
 from oci_hpc_hooks.errors import ConfigError, HookError, Refusal
 from oci_hpc_hooks.inputs import describe, image, inventory
 from oci_hpc_hooks.linux.paths import Root
-from oci_hpc_hooks.model import ERROR, NOTHING, REFUSED, Container, FileId, ImageFacts, Inventory, Plan, Site, Watched
+from oci_hpc_hooks.model import ERROR, NOTHING, REFUSED, WARNING, Container, FileId, Finding, ImageFacts, Inventory, Plan, Site, Watched
 from oci_hpc_hooks.report import Places
 from oci_hpc_hooks.warm import Start
+
+
+class Told(Refusal):
+    """A refusal that is in the log already."""
+
 
 #: A file may change between the look and the mount; a tree that changes all the time is refused.
 TRIES = 3
 
 
-def run(start: Start) -> None:
-    """Decides for one container and applies the decision. Raises HookError where it must not start."""
+def run(start: Start, trouble: Optional[HookError] = None) -> None:
+    """Decides for one container and applies the decision. Raises Refusal where it must not start.
+
+    ``trouble`` is what stopped a replay half-way: then nothing is left to decide but whether the container may start without. Only an
+    explicit wish is ever refused: what a default of the site or "auto" cannot get is left out, with a note in the log.
+    """
     container = describe.to_container(start.state, start.config, start.image)
     try:
         wish = request(container, Site()).mpi
-        asked = wish is not None and wish.value != NOBODY and wish.explicit
     except Refusal as refusal:
         refuse(start, refusal)
     try:
-        offers = node(start.places)
-    except HookError as error:
-        if asked:
-            refuse(start, error)
-        start.log("nothing", "cold", findings=[{"severity": "warning", "code": "no-inventory", "what": error.what}])
-        return
+        if trouble is not None:
+            raise trouble
+        serve(start, container)
+    except Told:
+        raise
+    except (HookError, OSError) as error:
+        told = error if isinstance(error, HookError) else HookError(f"{type(error).__name__}: {error}")
+        if wish is not None and wish.value != NOBODY and wish.explicit:
+            refuse(start, told)
+        skipped = Finding(WARNING, "skipped", told.what, told.origin, told.remedy, told.who)
+        start.log(NOTHING, "cold", findings=[record.finding_document(skipped)])
+
+
+def serve(start: Start, container: Container) -> None:
+    """Decides, remembers, applies. Raises HookError or OSError."""
     for left in reversed(range(TRIES)):
+        offers = node(start.places)
         decision, facts = decide(container, start.root, offers)
         if decision.verdict == REFUSED:
-            worst = next(finding for finding in decision.findings if finding.severity == ERROR)
-            refuse(start, Refusal(worst.what, origin=worst.origin, remedy=worst.remedy, who=worst.who), decision)
+            refuse_by(start, decision)
         rests_on = (watch(inventory.path_in(start.places.state)), *offers.rests_on)
         made, cache = record.build(decision, facts, rests_on, start.key)
         record.remember(start.places, made, cache)
@@ -49,12 +66,9 @@ def run(start: Start) -> None:
         try:
             start.inject(made, cache)
         except Stale as stale:
-            if left:
-                offers = node(start.places)
-                continue
-            refuse(start, Refusal(f"{stale} changes while it is looked at", remedy="start the container again", who="user"))
-        except HookError as error:
-            refuse(start, error)
+            if not left:
+                raise Refusal(f"{stale} changes while it is looked at", remedy="start the container again", who="user") from None
+            continue
         start.log(decision.verdict, "cold", profile=decision.profile, files=len(made["tree"]) + len(made["in_place"]),
                   findings=made["findings"])
         return
@@ -102,12 +116,17 @@ def watch(path: str) -> Watched:
     return Watched(path, FileId(status.st_ino, status.st_size, status.st_mtime_ns))
 
 
-def refuse(start: Start, error: HookError, decision: Optional[Plan] = None) -> NoReturn:
+def refuse(start: Start, error: HookError, findings: Sequence[Finding] = ()) -> NoReturn:
     """Ends the start: the sentence goes to the log, and by way of the exception to the person."""
     remedy = error.remedy
     if OVERRIDE not in remedy:
         remedy += ("; " if remedy else "") + f"to start without injection give {OVERRIDE}"
-    findings = [record.finding_document(finding) for finding in decision.findings] if decision else []
-    told = Refusal(error.what, origin=error.origin, remedy=remedy, who=error.who)
-    start.log(REFUSED, "cold", message=str(told), findings=findings)
+    told = Told(error.what, origin=error.origin, remedy=remedy, who=error.who)
+    start.log(REFUSED, "cold", message=str(told), findings=[record.finding_document(finding) for finding in findings])
     raise told from None
+
+
+def refuse_by(start: Start, decision: Plan) -> NoReturn:
+    """Refuses as the plan says."""
+    worst = next(finding for finding in decision.findings if finding.severity == ERROR)
+    refuse(start, Refusal(worst.what, origin=worst.origin, remedy=worst.remedy, who=worst.who), decision.findings)

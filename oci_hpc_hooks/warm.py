@@ -46,7 +46,7 @@ class Start:
     """One container that is being created: what the runtime, the bundle and the image store say about it."""
 
     __slots__ = (
-        "began", "config", "entered", "image", "journal", "key", "places", "root", "rootfs", "stage", "state", "table", "words")
+        "began", "config", "entered", "image", "journal", "key", "places", "root", "rootfs", "stage", "state", "table", "touched", "words")
 
     def __init__(self, stage: str, places: Places, began: float) -> None:
         self.stage = stage
@@ -65,7 +65,8 @@ class Start:
             for key, value in sorted(values.items()) if key.startswith(PREFIXES)
         ]
         self.key = ""
-        self.entered = False
+        self.entered = False  # this process is in the container's namespaces
+        self.touched = False  # something may have been mounted, and taken back: too late to decide anew
         self.journal = -1
         self.root: Root
         self.table: dict[int, mounts.MountEntry]
@@ -85,7 +86,12 @@ class Start:
 
     def inject(self, record: dict[str, Any], cache: bytes) -> None:
         self.journal = report.open_log(self.places)
-        rootfs.inject(record, cache, self.state.pid, self.root, self.table, container.mount_label(self.config), self.entered)
+        rootfs.inject(record, cache, self.root, self.table, container.mount_label(self.config), self.join)
+
+    def join(self) -> None:
+        if not self.entered:
+            namespaces.enter(self.state.pid)
+        self.entered = self.touched = True
 
     def log(self, verdict: str, path: str, **more: Any) -> None:
         entry = {
@@ -134,15 +140,18 @@ def run(stage: str, places: Places, began: float) -> None:
     if rootfs.already_injected(start.table):
         return
     known = remembered(places, start.key)
+    trouble: HookError | None = None
     if known is not None:
         try:
             replay(start, *known)
             return
         except rootfs.Stale:
             pass
-    from oci_hpc_hooks import cold  # the whole rest of the house: only for a container not seen before
+        except HookError as error:
+            trouble = error
+    from oci_hpc_hooks import cold  # the whole rest of the house: only for a container not seen before, or in trouble
 
-    cold.run(start)
+    cold.run(start, trouble if start.touched else None)
 
 
 def site_defaults(places: Places) -> list[tuple[str, str]]:

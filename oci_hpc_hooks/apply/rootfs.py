@@ -12,12 +12,12 @@ import os
 import stat
 
 from oci_hpc_hooks.errors import KernelError, Refusal
-from oci_hpc_hooks.linux import mounts, namespaces
+from oci_hpc_hooks.linux import mounts
 from oci_hpc_hooks.linux.syscalls import O_PATH, move_mount
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, List
+    from typing import Any, Callable, List
 
     from oci_hpc_hooks.linux.paths import Root
 
@@ -133,7 +133,7 @@ class Injection:
             where = self.inside(entry.mountpoint) if entry else "a volume"
             raise Refusal(
                 f"{target} would have to be created inside the volume {where}, and nothing is created in a user's volume",
-                remedy=f"let the volume contain {target} (an empty file or directory is enough), or mount it elsewhere",
+                remedy=f"let the volume contain {target} (an empty one is enough), or mount it elsewhere",
                 who="user",
             )
 
@@ -262,20 +262,19 @@ class Injection:
         self.fds.clear()
 
 
-def inject(record: dict[str, Any], cache: bytes, pid: int, root: Root, table: dict[int, mounts.MountEntry], label: str,
-           entered: bool = False) -> None:
-    """Applies ``record`` to the container whose init process is ``pid``.
+def inject(record: dict[str, Any], cache: bytes, root: Root, table: dict[int, mounts.MountEntry], label: str,
+           join: Callable[[], None]) -> None:
+    """Applies ``record`` to a container that is being created.
 
-    ``root`` is its root filesystem in its own mount namespace, ``table`` that namespace's mounts, ``label`` its SELinux mount label,
-    ``entered`` whether this process had to join the namespaces already (an unprivileged caller). Raises Stale or Refusal before, and
-    KernelError or OSError after, the first effect; in every case nothing is left behind.
+    ``root`` is its root filesystem in its own mount namespace, ``table`` that namespace's mounts, ``label`` its SELinux mount label;
+    ``join`` brings this process into the container's namespaces. Raises Stale or Refusal before ``join``, and KernelError,
+    OSError or Refusal after it; in every case nothing is left behind.
     """
     injection = Injection(record, cache, root, table)
     try:
         injection.open_targets()
         injection.open_sources(label)
-        if not entered:
-            namespaces.enter(pid)
+        join()
         injection.attach()
     finally:
         injection.close()

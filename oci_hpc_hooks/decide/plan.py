@@ -186,10 +186,9 @@ def _plan_profile(container: Container, inventory: Inventory, facts: ImageFacts,
     proved = _prove(facts, profile, choice, view, cache, tree_root, findings)
     findings += _lost_functions(choice)
     binds, over_directories = _plugins(inventory, profile, choice, facts, findings)
-    over = _cache_over(facts)
-    if over is None and facts.cache_real:
-        raise _No("cache-unreadable", f"{facts.cache_path} of the image is not a loader cache: "
-                  f"{facts.unreadable.get(facts.cache_real, 'it cannot be read')}", "run ldconfig in the image", "image author")
+    if facts.cache is None and facts.cache_file is not None:
+        findings.append(Finding(NOTE, "cache-unreadable", f"{facts.cache_path} of the image is no loader cache and is replaced: "
+                                f"{facts.unreadable.get(facts.cache_real, 'it cannot be read')}"))
     return Plan(
         verdict=PROVED if proved else UNPROVED,
         findings=tuple(findings),
@@ -199,7 +198,7 @@ def _plan_profile(container: Container, inventory: Inventory, facts: ImageFacts,
         in_place=(*(Bind(library.real, library.file, copy.path, f"stands in for the image's {copy.elf.soname or copy.path}", copy.file)
                     for library, copy in choice.in_place), *over_directories),
         cache_target=facts.cache_path,
-        cache_over=over,
+        cache_over=facts.cache_file,
         cache=cache,
         tree_root=tree_root,
         tree_make=tree_make,
@@ -305,10 +304,6 @@ def _merged_cache(facts: ImageFacts, choice: _Choice, tree_root: str) -> LdCache
         flags = ldcache.entry_flags(cache, library.elf.machine, library.elf.elf_class)
         additions += [CacheEntry(name, _in_tree(tree_root, library.path), flags) for name in (library.name, *library.replaces)]
     return ldcache.merge(cache, additions)
-
-
-def _cache_over(facts: ImageFacts) -> Optional[FileId]:
-    return facts.cache_file if facts.cache is not None else None
 
 
 def _plugins(inventory: Inventory, profile: ResolvedProfile, choice: _Choice, facts: ImageFacts,

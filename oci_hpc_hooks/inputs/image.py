@@ -317,13 +317,13 @@ def _cache(root: Root, tree: _Tree, real: str) -> Tuple[Optional[LdCache], Optio
     fd = root.open_regular(real) if real else -1
     if fd < 0:
         return None, None
+    status = os.fstat(fd)
+    file = FileId(status.st_ino, status.st_size, status.st_mtime_ns)
     try:
-        status = os.fstat(fd)
-        file = FileId(status.st_ino, status.st_size, status.st_mtime_ns)
         return ldcache.parse(read_bounded(fd, real, CACHE_LIMIT)), file
     except ImageError as error:
-        tree.unreadable[real] = error.what
-        return None, None
+        tree.unreadable[real] = error.what  # ld.so goes on without a cache then, and so do we
+        return None, file
     finally:
         os.close(fd)
 

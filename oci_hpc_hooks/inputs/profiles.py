@@ -61,7 +61,6 @@ def read_profiles(
                 continue
             path = os.path.join(directory, name)
             consulted.append(path)
-            found.pop(name[:-5], None)
             try:
                 raw = trust.read_trusted(path, validate.LIMIT, fixed) if directory == own else Path(path).read_bytes()
                 document = validate.check(raw, "profile", path)

@@ -90,17 +90,17 @@ def node(places: Places) -> Inventory:
     if not inventory.is_stale(kept):
         return kept
     try:
-        private = inventory.load(places.cache)
+        private = inventory.load(places.cache, (places.cache,))
         if not inventory.is_stale(private):
             return private
     except ConfigError:
         pass
     from oci_hpc_hooks.inputs import scan, site  # jsonschema, dataclasses-json and pyelftools: 0.25 s that only a stale inventory costs
 
-    fresh = scan.scan(site.configuration(places.config)).inventory
+    fresh = scan.scan(site.configuration(places.config, fixed=places.fixed)).inventory
     for folder in (places.state, places.cache):
         try:
-            inventory.write(fresh, folder)
+            inventory.write(fresh, folder, (folder,))
             break
         except ConfigError:
             continue

@@ -89,9 +89,11 @@ def module_path() -> List[str]:
     """Where this package and what it depends on lie, in this process's own order, without what the interpreter finds by itself."""
     own = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib")}
     own |= {os.path.join(str(directory), "lib-dynload") for directory in own}
-    # An editable install is found through a hook in site-packages that -S does not run.
-    path = [str(resources.PACKAGE.parent), *(entry for entry in sys.path if os.path.isabs(entry) and os.path.isdir(entry))]
-    return [entry for entry in dict.fromkeys(map(os.path.normpath, path)) if entry not in own]
+    # Python puts the directory of the script that it runs first; nothing of ours is there.
+    own |= {os.path.dirname(os.path.abspath(sys.argv[0])), os.path.dirname(os.path.realpath(sys.argv[0]))}
+    others = [entry for entry in map(os.path.normpath, sys.path) if os.path.isabs(entry) and os.path.isdir(entry) and entry not in own]
+    # The package's own directory: an editable install is found through a hook in site-packages that -S does not run.
+    return list(dict.fromkeys([str(resources.PACKAGE.parent), *others]))
 
 
 def _put(path: str, text: str) -> None:

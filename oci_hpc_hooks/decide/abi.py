@@ -8,18 +8,6 @@ from oci_hpc_hooks.model import ElfFacts
 
 MACHINES = {3: "i386", 20: "ppc", 21: "ppc64", 22: "s390x", 40: "arm", 62: "x86-64", 183: "aarch64", 243: "riscv64", 258: "loongarch64"}
 
-#: The C runtime: one set with the image's own loader, never taken from the host one by one.
-C_RUNTIME = frozenset({
-    "libc.so.6", "libm.so.6", "libmvec.so.1", "libpthread.so.0", "libdl.so.2", "librt.so.1", "libutil.so.1", "libresolv.so.2",
-    "libanl.so.1", "libnsl.so.1", "libBrokenLocale.so.1", "libthread_db.so.1", "libc_malloc_debug.so.0",
-})
-
-
-def is_c_runtime(soname: str) -> bool:
-    """Whether a library belongs to glibc itself, its loader and its NSS modules included."""
-    return soname in C_RUNTIME or soname.startswith(("ld-linux", "ld64.so", "ld.so", "libnss_"))
-
-
 def kind(elf: ElfFacts) -> Tuple[int, bool, int]:
     """What must be equal for two files to meet in one process: class, byte order, machine."""
     return elf.elf_class, elf.little_endian, elf.machine

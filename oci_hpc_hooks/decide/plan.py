@@ -12,7 +12,7 @@ from typing import Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
 from oci_hpc_hooks.decide import abi
 from oci_hpc_hooks.decide.request import AUTO, NOBODY, OVERRIDE
-from oci_hpc_hooks.elf import ldcache, loader, mpi
+from oci_hpc_hooks.elf import glibc, ldcache, loader, mpi
 from oci_hpc_hooks.errors import ImageError
 from oci_hpc_hooks.model import (
     ERROR,
@@ -253,7 +253,7 @@ def _choose(facts: ImageFacts, profile: ResolvedProfile) -> _Choice:
     while queue:
         name = queue.pop(0)
         library_or_none = by_name.get(name)
-        if name in chosen or name in kept or library_or_none is None or abi.is_c_runtime(name):
+        if name in chosen or name in kept or library_or_none is None or glibc.is_c_runtime(name):
             continue
         library = library_or_none
         mine = copies.get(library.path, [])

@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
-from oci_hpc_hooks.elf import ldcache, loader, mpi
+from oci_hpc_hooks.elf import glibc, ldcache, loader, mpi
 from oci_hpc_hooks.elf.scan import read_with_pyelftools
 from oci_hpc_hooks.errors import ConfigError, HookError
 from oci_hpc_hooks.inputs.site import Configuration
@@ -34,10 +34,6 @@ from oci_hpc_hooks.model import (
 VERSION = 1
 CACHE = "/etc/ld.so.cache"
 
-#: glibc's own sonames (shlib-versions): one set with the loader, whichever that is in the container.
-_C_RUNTIME = re.compile(
-    r"(ld-linux|ld64|ld)([-.].*)?\.so\.\d+|lib(c|m|mvec|pthread|dl|rt|resolv|util|anl|BrokenLocale|thread_db|nss_.*)\.so\.\d.*|libnsl\.so\.1"
-)
 _MOST_NAMES = 100_000  # in one directory
 
 
@@ -336,7 +332,7 @@ class _Resolution:
         return {
             item.identity: self._host_library(item.name, item.path, item.identity, "dependency", ())
             for item in loaded.objects
-            if item.how != "program" and item.identity not in known and not is_c_runtime(item.name)
+            if item.how != "program" and item.identity not in known and not glibc.is_c_runtime(item.name)
         }
 
     def _host_library(self, name: str, path: str, real: str, role: str, replaces: Tuple[str, ...]) -> HostLibrary:
@@ -344,11 +340,6 @@ class _Resolution:
         assert elf is not None  # the loader's simulation and _why_unfit have read it
         self._node.watch(path)
         return HostLibrary(name, path, real, role, replaces, file_id(os.stat(real)), _without_surplus(elf, role))
-
-
-def is_c_runtime(name: str) -> bool:
-    """Whether a soname is of the family of libc and loader, which no profile brings."""
-    return _C_RUNTIME.fullmatch(name.rpartition("/")[2]) is not None
 
 
 def _without_surplus(elf: ElfFacts, role: str) -> ElfFacts:

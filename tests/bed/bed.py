@@ -150,25 +150,39 @@ def enter() -> None:
 
 
 def _join_namespace(hybrid: str) -> None:
-    """Enter the mount namespace pinned at RUN/mnt, made at the first call after a boot. It is one for all, since rootless
-    podman keeps a process whose namespaces its later calls join: with one each, they would join another's mounts."""
+    """Enter the bed's mount namespace. It is one for all, since rootless podman keeps a process whose namespaces its later
+    calls join: with one each, they would join another's mounts. A sleeping process holds it (to pin it by a bind mount of
+    /proc/PID/ns/mnt fails now and then with EINVAL on Linux 6.18, which takes it for a loop)."""
     RUN.mkdir(mode=0o755, exist_ok=True)
-    pin = RUN / "mnt"
     with open(RUN / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not pin.exists():
-            # A pin must lie on a private mount; inside, mounts reach the rootless namespaces as on a host with systemd.
-            inside = f"umount {hybrid} && mount --make-rshared /"
-            script = f"mount --bind {RUN} {RUN} && mount --make-private {RUN} && touch {pin}.new && "
-            script += f"unshare --mount={pin}.new --propagation slave sh -c '{inside}' && touch {pin} && mount --move {pin}.new {pin}"
-            subprocess.run(["sh", "-c", script], check=True, timeout=30)
+        holder = _holder() or _start_holder(hybrid)
         libc = ctypes.CDLL(None, use_errno=True)
         cwd = os.getcwd()
-        with open(pin) as namespace:
+        with open(f"/proc/{holder}/ns/mnt") as namespace:
             if libc.unshare(CLONE_FS) or libc.setns(namespace.fileno(), CLONE_NEWNS):
                 error = ctypes.get_errno()
-                raise OSError(error, f"entering the bed's mount namespace: {os.strerror(error)}", str(pin))
+                raise OSError(error, f"entering the bed's mount namespace: {os.strerror(error)}")
         os.chdir(cwd)
+
+
+def _holder() -> int:
+    """The process that holds the namespace; 0 if there is none. Its id alone could be another's by now."""
+    try:
+        pid, inode = map(int, (RUN / "holder").read_text().split())
+        return pid if os.stat(f"/proc/{pid}/ns/mnt").st_ino == inode else 0
+    except (OSError, ValueError):
+        return 0
+
+
+def _start_holder(hybrid: str) -> int:
+    _kill(_pause_pids())  # it holds mounts of a namespace that is gone
+    # Shared, so that mounts reach the namespaces of rootless podman as on a host with systemd.
+    script = f"umount {hybrid} && mount --make-rshared / && {{ (exec -a oci-hpc-hooks-bed sleep infinity) >/dev/null 2>&1 & echo $!; }}"
+    command = ["unshare", "--mount", "--propagation", "slave", "bash", "-c", script]
+    pid = int(subprocess.run(command, stdout=subprocess.PIPE, start_new_session=True, check=True, timeout=30).stdout)
+    _write(RUN / "holder", f"{pid} {os.stat(f'/proc/{pid}/ns/mnt').st_ino}\n")
+    return pid
 
 
 # ------------------------------------------------------------------------------------------------ accounts and their stores
@@ -199,8 +213,14 @@ class Account:
 
     @property
     def runtime_dir(self) -> Path:
-        """XDG_RUNTIME_DIR, made by setup.sh for the user; nobody makes one for root."""
-        return Path(f"/run/user/{self.uid}")
+        """XDG_RUNTIME_DIR of the user: one for each checkout, since rootless podman keeps there the id of the process whose
+        namespaces later calls join."""
+        return self.run_folder / "xdg"
+
+    @property
+    def tmp_dir(self) -> Path:
+        """podman's tmp_dir: where it would be without configuration, or podman looks for that process in two places."""
+        return self.runtime_dir / "libpod/tmp"
 
     def environment(self) -> dict[str, str]:
         """The environment that makes plain ``podman`` and ``buildah`` use the bed's stores."""
@@ -227,15 +247,15 @@ class Account:
             ulimits = f'default_ulimits = ["nofile=1024:{files}", "nproc=4096:4096"]\n'
         os.makedirs(BED, mode=0o755, exist_ok=True)
         self.storage_conf.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        for folder in (self.folder, self.run_folder):
-            folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        for folder, mode in ((self.folder, 0o755), (self.run_folder, 0o755), (self.runtime_dir, 0o700)):
+            folder.mkdir(mode=mode, parents=True, exist_ok=True)
             os.chown(folder, self.uid, self.gid)
         _write(
             self.folder / "containers.conf",
             f"# Written by {Path(__file__).name}\n[containers]\n{ulimits}\n"
             '[network]\nnetwork_backend = "netavark"\n\n'
             '[engine]\nruntime = "crun"\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\n'
-            f'tmp_dir = "{self.run_folder}/tmp"\n',
+            f'tmp_dir = "{self.tmp_dir}"\n',
         )
         _write(
             self.storage_conf,
@@ -559,8 +579,10 @@ def leaks(before: HostState, patience: float = 3) -> list[str]:
 
 
 def _pause_pids() -> list[str]:
+    """The process, if there is one, that keeps the user's rootless namespaces."""
     try:
-        return [(user_account().run_folder / "tmp/pause.pid").read_text().strip()]
+        pid = (user_account().tmp_dir / "pause.pid").read_text().strip()
+        return [pid] if Path(f"/proc/{pid}/comm").read_text().strip() in ("catatonit", "podman pause") else []
     except (OSError, KeyError):
         return []
 
@@ -593,12 +615,16 @@ def clean() -> None:
         where = line.split()[4]
         if where.startswith(f"{BUILD}/"):
             subprocess.run(["umount", "--lazy", where], check=False, timeout=30)
-    for pid in _pause_pids():
-        with contextlib.suppress(OSError, ValueError):
-            os.kill(int(pid), signal.SIGKILL)
+    _kill([*_pause_pids(), str(_holder())])
     shutil.rmtree(BED, ignore_errors=True)
-    # The pin is in the namespace that this process came from.
-    subprocess.run(["nsenter", "--mount=/proc/1/ns/mnt", "sh", "-c", f"umount {RUN}/mnt {RUN}; rm -rf {RUN}"], check=False, timeout=30)
+    shutil.rmtree(RUN, ignore_errors=True)
+
+
+def _kill(pids: Sequence[str]) -> None:
+    for pid in pids:
+        if pid.isdecimal() and int(pid) > 1:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
 
 
 # ------------------------------------------------------------------------------------------------ as a program

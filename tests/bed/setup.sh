@@ -111,6 +111,7 @@ if [ "$(cat "$venv/.installed" 2>/dev/null)" != "$wanted" ]; then
     if [ "$editable" = yes ]; then
         quietly "$venv/bin/pip" install --disable-pip-version-check -e '.[test,lint]'
     else
+        rm -rf build/lib build/bdist.* # setuptools would install what an earlier state of the checkout left there
         quietly "$venv/bin/pip" install --disable-pip-version-check '.[test,lint]'
         quietly "$venv/bin/pip" install --disable-pip-version-check --force-reinstall --no-deps .
     fi

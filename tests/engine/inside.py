@@ -6,7 +6,8 @@ import dataclasses
 import json
 import re
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Optional
 
 from tests.bed.bed import Engine, Result
 from tests.bed.site import Site
@@ -66,22 +67,21 @@ def log_of(site: Site, container: str) -> list[dict[str, Any]]:
 
 
 def start(engine: Engine, site: Site, *command: str, options: Sequence[str] = (), image: str = "bookworm-mpich",
-          timeout: float = 60) -> tuple[Result, list[dict[str, Any]]]:
+          hooks_dir: Optional[Path] = None) -> tuple[Result, list[dict[str, Any]]]:
     """``podman run --rm`` with the site's hooks: its result, and what the log says of it."""
     record = site.cache_dir / "cid"
     try:
-        result = engine.run(image, *command, options=["--cidfile", str(record), *options], hooks_dir=site.hooks_dir, timeout=timeout)
+        result = engine.run(image, *command, options=["--cidfile", str(record), *options], hooks_dir=hooks_dir or site.hooks_dir)
         return result, log_of(site, record.read_text()) if record.exists() else []
     finally:
         record.unlink(missing_ok=True)
 
 
-def injected(engine: Engine, site: Site, *command: str, options: Sequence[str] = (), verdict: str = "proved", path: str = TREE + "/",
-             ways: Sequence[str] = ("cold", "warm")) -> Result:
-    """Start the same container once for each of `ways`, and have each one checked: the site's MPI in two ranks, one injection,
-    decided by that way, with that verdict. Returns the last one's result."""
-    for way in ways:
-        result, log = start(engine, site, *(command or HELLO), options=options)
+def injected(engine: Engine, site: Site, *command: str, options: Sequence[str] = (), hooks_dir: Optional[Path] = None,
+             verdict: str = "proved", path: str = TREE + "/") -> None:
+    """Start the same container twice and check each: the site's MPI in two ranks, loaded from `path`, and one injection, which is
+    decided the first time and remembered the second."""
+    for way in ("cold", "warm"):
+        result, log = start(engine, site, *(command or HELLO), options=options, hooks_dir=hooks_dir)
         assert_site(result, path)
         assert [(entry["verdict"], entry["path"]) for entry in log] == [(verdict, way)], (options, log)
-    return result

@@ -14,6 +14,7 @@ from tests.bed.bed import Engine, Result
 from tests.bed.site import MPICH5, TRIXIE, Site
 from tests.engine.conftest import SiteMaker
 from tests.engine.inside import OWN_VERSION, SITE_VERSION, ranks, start
+from tests.engine.site import ReadySite, ready  # noqa: F401
 
 MPI = "org.supercontainers.mpi"
 OVERRIDE = f"--annotation {MPI}=none"
@@ -109,32 +110,32 @@ def test_site_default_is_not_refused(crun: Engine, make_site: SiteMaker) -> None
 # ------------------------------------------------------------------------------------------------ images of other kinds
 
 
-def test_musl(crun: Engine, make_site: SiteMaker) -> None:
-    site = make_site(crun)
+def test_musl(crun: Engine, ready: ReadySite) -> None:
+    site = ready(crun)
     told = refused(crun, site, "musl", "muslhello")
     assert "/lib/ld-musl-x86_64.so.1" in told and "needs glibc" in told and LABEL in told
     for options, image in (([NONE], "musl"), ([], "musl-nolabel")):
         assert "hello" in crun.run(image, "muslhello", options=options, hooks_dir=site.hooks_dir).stdout
 
 
-def test_static_image(crun: Engine, make_site: SiteMaker) -> None:
-    site = make_site(crun)
+def test_static_image(crun: Engine, ready: ReadySite) -> None:
+    site = ready(crun)
     told = refused(crun, site, "static", "statichello")
     assert "no glibc" in told and "static" in told and "link the program dynamically" in told
     for options, image in (([NONE], "static"), ([], "static-nolabel")):
         assert "hello" in crun.run(image, "statichello", options=options, hooks_dir=site.hooks_dir).stdout
 
 
-def test_static_program_in_an_image_with_glibc(crun: Engine, make_site: SiteMaker) -> None:
+def test_static_program_in_an_image_with_glibc(crun: Engine, ready: ReadySite) -> None:
     """It cannot be served, but something that it starts may be."""
-    result, log = start(crun, make_site(crun), "statichello")
+    result, log = start(crun, ready(crun), "statichello")
     assert result.returncode == 0 and "hello" in result.stdout and not result.stderr
     assert log[0]["verdict"] == "unproved" and "static-program" in codes(log)
 
 
 @pytest.mark.parametrize("option", ["--read-only=false", "--read-only"])
-def test_image_without_a_loader_cache(crun: Engine, make_site: SiteMaker, option: str) -> None:
-    result, log = start(crun, make_site(crun), "mpihello", options=[option], image="nocache")
+def test_image_without_a_loader_cache(crun: Engine, ready: ReadySite, option: str) -> None:
+    result, log = start(crun, ready(crun), "mpihello", options=[option], image="nocache")
     assert versions(result) == [SITE_VERSION]
     assert log[0]["verdict"] == "proved"
 
@@ -152,9 +153,9 @@ def labelled(crun: Engine) -> Iterator[str]:
     crun.podman("image", "rm", "--force", name)
 
 
-def test_label_with_an_unknown_value(crun: Engine, make_site: SiteMaker, labelled: str) -> None:
+def test_label_with_an_unknown_value(crun: Engine, ready: ReadySite, labelled: str) -> None:
     """The image is looked at instead: a typing error of its author stops nobody."""
-    result, log = start(crun, make_site(crun), "mpihello", image=labelled)
+    result, log = start(crun, ready(crun), "mpihello", image=labelled)
     assert versions(result) == [SITE_VERSION] and not result.stderr
     finding = next(finding for finding in log[0]["findings"] if finding["code"] == "unknown-value")
     assert "mvapix" in finding["what"] and "mpich" in finding["what"] and finding["origin"] == f"label {MPI}=mvapix"
@@ -164,8 +165,8 @@ def test_label_with_an_unknown_value(crun: Engine, make_site: SiteMaker, labelle
     ("mvapix", ("unknown value 'mvapix'", "auto, mpich, none, openmpi")),
     ("openmpi", ("openmpi is wanted", "this site offers mpich")),
 ])
-def test_annotation_that_cannot_be_served(crun: Engine, make_site: SiteMaker, value: str, words: Sequence[str]) -> None:
-    site = make_site(crun)
+def test_annotation_that_cannot_be_served(crun: Engine, ready: ReadySite, value: str, words: Sequence[str]) -> None:
+    site = ready(crun)
     for image in ("bookworm-mpich", "bookworm-mpich-nolabel"):
         told = refused(crun, site, image, "mpihello", options=[f"--annotation={MPI}={value}"])
         for word in (*words, f"(from annotation {MPI}={value})", "User: "):

@@ -11,7 +11,7 @@ from typing import Any, List, Sequence
 import pytest
 
 from oci_hpc_hooks.inputs import inventory, validate
-from oci_hpc_hooks.inputs.scan import Scan, is_c_runtime, scan
+from oci_hpc_hooks.inputs.scan import Scan, scan
 from oci_hpc_hooks.inputs.site import Configuration
 from oci_hpc_hooks.model import HostLibrary, Profile, ProfileLibrary, ResolvedProfile, Site, SiteProfile
 from tests.unit.config.node_bed import MPICH, OPENMPI, build
@@ -218,19 +218,6 @@ def test_c_runtime_stays_with_the_container(tmp_path: Path) -> None:
     (found,) = resolved(profile([tmp_path])).libraries
     assert {"libm.so.6", "libc.so.6"} <= set(found.elf.needed)
     assert dict(found.elf.verneed)["libc.so.6"]
-
-
-@pytest.mark.parametrize("name", ["libc.so.6", "libm.so.6", "libpthread.so.0", "libdl.so.2", "librt.so.1", "libresolv.so.2", "libutil.so.1",
-    "libnsl.so.1", "libanl.so.1", "libBrokenLocale.so.1", "libnss_files.so.2", "ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1", "ld64.so.2",
-    "/lib64/ld-linux-x86-64.so.2"])  # fmt: skip
-def test_is_c_runtime(name: str) -> None:
-    assert is_c_runtime(name)
-
-
-@pytest.mark.parametrize("name", ["libcrypt.so.1", "libnsl.so.2", "libcap.so.2", "libmpi.so.12", "libstdc++.so.6", "libgcc_s.so.1",
-    "libdlfoo.so.2", "libcxi.so.1", "libmlx5.so.1"])  # fmt: skip
-def test_is_not_c_runtime(name: str) -> None:
-    assert not is_c_runtime(name)
 
 
 # ---------------------------------------------------------------------------------------------------------- its modules

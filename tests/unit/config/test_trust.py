@@ -150,10 +150,10 @@ def test_any_file_of_anyone(tmp_path: Path) -> None:
 READ = "import sys; from oci_hpc_hooks.inputs import trust; print(trust.read_trusted(sys.argv[1], 99, sys.argv[2:]).decode())"
 
 
-def in_user_namespace(*arguments: str, mapped: bool = True) -> subprocess.CompletedProcess[str]:
+def in_user_namespace(*arguments: str, mapped: bool = True, code: str = READ) -> subprocess.CompletedProcess[str]:
     """Reads as an ordinary user who is root in a namespace of his own, as a rootless container's hook is; unmapped: as nobody in it."""
     drop = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups"]
-    command = [*drop, "unshare", "--user", *["--map-root-user"] * mapped, sys.executable, "-c", READ, *arguments]
+    command = [*drop, "unshare", "--user", *["--map-root-user"] * mapped, sys.executable, "-c", code, *arguments]
     result = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": str(REPOSITORY)}, cwd="/")
     if "unshare" in result.stderr or "setpriv" in result.stderr:
         pytest.skip(f"no user namespace for an ordinary user here: {result.stderr.strip()}")
@@ -174,7 +174,7 @@ def test_root_of_the_host_counts_below_a_fixed_directory(seen_by_all: Path) -> N
     assert result.stdout == "{}\n", result.stderr
 
 
-@pytest.mark.parametrize("fixed", [[], ["/usr"], ["{}-other"]])
+@pytest.mark.parametrize("fixed", [[], ["/usr"], ["{}-other"], ["{}/../e"]])
 def test_root_of_the_host_counts_nowhere_else(seen_by_all: Path, fixed: list[str]) -> None:
     result = in_user_namespace(str(seen_by_all), *[text.format(seen_by_all.parent) for text in fixed])
     assert "is owned by uid 65534" in result.stderr
@@ -202,8 +202,53 @@ def test_without_a_namespace_the_overflow_id_is_nobody(seen_by_all: Path) -> Non
         trust.read_trusted(str(seen_by_all), 10, [str(seen_by_all.parent)])
 
 
+def test_without_a_namespace_an_ordinary_user_does_not_believe_nobody(seen_by_all: Path) -> None:
+    os.chown(seen_by_all, 65534, 65534)
+    command = ["setpriv", f"--reuid={USER}", "--clear-groups", sys.executable, "-c", READ, str(seen_by_all), str(seen_by_all.parent)]
+    result = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": str(REPOSITORY)}, cwd="/")
+    assert f"chown root {seen_by_all}" in result.stderr
+
+
+def test_another_user_of_the_namespace_is_not_root_of_the_host(seen_by_all: Path) -> None:
+    """Neither is root inside, and the reader cannot write the other one's file."""
+    os.chown(seen_by_all, USER + 1, USER + 1)
+    command = ["setpriv", f"--reuid={USER}", "--clear-groups", "unshare", "--user", "sh", "-c", 'echo; read go; exec "$@"', "sh"]
+    command += [sys.executable, "-c", READ, str(seen_by_all), str(seen_by_all.parent)]
+    pipe = subprocess.PIPE
+    env = {"PYTHONPATH": str(REPOSITORY), "PATH": os.environ["PATH"]}
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=env, cwd="/") as reader:
+        assert reader.stdout is not None
+        if not reader.stdout.readline():
+            pytest.skip(f"no user namespace for an ordinary user here: {reader.communicate()[1].strip()}")
+        Path(f"/proc/{reader.pid}/uid_map").write_text(f"5 {USER} 1\n7 {USER + 1} 1\n")
+        _, says = reader.communicate("go\n")
+    assert f"{seen_by_all} is owned by uid 7 with mode 0644" in says
+
+
 def test_the_module_is_light() -> None:
     code = "import sys; before = set(sys.modules); import oci_hpc_hooks.inputs.trust; print(*sorted(set(sys.modules) - before))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": str(REPOSITORY)}, check=True)
     new = {name for name in result.stdout.split() if not name.startswith("oci_hpc_hooks")}
     assert new <= {"__future__", "errno"}
+
+
+RESOLVE = """
+import sys
+from oci_hpc_hooks.inputs import inventory, scan, site
+etc, private = sys.argv[1:]
+found = scan.scan(site.configuration(etc, fixed=[etc])).inventory
+inventory.write(found, private, [private])
+assert inventory.load(private, [private]) == found
+print(found.site.unproved)
+"""
+
+
+def test_private_inventory_of_a_rootless_hook(seen_by_all: Path, tmp_path: Path) -> None:
+    """What a hook does in the user's namespace when root's inventory is stale: root's configuration, the user's own directory."""
+    (seen_by_all.parent / "site.json").write_text('{"version": 1, "profiles": [], "unproved": "refuse"}')
+    private = tmp_path / "run"
+    private.mkdir(mode=0o700)
+    os.chown(private, USER, USER)
+    result = in_user_namespace(str(seen_by_all.parent), str(private), code=RESOLVE)
+    assert result.stdout == "refuse\n", result.stderr
+    assert (private / "inventory.json").stat().st_uid == USER

@@ -1,0 +1,50 @@
+"""A site that many tests share: making one takes a second, and there are many tests.
+
+Fixtures to import: ``from tests.engine.site import ready, site  # noqa: F401``; a module's own ``site`` then shadows that of conftest.py.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.bed import bed
+from tests.bed.bed import Engine
+from tests.bed.site import Site
+
+ReadySite = Callable[[Engine], Site]
+
+
+@pytest.fixture(scope="module")
+def ready() -> Iterator[ReadySite]:
+    """``ready(engine)``: the module's site for the account of `engine`, with nothing remembered of tests before."""
+    folder = bed.scratch("site")
+    made: dict[str, Site] = {}
+
+    def get(engine: Engine) -> Site:
+        account = engine.account
+        if account.name not in made:
+            site = made[account.name] = Site(folder / account.name, account)
+            site.configure()
+            site.scan()
+            site.register()
+        forget(made[account.name])
+        return made[account.name]
+
+    yield get
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def site(engine: Engine, ready: ReadySite) -> Site:
+    """The module's site for the `engine` of this test."""
+    return ready(engine)
+
+
+def forget(site: Site) -> None:
+    """Removes every remembered plan, so that the next start is a cold one."""
+    for cache in (site.cache_dir, Path(f"/run/user/{site.account.uid}/oci-hpc-hooks")):  # root's, a user's
+        shutil.rmtree(cache / "plans", ignore_errors=True)

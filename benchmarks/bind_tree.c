@@ -103,12 +103,17 @@ static char *value(const char *key)
 	return NULL;
 }
 
+/* id: inode, size (-1: a directory, whose size says nothing), mtime in ns */
 static int same(const struct stat *now, char **id)
 {
 	int64_t size = atoll(id[1]);
-	return now->st_ino == strtoull(id[0], NULL, 10)
-		&& now->st_mtim.tv_sec * 1000000000LL + now->st_mtim.tv_nsec == atoll(id[2])
-		&& (size < 0 ? S_ISDIR(now->st_mode) : S_ISREG(now->st_mode) && now->st_size == size);
+	return now->st_ino == strtoull(id[0], NULL, 10) && (size < 0 || now->st_size == size)
+		&& now->st_mtim.tv_sec * 1000000000LL + now->st_mtim.tv_nsec == atoll(id[2]);
+}
+
+static int same_kind(const struct stat *now, char **id)
+{
+	return same(now, id) && (atoll(id[1]) < 0 ? S_ISDIR(now->st_mode) : S_ISREG(now->st_mode));
 }
 
 static int open_in(int root, const char *path)
@@ -124,7 +129,7 @@ static int open_unchanged(int root, const char *path, char **id)
 	struct stat now;
 	int fd = must(open_in(root, path), "openat2", path);
 	must(fstat(fd, &now), "fstat", path);
-	if (!same(&now, id))
+	if (!same_kind(&now, id))
 		stale(path);
 	return fd;
 }
@@ -163,7 +168,7 @@ static int open_source(const char *path, char **id)
 	struct statvfs fs;
 	int fd = must(open(path, O_PATH | O_NOFOLLOW | O_CLOEXEC), "open", path);
 	must(fstat(fd, &now), "fstat", path);
-	if (!same(&now, id))
+	if (!same_kind(&now, id))
 		stale(path);
 	must(fstatvfs(fd, &fs), "fstatvfs", path);
 	if (fs.f_flag & ST_NOEXEC)
@@ -246,14 +251,13 @@ int main(int argc, char **argv)
 		char **row = rows[i];
 		struct stat now;
 		if (!strcmp(row[0], "host")) {
-			int absent = stat(row[1], &now) < 0;
-			if (absent ? strcmp(row[2], "0") : now.st_ino != strtoull(row[2], NULL, 10))
+			if (stat(row[1], &now) < 0 ? strcmp(row[2], "0") : !same(&now, row + 2))
 				stale(row[1]);
 		} else if (!strcmp(row[0], "image")) {
 			close(open_unchanged(root, row[1], row + 2));
 		} else if (!strcmp(row[0], "directory")) {
 			int fd = open_in(root, row[1]);
-			if (fd < 0 ? strcmp(row[2], "0") : fstat(fd, &now) || now.st_ino != strtoull(row[2], NULL, 10))
+			if (fd < 0 ? strcmp(row[2], "0") : fstat(fd, &now) || !same(&now, row + 2))
 				stale(row[1]);
 			if (fd >= 0)
 				close(fd);
@@ -269,6 +273,11 @@ int main(int argc, char **argv)
 		if (!strcmp(rows[i][0], "in_place")) {
 			fds[i] = open_unchanged(root, rows[i][5], rows[i] + 6);
 			refuse_shared(fds[i], rows[i][5]);
+		}
+	for (int i = 0; i < row_count; i++)
+		if (!strcmp(rows[i][0], "cover")) {
+			fds[i] = open_unchanged(root, rows[i][2], rows[i] + 3);
+			refuse_shared(fds[i], rows[i][2]);
 		}
 	int parent = must(open_in(root, value("tree_parent")), "openat2", "tree_parent");
 	refuse_shared(parent, "tree_parent");
@@ -290,10 +299,7 @@ int main(int argc, char **argv)
 		if (!strcmp(rows[i][0], "tree")) {
 			char *target = rows[i][5];
 			sources[i] = open_source(rows[i][1], rows[i] + 2);
-			if (atoll(rows[i][3]) < 0)
-				must(mkdirat(tree, target, 0755), "mkdir", target);
-			else
-				close(must(openat(tree, target, O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0444), "open", target));
+			close(must(openat(tree, target, O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0444), "open", target));
 		}
 	size_t length;
 	int kept = must(open(value("cache_bytes"), O_RDONLY | O_CLOEXEC), "open", "cache_bytes");
@@ -323,6 +329,9 @@ int main(int argc, char **argv)
 	for (int i = 0; i < row_count; i++)
 		if (!strcmp(rows[i][0], "in_place"))
 			attach(sources[i], fds[i], rows[i][5]);
+	for (int i = 0; i < row_count; i++)
+		if (!strcmp(rows[i][0], "cover"))
+			attach(clone_mount(tree, rows[i][1]), fds[i], rows[i][2]);
 	attach(clone_mount(tree, "ld.so.cache"), cache_target, "ld.so.cache");
 
 	fprintf(stderr, "%lld\n", (long long)(nanoseconds() - began));

@@ -66,7 +66,7 @@ class FileId:
     """What tells that a file is still the file that was read. Never the device: two live containers of one image differ in it."""
 
     inode: int
-    size: int  # bytes; -1 in a Bind: a directory, whose size says nothing
+    size: int  # bytes
     mtime_ns: int
 
 
@@ -300,6 +300,16 @@ class Bind:
 
 
 @dataclass(frozen=True)
+class Cover:
+    """A directory of the image that a directory of the tree is mounted over."""
+
+    folder: str  # relative to the tree's root
+    target: str  # path in the image
+    inode: int  # of what must still be there, as is mtime_ns
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
 class Plan:
     """Ordered actions and findings. Applying it needs no further decision."""
 
@@ -308,6 +318,7 @@ class Plan:
     profile: str = ""
     tree: Tuple[Bind, ...] = ()
     in_place: Tuple[Bind, ...] = ()
+    modules: Tuple[Cover, ...] = ()
     cache_target: str = ""  # path in the image that the generated cache is bound over, "" = no cache is needed
     cache_over: Optional[FileId] = None  # the image's own cache; None = the target is created
     cache: Optional[LdCache] = None

@@ -34,6 +34,7 @@ def build(plan: Plan, facts: Optional[ImageFacts], watched: Sequence[Watched], k
         "dirs": _directories(plan.tree),
         "tree": [[bind.source, *_row(bind.source_file), bind.target] for bind in plan.tree],
         "in_place": [[bind.source, *_row(bind.source_file), bind.target, *_row(bind.over)] for bind in plan.in_place],
+        "modules": [[cover.folder, cover.target, cover.inode, cover.mtime_ns] for cover in plan.modules],
         "cache": {"target": plan.cache_target, "over": _row(plan.cache_over) if plan.cache_over else None} if cache else None,
         "cache_length": len(cache),
         "host_files": [[item.path, *_row(item.file)] for item in watched],

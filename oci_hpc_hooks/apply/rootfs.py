@@ -56,13 +56,24 @@ def check_image(record: dict[str, Any], root: Root) -> None:
 
 
 def open_unchanged(root: Root, path: str, inode: int, size: int, mtime_ns: int) -> int:
-    """An O_PATH descriptor for a file of the image that is still the one described; Stale otherwise. ``size`` -1: a directory."""
+    """An O_PATH descriptor for a file of the image that is still the one described; Stale otherwise."""
     fd = root.find(path)
     if fd < 0:
         raise Stale(path)
     now = os.fstat(fd)
-    if now.st_ino == inode and now.st_mtime_ns == mtime_ns and (
-            stat.S_ISDIR(now.st_mode) if size < 0 else stat.S_ISREG(now.st_mode) and now.st_size == size):
+    if now.st_ino == inode and now.st_size == size and now.st_mtime_ns == mtime_ns and stat.S_ISREG(now.st_mode):
+        return fd
+    os.close(fd)
+    raise Stale(path)
+
+
+def open_directory(root: Root, path: str, inode: int, mtime_ns: int) -> int:
+    """The same for a directory; its size says nothing."""
+    fd = root.find(path)
+    if fd < 0:
+        raise Stale(path)
+    now = os.fstat(fd)
+    if now.st_ino == inode and now.st_mtime_ns == mtime_ns and stat.S_ISDIR(now.st_mode):
         return fd
     os.close(fd)
     raise Stale(path)
@@ -96,6 +107,11 @@ class Injection:
             fd = self.keep(open_unchanged(self.root, target, inode, size, mtime_ns))
             self.refuse_shared(fd, target)
             self.in_place.append((source, fd))
+        self.covers: list[tuple[str, int]] = []
+        for folder, target, inode, mtime_ns in record["modules"]:
+            fd = self.keep(open_directory(self.root, target, inode, mtime_ns))
+            self.refuse_shared(fd, target)
+            self.covers.append((folder, fd))
         self.tree_parent = -1
         at = record["tree_at"]
         if at:
@@ -144,7 +160,7 @@ class Injection:
     def open_sources(self, label: str) -> None:
         """Detaches a private, read-only copy of every host file, and a tmpfs that holds a place for each of the tree."""
         record = self.record
-        self.sources = [self.open_source(*row[:4], directory=row[6] < 0) for row in record["in_place"]]
+        self.sources = [self.open_source(*row[:4]) for row in record["in_place"]]
         if not record["tree_at"]:
             return
         pages = len(record["dirs"]) + len(record["tree"]) + 2
@@ -153,12 +169,8 @@ class Injection:
             os.mkdir(path, 0o755, dir_fd=self.tree)
         self.tree_sources = []
         for *row, target in record["tree"]:
-            directory = row[2] < 0
-            self.tree_sources.append((self.open_source(*row, directory=directory), target))
-            if directory:
-                os.mkdir(target, 0o755, dir_fd=self.tree)
-            else:
-                os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o444, dir_fd=self.tree))
+            self.tree_sources.append((self.open_source(*row), target))
+            os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o444, dir_fd=self.tree))
         if record["cache"] is not None:
             fd = os.open("ld.so.cache", os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o444, dir_fd=self.tree)
             try:
@@ -168,15 +180,14 @@ class Injection:
             finally:
                 os.close(fd)
 
-    def open_source(self, path: str, inode: int, size: int, mtime_ns: int, *, directory: bool) -> int:
+    def open_source(self, path: str, inode: int, size: int, mtime_ns: int) -> int:
         try:
             fd = os.open(path, O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError:
             raise Stale(path) from None
         try:
             now = os.fstat(fd)
-            if now.st_ino != inode or now.st_mtime_ns != mtime_ns or (
-                    not stat.S_ISDIR(now.st_mode) if directory else not stat.S_ISREG(now.st_mode) or now.st_size != size):
+            if now.st_ino != inode or now.st_size != size or now.st_mtime_ns != mtime_ns or not stat.S_ISREG(now.st_mode):
                 raise Stale(path)
             if os.fstatvfs(fd).f_flag & os.ST_NOEXEC:
                 raise Refusal(f"{path} lies on a noexec mount of the host: no program could load it",
@@ -204,6 +215,8 @@ class Injection:
             mounts.make_read_only(self.tree)
         for source, (_, target) in zip(self.sources, self.in_place):
             self.mount(source, target)
+        for folder, target in self.covers:
+            self.mount(self.keep(mounts.clone(self.tree, folder)), target)
         if record["cache"] is not None:
             target = self.cache_target
             if target < 0:

@@ -18,7 +18,7 @@ from oci_hpc_hooks import cli, cold, record
 from oci_hpc_hooks.errors import HookError, Refusal, UsageError
 from oci_hpc_hooks.inputs.image import DEFAULT_PATH
 from oci_hpc_hooks.linux.paths import Root
-from oci_hpc_hooks.model import ERROR, NOTHING, PROVED, REFUSED, UNPROVED, Bind, Container, Finding, Mount, Plan
+from oci_hpc_hooks.model import ERROR, NOTHING, PROVED, REFUSED, UNPROVED, Container, Finding, Mount, Plan
 from oci_hpc_hooks.report import Places, own_places
 
 EXIT = {PROVED: 0, NOTHING: 0, REFUSED: 1, UNPROVED: 3}
@@ -28,6 +28,7 @@ SAYS = {
     NOTHING: "nothing to do: the container would be left as it is",
     REFUSED: "refused: the container would not start",
 }
+COVER = "modules go with their libraries"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -124,14 +125,13 @@ def document(target: str, container: Container, plan: Plan) -> Dict[str, Any]:
         "profile": plan.profile,
         "findings": [record.finding_document(finding) for finding in plan.findings],
         "tree": plan.tree_root if plan.tree else "",
-        "files": [_file(bind, plan.tree_root) for bind in plan.tree] + [_file(bind, "") for bind in plan.in_place],
+        "files": [
+            *({"source": bind.source, "target": f"{plan.tree_root}/{bind.target}", "how": "tree", "why": bind.why} for bind in plan.tree),
+            *({"source": bind.source, "target": bind.target, "how": "in place", "why": bind.why} for bind in plan.in_place),
+            *({"source": f"{plan.tree_root}/{cover.folder}", "target": cover.target, "how": "in place", "why": COVER} for cover in plan.modules),
+        ],
         "loader_cache": plan.cache_target,
     }
-
-
-def _file(bind: Bind, tree: str) -> Dict[str, str]:
-    target = f"{tree}/{bind.target}" if tree else bind.target
-    return {"source": bind.source, "target": target, "how": "tree" if tree else "in place", "why": bind.why}
 
 
 def _lines(target: str, container: Container, plan: Plan) -> List[str]:
@@ -142,6 +142,8 @@ def _lines(target: str, container: Container, plan: Plan) -> List[str]:
     for bind in (*plan.in_place, *plan.tree):
         place = bind.target if bind in plan.in_place else f"{plan.tree_root}/{bind.target}"
         lines.append(f"  {bind.source} -> {place} ({bind.why})")
+    for cover in plan.modules:
+        lines.append(f"  {plan.tree_root}/{cover.folder} -> {cover.target} ({COVER})")
     if plan.cache_target and plan.tree:
         lines.append(f"  a loader cache with the site's libraries -> {plan.cache_target}")
     return lines

@@ -45,6 +45,7 @@ DEFAULT_DIRS = ("/lib64", "/usr/lib64", "/lib", "/usr/lib")
 #: Existing directories that a tree may be mounted over when the root filesystem is read-only: by the FHS they are empty.
 SPARE_DIRECTORIES = ("/mnt", "/media", "/srv", "/opt")
 
+_SHELL_WORDS = re.compile(r"[\s;&|()'\"]+")
 _CACHE_NAME = re.compile(rb"/[\x21-\x7e]{0,200}ld\.so\.cache(?=\0)")
 _SYSTEM_DIRS = re.compile(rb"(?:/[\x21-\x7e]{1,200}/\0){2,}")
 
@@ -212,8 +213,9 @@ def _follow(tree: _Tree, programs: Sequence[str], search: loader.Search, wanted:
             tree.unreadable[program] = error.what
             continue
         for loaded in link_map.objects:
-            if wanted.intersection(loaded.facts.needed):
-                tree.facts_with_symbols(loaded.identity)  # what it takes from a library that may be replaced
+            # What it takes from a library that may be replaced; and whether it is an MPI, of whatever family.
+            if wanted.intersection(loaded.facts.needed) or loaded.name.startswith("libmpi"):
+                tree.facts_with_symbols(loaded.identity)
 
 
 # ------------------------------------------------------------------------------------------------------------ programs
@@ -256,11 +258,12 @@ def _words(args: Sequence[str]) -> Iterator[str]:
     """The arguments, and the words inside those that are command lines themselves (sh -c "…")."""
     count = 0
     for argument in args:
-        for word in argument.split() if " " in argument else (argument,):
+        # Not a shell's reading of it: quotes and variables are beyond it, and a word too many does no harm.
+        for word in _SHELL_WORDS.split(argument) if " " in argument else (argument,):
             if count >= WORDS_LIMIT:
                 return
             count += 1
-            yield word.strip(";&|()\"'")
+            yield word
 
 
 def _which(tree: _Tree, word: str, cwd: str, path_dirs: Sequence[str]) -> str:

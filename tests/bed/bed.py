@@ -213,21 +213,26 @@ class Account:
 
     @property
     def runtime_dir(self) -> Path:
-        """XDG_RUNTIME_DIR of the user: one for each checkout, since rootless podman keeps there the id of the process whose
-        namespaces later calls join."""
+        """The folder of a user's session, made by setup.sh: where the hooks keep a user's plans."""
+        return Path(f"/run/user/{self.uid}")
+
+    @property
+    def podman_dir(self) -> Path:
+        """What podman gets as the user's XDG_RUNTIME_DIR: one for each checkout, since rootless podman keeps there the id of the
+        process whose namespaces later calls join."""
         return self.run_folder / "xdg"
 
     @property
     def tmp_dir(self) -> Path:
         """podman's tmp_dir: where it would be without configuration, or podman looks for that process in two places."""
-        return self.runtime_dir / "libpod/tmp"
+        return self.podman_dir / "libpod/tmp"
 
     def environment(self) -> dict[str, str]:
         """The environment that makes plain ``podman`` and ``buildah`` use the bed's stores."""
         keep = {key: os.environ[key] for key in ("TERM", "LANG", "COLORTERM") if key in os.environ}
         # Rootless podman takes graphroot and driver only from its user's own storage.conf.
         if self.uid:
-            storage = {"XDG_CONFIG_HOME": str(self.folder / "config"), "XDG_RUNTIME_DIR": str(self.runtime_dir)}
+            storage = {"XDG_CONFIG_HOME": str(self.folder / "config"), "XDG_RUNTIME_DIR": str(self.podman_dir)}
         else:
             storage = {"CONTAINERS_STORAGE_CONF": str(self.storage_conf)}
         return {
@@ -247,7 +252,7 @@ class Account:
             ulimits = f'default_ulimits = ["nofile=1024:{files}", "nproc=4096:4096"]\n'
         os.makedirs(BED, mode=0o755, exist_ok=True)
         self.storage_conf.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        for folder, mode in ((self.folder, 0o755), (self.run_folder, 0o755), (self.runtime_dir, 0o700)):
+        for folder, mode in ((self.folder, 0o755), (self.run_folder, 0o755), (self.podman_dir, 0o700)):
             folder.mkdir(mode=mode, parents=True, exist_ok=True)
             os.chown(folder, self.uid, self.gid)
         _write(

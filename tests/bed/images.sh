@@ -3,6 +3,7 @@
 #
 #   build/images/NAME/       root file systems: bookworm, bullseye, musl, static
 #   build/images/NAME.tar    the same, for `podman import`; nocache.tar is bookworm without /etc/ld.so.cache
+#   build/images/registry    Debian's docker-registry
 #   build/chroots/bullseye   Debian 11 with Python 3.9, for the unit tests; python39 beside it holds their packages
 #   build/site/mpich5        a "site MPI" in a prefix of its own: PyPI's mpich 5 (soname libmpi.so.12, lib/mpich)
 #   build/site/trixie        Debian 13's libmpich12 and what it needs, in one folder; wants GLIBC_2.38
@@ -11,7 +12,7 @@
 # with which labels, is said in bed.py.
 #
 #   tests/bed/images.sh           everything
-#   tests/bed/images.sh NAME...   bookworm, bullseye, musl, static, mpich5, trixie, chroot, python39
+#   tests/bed/images.sh NAME...   bookworm, bullseye, musl, static, registry, mpich5, trixie, chroot, python39
 set -euo pipefail
 umask 022
 
@@ -169,6 +170,11 @@ build_static() {
     rootfs_tar images/static images/static.tar
 }
 
+# An OCI registry for the tests, as files only: installed, the package would start a service.
+build_registry() {
+    unpack bookworm images/registry docker-registry
+}
+
 build_chroot() {
     debian bullseye chroots/bullseye python3 gcc libc6-dev mount acl
     mkdir -p chroots/bullseye/src chroots/bullseye/opt/python
@@ -219,13 +225,14 @@ build_trixie() {
 
 # ---------------------------------------------------------------- main
 
-if [ $# = 0 ]; then set -- mpich5 bookworm bullseye musl static trixie chroot python39; fi
+if [ $# = 0 ]; then set -- mpich5 bookworm bullseye musl static registry trixie chroot python39; fi
 for target in "$@"; do
     case $target in
         bookworm) make_once bookworm images/bookworm images/bookworm.tar images/nocache.tar ;;
         bullseye) make_once bullseye images/bullseye images/bullseye.tar ;;
         musl) make_once musl images/musl images/musl.tar ;;
         static) make_once static images/static images/static.tar ;;
+        registry) make_once registry images/registry ;;
         chroot) make_once chroot chroots/bullseye ;;
         python39) make_once python39 chroots/python39 ;;
         mpich5) make_once mpich5 site/mpich5 ;;

@@ -36,6 +36,7 @@ cd "$ROOT"
 PACKAGES=(
     podman crun runc conmon catatonit buildah                   # engines
     netavark slirp4netns uidmap fuse-overlayfs iptables         # and what they call
+    docker-compose                                              # the compose client for pytest-docker; needs no docker
     mmdebstrap debian-archive-keyring ca-certificates           # images
     gcc libc6-dev musl musl-tools busybox-static                # programs inside the images
     make python3-venv python3-dev libcap-dev                    # the project (python-prctl is compiled)

@@ -1,8 +1,10 @@
 """A container that asks for nothing starts as ever, whatever is broken on our side; one that asks is never served from broken things."""
+# ruff: noqa: F811 (fixtures are imported)
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import shutil
@@ -14,7 +16,7 @@ import pytest
 
 from tests.bed import bed
 from tests.bed.bed import BUILD, Engine
-from tests.bed.site import MPICH5, Site
+from tests.bed.site import Site
 from tests.engine.conftest import SiteMaker
 from tests.engine.inside import LIBRARY_DIR, OWN_VERSION, SITE_VERSION, TREE, log_of, ranks, start
 from tests.engine.site import ReadySite, ready  # noqa: F401
@@ -81,7 +83,7 @@ BROKEN: dict[str, tuple[Breakage, str]] = {
         lambda site: ((site.config_dir / "site.json").unlink(), (site.config_dir / "site.json").mkdir()), "site.json"),
     "site.json is a FIFO": (
         lambda site: ((site.config_dir / "site.json").unlink(), os.mkfifo(site.config_dir / "site.json")), "site.json"),
-    "site.json is world-writable": (lambda site: (site.config_dir / "site.json").chmod(0o666), "chmod go-w"),
+    "site.json is world-writable": (lambda site: (site.config_dir / "site.json").chmod(0o666), "mode 0666"),
     "no configuration": (lambda site: shutil.rmtree(site.config_dir), "libmpi.so.12"),
     "no inventory": (lambda site: (site.state_dir / "inventory.json").unlink(), "run oci-hpc-hooks scan"),
     "no state directory": (lambda site: shutil.rmtree(site.state_dir), "run oci-hpc-hooks scan"),
@@ -90,12 +92,12 @@ BROKEN: dict[str, tuple[Breakage, str]] = {
     "inventory is truncated": (inventory(lambda data: data[: len(data) // 2]), "inventory.json"),
     "inventory of another version": (inventory(lambda data: data.replace(b'"version": 1', b'"version": 99', 1)), "version 1"),
     "inventory of other types": (inventory(lambda data: data.replace(b'"libraries": [', b'"libraries": 7, "x": [', 1)), "whole inventory"),
-    "inventory is world-writable": (lambda site: (site.state_dir / "inventory.json").chmod(0o666), "chmod go-w"),
+    "inventory is world-writable": (lambda site: (site.state_dir / "inventory.json").chmod(0o666), "mode 0666"),
 }
 
 
 @pytest.mark.parametrize("what", BROKEN)
-def test_broken(crun: Engine, ready: ReadySite, what: str) -> None:  # noqa: F811
+def test_broken(crun: Engine, ready: ReadySite, what: str) -> None:
     site = ready(crun)
     damage, words = BROKEN[what]
     with copied(site.config_dir, site.state_dir):
@@ -104,13 +106,13 @@ def test_broken(crun: Engine, ready: ReadySite, what: str) -> None:  # noqa: F81
         result, log = start(crun, site, "mpihello")
         told = sentence(result)
         assert not result.stdout and words in told and OVERRIDE in told
-        assert [(entry["verdict"], entry["message"]) for entry in log] == [("refused", told)]
+        assert [(entry["verdict"], " ".join(entry["message"].split())) for entry in log] == [("refused", told)]
         # The override works without any of what is broken.
         assert versions(crun.run("bookworm-mpich", "mpihello", options=[NONE], hooks_dir=site.hooks_dir)) == [OWN_VERSION]
 
 
 @pytest.mark.parametrize("name", ["site.json", "inventory.json"])
-def test_not_owned_by_root(rootful: Engine, ready: ReadySite, name: str) -> None:  # noqa: F811
+def test_not_owned_by_root(rootful: Engine, ready: ReadySite, name: str) -> None:
     """Only as root: in a user's namespace everybody else's files look alike."""
     site = ready(rootful)
     with copied(site.config_dir, site.state_dir):
@@ -142,8 +144,8 @@ def read_only(folder: Path) -> Iterator[None]:
 
 
 def cache_of(site: Site) -> Path:
-    """Where the hooks of the site's account keep what they know."""
-    return site.account.runtime_dir / "oci-hpc-hooks" if site.account.uid else site.cache_dir
+    """Where the hooks of the site's account keep what they know: a user's beside the log, one for all sites."""
+    return Path(json.loads(site.last("--json").stdout)["log"]).parent if site.account.uid else site.cache_dir
 
 
 @contextlib.contextmanager
@@ -182,21 +184,18 @@ def closed(folder: Path) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("trouble", [read_only, a_file, of_somebody_else, closed])
-def test_cache_that_cannot_be_used(crun: Engine, ready: ReadySite, trouble: Callable[..., contextlib.AbstractContextManager[None]]) -> None:  # noqa: F811
+def test_cache_that_cannot_be_used(crun: Engine, ready: ReadySite, trouble: Callable[..., contextlib.AbstractContextManager[None]]) -> None:
     """A plan cannot be kept, so it is made each time; nobody notices."""
     site = ready(crun)
-    assert_served(crun, site, "cold")  # makes what is missing
-    shutil.rmtree(cache_of(site) / "plans")
-    (cache_of(site) / "plans").mkdir(mode=0o700)
-    os.chown(cache_of(site) / "plans", site.account.uid, site.account.gid)
+    start(crun, site, "mpihello")  # makes what is missing
     with trouble(cache_of(site) / "plans"):
         assert_untouched(crun, site)
         for _ in range(2):
-            result, _log = start(crun, site, "mpihello")
+            result, _log = start(crun, site, "mpihello", "ignored")
             assert versions(result) == [SITE_VERSION] and not result.stderr
 
 
-def test_state_that_cannot_be_written(crun: Engine, make_site: SiteMaker, prefix: Path) -> None:  # noqa: F811
+def test_state_that_cannot_be_written(crun: Engine, make_site: SiteMaker, prefix: Path) -> None:
     """An inventory that is out of date and cannot be replaced is made anew for each who asks."""
     site = make_site(crun, search=[prefix])
     with read_only(site.state_dir):
@@ -211,13 +210,16 @@ def test_state_that_cannot_be_written(crun: Engine, make_site: SiteMaker, prefix
 # ------------------------------------------------------------------------------------------------ no image
 
 
-def test_no_image_record(crun: Engine, ready: ReadySite) -> None:  # noqa: F811
+def test_no_image_record(crun: Engine, ready: ReadySite, scratch: Path) -> None:
     """``podman run --rootfs``: there are no labels, an annotation counts."""
     site = ready(crun)
-    rootfs = f"{BUILD}/images/bookworm:O"  # an overlay: nothing is written to it
+    rootfs = scratch / "rootfs"
+    rootfs.mkdir()
+    os.chown(rootfs, crun.account.uid, crun.account.gid)
+    crun.account.execute("tar", "-C", str(rootfs), "-xf", f"{BUILD}/images/bookworm.tar", check=True)
     for options, version in (([], OWN_VERSION), ([ANNOTATION], SITE_VERSION), ([ANNOTATION], SITE_VERSION)):
         result = crun.podman("--hooks-dir", str(site.hooks_dir), "run", "--rm", "--net=none", "--name", crun.new_name(), *options,
-                             "--rootfs", rootfs, "mpihello")
+                             "--rootfs", str(rootfs), "mpihello")
         assert versions(result) == [version]
 
 
@@ -238,7 +240,7 @@ def other_build(library: Path, how: str = "renamed over") -> None:
 
 
 @pytest.mark.parametrize("how", ["renamed over", "with the old time"])
-def test_site_library_is_replaced(crun: Engine, make_site: SiteMaker, prefix: Path, how: str) -> None:  # noqa: F811
+def test_site_library_is_replaced(crun: Engine, make_site: SiteMaker, prefix: Path, how: str) -> None:
     """An update of the site's MPI needs no scan by hand, and no container gets the old one's plan."""
     site = make_site(crun, search=[prefix])
     assert_served(crun, site, "cold")
@@ -248,7 +250,7 @@ def test_site_library_is_replaced(crun: Engine, make_site: SiteMaker, prefix: Pa
     assert_served(crun, site, "warm", OTHER_VERSION)
 
 
-def test_site_library_is_written_over(crun: Engine, make_site: SiteMaker, prefix: Path) -> None:  # noqa: F811
+def test_site_library_is_written_over(crun: Engine, make_site: SiteMaker, prefix: Path) -> None:
     """The same file, the same size: only its time tells."""
     library = prefix / "libmpi.so.12"
     data = library.read_bytes()
@@ -258,6 +260,15 @@ def test_site_library_is_written_over(crun: Engine, make_site: SiteMaker, prefix
     assert_served(crun, site, "cold")
     library.write_bytes(data.replace(SITE_VERSION.encode(), OTHER_VERSION.encode()))
     assert_served(crun, site, "cold", OTHER_VERSION)
+
+
+def test_two_sites_of_one_user(crun: Engine, make_site: SiteMaker, ready: ReadySite, prefix: Path) -> None:
+    """What is kept for a user lies in one place; nothing is taken for another site's, neither plans nor a fresh inventory."""
+    one, two = ready(crun), make_site(crun, search=[prefix])
+    other_build(prefix / "libmpi.so.12")  # the second site's inventory is out of date
+    with copied(one.config_dir):  # and so is the first one's
+        for site, version in ((two, OTHER_VERSION), (one, SITE_VERSION), (two, OTHER_VERSION)):
+            assert versions(start(crun, site, "mpihello")[0]) == [version]
 
 
 # ------------------------------------------------------------------------------------------------ remembered plans
@@ -281,8 +292,8 @@ def edited(edit: Callable[[bytes], bytes]) -> Callable[[Path], object]:
 
 
 def head(data: bytes) -> int:
-    """The length of a plan's first line, its record; the loader cache follows."""
-    return data.index(b"\n")
+    """Where a plan's record ends; the loader cache follows."""
+    return data.index(b"}\n") + 1
 
 
 DAMAGED: dict[str, Callable[[Path], object]] = {
@@ -315,25 +326,25 @@ BITTEN: dict[str, Callable[[Path], object]] = {
 def assert_decided_anew(engine: Engine, site: Site, damage: dict[str, Callable[[Path], object]]) -> None:
     plans = cache_of(site) / "plans"
     for what, do in damage.items():
-        shutil.rmtree(plans, ignore_errors=True)
         assert_served(engine, site, "cold")
-        (plan,) = plans.iterdir()
+        plan = next(plan for plan in plans.iterdir() if str(site.state_dir).encode() in plan.read_bytes())
         do(plan)
         result, log = start(engine, site, "mpihello")
         assert result.returncode == 0, (what, result.stderr)
         assert versions(result) == [SITE_VERSION] and not result.stderr, what
         assert [(entry["verdict"], entry["path"]) for entry in log] == [("proved", "cold")], what
+        forget(site)
 
 
-def test_damaged_plan(crun: Engine, ready: ReadySite) -> None:  # noqa: F811
+def test_damaged_plan(crun: Engine, ready: ReadySite) -> None:
     assert_decided_anew(crun, ready(crun), DAMAGED)
 
 
-def test_bitten_plan(crun: Engine, ready: ReadySite) -> None:  # noqa: F811
+def test_bitten_plan(crun: Engine, ready: ReadySite) -> None:
     assert_decided_anew(crun, ready(crun), BITTEN)
 
 
-def test_plans_folder_is_a_link(crun: Engine, ready: ReadySite) -> None:  # noqa: F811
+def test_plans_folder_is_a_link(crun: Engine, ready: ReadySite) -> None:
     site = ready(crun)
     plans = cache_of(site) / "plans"
     assert_served(crun, site, "cold")
@@ -360,7 +371,7 @@ def second_copy(scratch: Path) -> Path:
     return folder / "libmpich.so.12"
 
 
-def test_volume_whose_content_changes(crun: Engine, ready: ReadySite, scratch: Path, second_copy: Path) -> None:  # noqa: F811
+def test_volume_whose_content_changes(crun: Engine, ready: ReadySite, scratch: Path, second_copy: Path) -> None:
     """The same command line meets another tree: the copy in the volume is what the loader finds first now."""
     site = ready(crun)
     volume = scratch / "volume"
@@ -376,7 +387,7 @@ def test_volume_whose_content_changes(crun: Engine, ready: ReadySite, scratch: P
     assert [entry["path"] for entry in log] == ["cold"]
 
 
-def test_volume_over_the_image(crun: Engine, ready: ReadySite, scratch: Path) -> None:  # noqa: F811
+def test_volume_over_the_image(crun: Engine, ready: ReadySite, scratch: Path) -> None:
     """A volume over the folder of the image's libraries is another tree, with the same image."""
     site = ready(crun)
     assert_served(crun, site, "cold")
@@ -387,7 +398,7 @@ def test_volume_over_the_image(crun: Engine, ready: ReadySite, scratch: Path) ->
     assert_served(crun, site, "warm", options=options)
 
 
-def test_stopped_container_with_another_copy(crun: Engine, ready: ReadySite, second_copy: Path) -> None:  # noqa: F811
+def test_stopped_container_with_another_copy(crun: Engine, ready: ReadySite, second_copy: Path) -> None:
     """The user of a stopped container has installed an MPI in it; when it is started again, that copy is looked at too."""
     site = ready(crun)
     name = crun.new_name()
@@ -406,7 +417,7 @@ def test_stopped_container_with_another_copy(crun: Engine, ready: ReadySite, sec
         assert again() == (SITE_VERSION, ("/usr/local/lib/libmpich.so.12",))
 
 
-def test_stopped_container_with_another_program(crun: Engine, ready: ReadySite) -> None:  # noqa: F811
+def test_stopped_container_with_another_program(crun: Engine, ready: ReadySite) -> None:
     """What was proved of one program is not believed of another of that name."""
     site = ready(crun)
     name = crun.new_name()

@@ -1,4 +1,5 @@
 """What cannot work is refused before the first instruction, in one sentence; and only what was asked for is refused."""
+# ruff: noqa: F811 (fixtures are imported)
 
 from __future__ import annotations
 

@@ -87,19 +87,17 @@ def test_volume_without_loader_cache(engine: Engine, site: Site, copies: Path) -
 
 
 @pytest.mark.parametrize("propagation", ["rshared", "shared"])
-@pytest.mark.parametrize("where, name", [("/etc", "etc"), (LIBRARY_DIR, "lib")])
-def test_shared_volume_is_refused(crun: Engine, ready: ReadySite, copies: Path, where: str, name: str, propagation: str) -> None:
-    """What is mounted in a shared volume appears on the host."""
-    site = ready(crun)
-    with bed.shared_mount(copies / name) as volume:
-        options = [f"--volume={volume}:{where}:{propagation}"]
-        tags = crun.run("bookworm-mpich", "grep", f" {where} ", "/proc/self/mountinfo", options=options).stdout
+def test_shared_volume_is_refused(engine: Engine, site: Site, copies: Path, propagation: str) -> None:
+    """What is mounted in a shared volume appears on the host. (Over /etc podman's own hosts file fails already.)"""
+    with bed.shared_mount(copies / "lib") as volume:
+        options = [f"--volume={volume}:{LIBRARY_DIR}:{propagation}"]
+        tags = engine.run("bookworm-mpich", "grep", f" {LIBRARY_DIR} ", "/proc/self/mountinfo", options=options).stdout
         assert " shared:" in tags, tags  # or else this test tests nothing
         before = bed.host_state()
-        result, log = start(crun, site, *HELLO, options=options)
+        result, log = start(engine, site, *HELLO, options=options)
         assert leaks(before) == []
         assert result.returncode != 0 and "rank" not in result.stdout
-        assert f"lies on a mount with shared propagation ({where})" in result.stderr
+        assert f"lies on a mount with shared propagation ({LIBRARY_DIR})" in result.stderr
         assert [entry["verdict"] for entry in log] == ["refused"]
 
 

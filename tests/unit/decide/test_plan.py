@@ -143,9 +143,9 @@ def test_a_copy_known_only_by_a_link_of_the_right_name() -> None:
 @pytest.mark.parametrize("arrival", ["rpath", "runpath", "library_path", "default", "cache"])
 def test_proved_however_the_copy_is_found(arrival: str) -> None:
     home = "/usr/lib64" if arrival == "default" else "/opt/mpi/lib"
-    paths = {arrival: home} if arrival in ("rpath", "runpath") else {}
+    rpath, runpath = (home if arrival == wanted else "" for wanted in ("rpath", "runpath"))
     image = Image().add(f"{home}/libmpi.so.12", elf("libmpi.so.12", exports=MPICH), cached=arrival == "cache")
-    image.add(APP, program("libmpi.so.12", **paths))
+    image.add(APP, program("libmpi.so.12", rpath=rpath, runpath=runpath))
     made = decide(image.facts(APP, library_path=(home,) if arrival == "library_path" else ()))
     assert made.verdict == PROVED
     assert [bind.target for bind in made.in_place] == [f"{home}/libmpi.so.12"]
@@ -446,7 +446,8 @@ def test_a_dependency_without_versions_that_others_use() -> None:
 @pytest.mark.xfail(strict=True, reason="the site's copy is taken only because it has more versions, and then refused for its glibc")
 def test_the_images_dependency_serves_where_the_sites_copy_needs_a_newer_glibc() -> None:
     node = inventory(profile(
-        host(SITE_MPI, elf("libmpi.so.12", needed=["libfabric.so.1"], exports=MPICH, verneed={"libfabric.so.1": ["FABRIC_1.0"]}), "replace"),
+        host(SITE_MPI, elf("libmpi.so.12", needed=["libfabric.so.1"], exports=MPICH, verneed={"libfabric.so.1": ["FABRIC_1.0"]}),
+             "replace"),
         site_fabric(glibc="GLIBC_2.38")))
     image = mpich_image(36).add("/usr/lib64/libfabric.so.1", elf("libfabric.so.1", verdef=["FABRIC_1.0"]), cached=True)
     assert decide(image.facts(APP), node=node).verdict == PROVED

@@ -1,0 +1,195 @@
+"""The proof: ld.so's search is simulated over the image with the plan laid over it. Pure."""
+
+from __future__ import annotations
+
+import posixpath
+from dataclasses import replace
+from typing import List, Mapping, Optional, Sequence, Set, Tuple
+
+from oci_hpc_hooks.decide import abi
+from oci_hpc_hooks.decide.choice import Choice, No
+from oci_hpc_hooks.elf import loader, mpi
+from oci_hpc_hooks.errors import ImageError
+from oci_hpc_hooks.model import NOTE, WARNING, ElfFacts, Finding, ImageFacts, LdCache, ResolvedProfile
+
+_HOST = "host:"  # marks the identity of a host file in the simulated tree; image paths start with "/"
+
+
+class _View:
+    """The image as its loader will see it: with the tree, and with host files over the image's copies."""
+
+    def __init__(self, facts: ImageFacts, tree_root: str, choice: Choice) -> None:
+        self._facts = facts
+        self._tree_root = tree_root
+        self._tree = {tree_root + library.path: library for library in choice.libraries}
+        self._in_place = {copy.path: library for library, copy in choice.in_place}
+        self._host = {_HOST + library.real: library.elf for library in choice.libraries}
+        self._names = {directory.path: frozenset(directory.names) for directory in facts.directories}
+        self.unknown: Set[str] = set()
+
+    def resolve(self, path: str) -> str:
+        if path.startswith(self._tree_root + "/"):
+            library = self._tree.get(posixpath.normpath(path))
+            return _HOST + library.real if library else ""
+        real = self._facts.resolved.get(path)
+        if real is None:
+            folder, name = posixpath.split(path)
+            if folder not in self._names or name in self._names[folder]:
+                self.unknown.add(path)
+            return ""
+        if real in self._in_place:
+            return _HOST + self._in_place[real].real
+        return real
+
+    def facts(self, identity: str) -> Optional[ElfFacts]:
+        if identity.startswith(_HOST):
+            return self._host.get(identity)
+        file = self._facts.files.get(identity)
+        return file.elf if file else None
+
+
+class _Proof:
+    """One choice held against one image."""
+
+    def __init__(self, facts: ImageFacts, profile: ResolvedProfile, choice: Choice, cache: LdCache, tree_root: str) -> None:
+        self.facts = facts
+        self.profile = profile
+        self.choice = choice
+        self.tree_root = tree_root
+        self.view = _View(facts, tree_root, choice)
+        self.before = _View(facts, tree_root, Choice((), (), (), ()))
+        plain = loader.Search(library_path=facts.library_path, cache=cache, default_dirs=facts.default_dirs)
+        homes = sorted({posixpath.dirname(copy.path) for _, copy in choice.in_place})
+        # A script may put a directory that holds a copy into LD_LIBRARY_PATH (conda activate, setvars).
+        self.searches = [plain, *(replace(plain, library_path=(home, *facts.library_path)) for home in homes)]
+
+    def libraries_load(self) -> None:
+        """Everything injected loads, wherever it is found. Raises No."""
+        own = [library for library in self.choice.libraries if library.role != "dependency"]
+        paths = [self.tree_root + library.path for library in own]
+        paths += [copy.path for library, copy in self.choice.in_place if library.role != "dependency"]
+        for search in self.searches:
+            for path in paths:
+                self._must_load(loader.simulate(path, self.view, search), frozenset())
+
+    def loads_mpi(self, program: str) -> bool:
+        """Whether a program loads MPI, which then is the site's in every case. Raises No if it would be another, or would not load."""
+        lacked = self._lacks(program)
+        uses = False
+        for search in self.searches:
+            link_map = loader.simulate(program, self.view, search)
+            self._must_load(link_map, lacked)
+            _must_have_functions(link_map)
+            uses = self._takes_ours(program, link_map) or uses
+        return uses
+
+    def _takes_ours(self, program: str, link_map: loader.LinkMap) -> bool:
+        wanted = self.profile.provides.get("mpi", "")
+        names = self.choice.names
+        uses = False
+        for loaded in link_map.objects:
+            family = mpi.family(loaded.facts.exports)
+            if family not in ("", wanted):
+                raise No("family", f"{program} loads {loaded.path}, which is {family} by the symbols that it exports, and {wanted} is wanted",
+                         "correct the label, or start the program that it means", "image author")
+            library = names.get(loaded.name) or names.get(loaded.facts.soname)
+            if library is None or library.role == "dependency":
+                continue
+            uses = True
+            if loaded.identity != _HOST + library.real:
+                raise No("not-taken", f"{program} would load {loaded.path} of the image instead of the site's {library.name}",
+                         "report this to the project with the image's name: the file should have been replaced", "site admin")
+        return uses
+
+    def _lacks(self, program: str) -> frozenset[str]:
+        """What the untouched image lacks already is not ours to refuse."""
+        try:
+            link_map = loader.simulate(program, self.before, replace(self.searches[0], cache=self.facts.cache))
+        except ImageError:
+            return frozenset()
+        lacked = {name for name, _ in (*link_map.missing, *link_map.broken)}
+        return frozenset(lacked | {gap.version for gap in loader.unsatisfied(link_map) if gap.fatal})
+
+    def _must_load(self, link_map: loader.LinkMap, lacked: frozenset[str]) -> None:
+        """Step 4: every DT_NEEDED is there and every needed version is defined by whoever provides it. Raises No."""
+        loaded = {item.path: item for item in link_map.objects}
+        for name, needed_by in link_map.missing:
+            if name not in lacked:
+                soname = posixpath.basename(name)
+                raise No("dependency-missing", f"{_describe(loaded, needed_by)} needs {soname}, which neither the site's profile "
+                         f"{self.profile.name} nor the image has", f"add {soname} to the image, or to the profile's search path",
+                         "site admin")
+        for path, needed_by in link_map.broken:
+            if path not in lacked:
+                raise No("dependency-broken", f"{_describe(loaded, needed_by)} would find {path}, which cannot be loaded: "
+                         f"{self.facts.unreadable.get(self.facts.resolved.get(path, ''), 'it is no shared library')}",
+                         f"take {path} out of the image", "image author")
+        gaps = [gap for gap in loader.unsatisfied(link_map) if gap.fatal and gap.version not in lacked]
+        if gaps:
+            self._refuse_version(loaded, gaps)
+
+    def _refuse_version(self, loaded: Mapping[str, loader.Loaded], gaps: Sequence[loader.VersionGap]) -> None:
+        worst = max(gaps, key=lambda gap: (gap.version.startswith("GLIBC_"), abi.version_key(gap.version)))
+        needing = _describe(loaded, worst.needed_by)
+        provider = loaded[worst.provider]
+        if abi.newest((worst.version,), "GLIBC_") and self.facts.libc is not None:
+            actual = abi.libc_version(self.facts.libc.elf)
+            raise No("glibc-too-old", f"{needing} needs {worst.version} of {provider.facts.soname}, and the image's glibc is {actual} "
+                     f"({self.facts.libc.path})",
+                     f"rebuild the image on a distribution with glibc {worst.version[6:]} or newer, or let the site offer an MPI built "
+                     f"against glibc {actual} or older", "image author")
+        raise No("version-missing", f"{needing} needs {worst.version} of {provider.facts.soname}, which {provider.path} does not define",
+                 f"update {provider.facts.soname} in the image", "image author")
+
+
+def _describe(loaded: Mapping[str, loader.Loaded], path: str) -> str:
+    item = loaded.get(path)
+    if item is None or not item.identity.startswith(_HOST):
+        return path
+    return f"{item.facts.soname} (the site's {item.identity[len(_HOST):]})"
+
+
+def _must_have_functions(link_map: loader.LinkMap) -> None:
+    """Step 3: what the image's files call of MPI is there. Raises No.
+
+    With lazy binding a missing function would end the program only when it is called, maybe hours after the start.
+    """
+    offered = {name for loaded in link_map.objects for name in loaded.facts.exports}
+    host = next((loaded for loaded in link_map.objects if loaded.identity.startswith(_HOST) and "MPI_Init" in loaded.facts.exports), None)
+    if host is None:
+        return
+    for loaded in link_map.objects:
+        lost = sorted(name for name in loaded.facts.imports if name.startswith(mpi.STANDARD) and name not in offered)
+        if lost and not loaded.identity.startswith(_HOST):
+            more = f" and {len(lost) - 1} more functions" if len(lost) > 1 else ""
+            raise No("mpi-symbols", f"{loaded.path} uses {lost[0]}{more}, which {host.facts.soname} (the site's "
+                     f"{host.identity[len(_HOST):]}) does not have",
+                     "build the program with an MPI that is no newer than the site's, or let the site offer a newer one", "image author")
+
+
+def prove(facts: ImageFacts, profile: ResolvedProfile, choice: Choice, cache: LdCache, tree_root: str) -> Tuple[bool, List[Finding]]:
+    """Step 7: whether at least one program of the command line loads MPI and each that does loads the site's. Raises No, ImageError.
+
+    False is no refusal: everything injected loads, but what the command line leads to could not be followed.
+    """
+    proof = _Proof(facts, profile, choice, cache, tree_root)
+    proof.libraries_load()
+    findings: List[Finding] = []
+    loading = 0
+    for program in facts.programs:
+        try:
+            loading += proof.loads_mpi(program)
+        except ImageError as error:
+            findings.append(Finding(NOTE, "program-unreadable", f"{program}: {error.what}"))
+    unknown = sorted(proof.view.unknown)
+    findings += [Finding(NOTE, "not-followed", f"the loader may look at {path}, which was not looked at") for path in unknown]
+    if loading:
+        return not unknown, findings
+    if facts.entrypoint == "static" and not facts.programs:
+        findings.append(Finding(WARNING, "static-program", "the program is linked statically: no library of the site can reach it",
+                                remedy="link it dynamically with MPI", who="image author"))
+        return False, findings
+    findings.append(Finding(
+        NOTE, "unproved", f"no program of the command line loads {choice.libraries[0].name} itself (entrypoint: {facts.entrypoint}); "
+        "every copy in the image and the loader's cache lead to the site's"))
+    return False, findings

@@ -1,0 +1,55 @@
+"""Code of a test in a mount namespace of its own: what it mounts is gone with its process, whatever happens."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Sequence
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+_HEAD = """
+import errno, os, stat, sys
+from pathlib import Path
+from oci_hpc_hooks.errors import HookError, ImageError, KernelError, Refusal
+from oci_hpc_hooks.linux import mounts, namespaces, syscalls
+from oci_hpc_hooks.linux.paths import Root
+from oci_hpc_hooks.apply import rootfs
+import subprocess
+
+top = Path(sys.argv[1])
+
+def mount(*arguments):
+    subprocess.run(["mount", *map(str, arguments)], check=True)
+
+def table():
+    return mounts.mount_table()
+
+def flags(path):
+    return os.statvfs(path).f_flag
+
+def raises(kind, call, *arguments, **named):
+    try:
+        call(*arguments, **named)
+    except kind as error:
+        return error
+    raise AssertionError(f"{kind.__name__} was not raised")
+"""
+
+
+def unshared(code: str, where: Path, *, before: str = "", command: Sequence[str] = ("unshare", "--mount", "--propagation", "private")) -> str:
+    """Runs the code with /tmp-like ``where`` as ``top``; skips where this user may not make mount namespaces. Returns what it prints."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting in a namespace of one's own needs root")
+    if subprocess.run([*command, "true"], capture_output=True).returncode != 0:
+        pytest.skip("this machine does not let root unshare its mounts")
+    text = _HEAD + textwrap.dedent(before) + textwrap.dedent(code)
+    done = subprocess.run([*command, sys.executable, "-c", text, str(where)], capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout

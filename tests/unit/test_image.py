@@ -1,0 +1,468 @@
+"""What gather() finds in real trees with real ELF files, and what hostile trees can and cannot do to it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from pathlib import Path
+from typing import Iterator, List, Mapping, Sequence
+
+import pytest
+
+from oci_hpc_hooks.decide import abi
+from oci_hpc_hooks.errors import ImageError
+from oci_hpc_hooks.inputs import image
+from oci_hpc_hooks.linux.paths import Root
+from oci_hpc_hooks.model import Container, ImageFacts, Mount
+from tests.unit.decide import world
+from tests.unit.elf.elf_bed import IMAGES, build, cache_of
+
+LOADER = "/lib64/ld-linux-x86-64.so.2"
+CATATONIT = Path("/usr/bin/catatonit")
+STUB = "void MPI_Init(void) {} void MPIR_x(void) {}"
+SITE = world.profile(
+    world.site_mpi(), world.site_fabric(), plugins=[world.host("/opt/site/lib/mpich/libnet.so", world.elf("libnet.so"), "plugin")])
+
+
+class Tree:
+    """A root filesystem made of real files; the loader and the libc are the real ones of this machine."""
+
+    def __init__(self, top: Path) -> None:
+        self.top = top
+        for real in (LOADER, "/lib64/libc.so.6", "/lib/x86_64-linux-gnu/libc.so.6", "/usr/lib64/libc.so.6"):
+            if os.path.exists(real):
+                self.copy(real, real)
+
+    def at(self, path: str) -> Path:
+        found = self.top / path.lstrip("/")
+        found.parent.mkdir(parents=True, exist_ok=True)
+        return found
+
+    def copy(self, source: str, target: str) -> None:
+        self.at(target).write_bytes(Path(source).read_bytes())
+        self.at(target).chmod(0o755)
+
+    def mpi(self, folder: str) -> str:
+        build(self.at(f"{folder}/libmpi.so.12"), soname="libmpi.so.12", source=STUB)
+        return f"{folder}/libmpi.so.12"
+
+    def program(self, path: str, *needed: str, rpath: str = "", runpath: str = "") -> str:
+        build(self.at(path), needed=needed, rpath=rpath, runpath=runpath, stub=STUB,
+              source="extern void MPI_Init(void); int main(void) { MPI_Init(); return 0; }" if needed else "")
+        return path
+
+    def script(self, path: str, text: bytes) -> str:
+        self.at(path).write_bytes(text)
+        self.at(path).chmod(0o755)
+        return path
+
+    def gather(self, *args: str, env: Sequence[str] = (), cwd: str = "/", read_only: bool = False) -> ImageFacts:
+        where = Container(id="c", bundle="/b", rootfs=str(self.top), args=args, env=tuple(env), cwd=cwd,
+                          mounts=(Mount("/dev", "tmpfs", "tmpfs"),), annotations={}, labels={}, manifest_annotations={}, read_only=read_only)
+        with Root(os.open(self.top, os.O_PATH | os.O_DIRECTORY)) as root:
+            return image.gather(root, where, [SITE])
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Tree:
+    (tmp_path / "root").mkdir()
+    return Tree(tmp_path / "root")
+
+
+@pytest.fixture(autouse=True)
+def descriptors() -> Iterator[None]:
+    before = os.listdir("/proc/self/fd")
+    yield
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
+def copies(facts: ImageFacts) -> List[str]:
+    """The copies of MPI whose symbols were read: without these no family can be told."""
+    return sorted(path for path, file in facts.files.items() if file.elf.soname == "libmpi.so.12" and "MPI_Init" in file.elf.exports)
+
+
+# -------------------------------------------------------------------------------------------------------------------- copies
+
+def test_in_a_default_directory(tree: Tree) -> None:
+    facts = tree.gather(tree.program("/bin/app", "libmpi.so.12"), tree.mpi("/usr/lib"))
+    assert copies(facts) == ["/usr/lib/libmpi.so.12"]
+    assert facts.resolved["/usr/lib/libmpi.so.12"] == "/usr/lib/libmpi.so.12"
+
+
+@pytest.mark.parametrize("kind", ["rpath", "runpath"])
+@pytest.mark.parametrize("written", ["/opt/mpi/lib", "$ORIGIN/../mpi/lib", "/opt/mpi/lib/"])
+def test_in_a_path_of_the_program(tree: Tree, kind: str, written: str) -> None:
+    copy = tree.mpi("/opt/mpi/lib")
+    tree.program("/opt/bin/app", "libmpi.so.12", **{kind: written})
+    assert copies(tree.gather("/opt/bin/app")) == [copy]
+
+
+def test_in_library_path(tree: Tree) -> None:
+    copy = tree.mpi("/opt/x/lib")
+    facts = tree.gather(tree.program("/bin/app", "libmpi.so.12"), env=["LD_LIBRARY_PATH=/nowhere:/opt/x/lib:"])
+    assert copies(facts) == [copy]
+    assert facts.library_path == ("/nowhere", "/opt/x/lib")
+
+
+def test_beside_a_folder_of_path(tree: Tree) -> None:
+    copy = tree.mpi("/opt/conda/lib")
+    tree.at("/opt/conda/bin/x").touch()
+    assert copies(tree.gather("/bin/none", env=["PATH=/opt/conda/bin:/bin"])) == [copy]
+
+
+def test_in_the_cache(tree: Tree) -> None:
+    copy = tree.mpi("/opt/cached")
+    tree.at("/etc/ld.so.conf").write_text("/opt/cached\n")
+    subprocess.run(["/sbin/ldconfig", "-r", str(tree.top)], check=True, capture_output=True)
+    facts = tree.gather(tree.program("/bin/app", "libmpi.so.12"))
+    assert copies(facts) == [copy]
+    assert facts.cache is not None
+    assert facts.cache == cache_of(str(tree.top))
+    assert facts.cache_file is not None
+    assert facts.cache_file.inode == tree.at("/etc/ld.so.cache").stat().st_ino
+
+
+@pytest.mark.xfail(strict=True, reason="a copy that only a library's own RUNPATH leads to is read without symbols: another family, to plan()")
+def test_in_a_path_of_a_library(tree: Tree) -> None:
+    """As Spack installs: the program needs libhdf5, and that one needs libmpi from a third prefix."""
+    copy = tree.mpi("/spack/mpich/lib")
+    build(tree.at("/spack/hdf5/lib/libhdf5.so.1"), soname="libhdf5.so.1", needed=["libmpi.so.12"], runpath="/spack/mpich/lib", stub=STUB)
+    facts = tree.gather(tree.program("/spack/app/bin/app", "libhdf5.so.1", runpath="/spack/hdf5/lib"))
+    assert copies(facts) == [copy]
+
+
+def test_a_second_name_and_another_version(tree: Tree) -> None:
+    build(tree.at("/usr/lib/libmpi.so.12.1.8"), soname="libmpi.so.12", source=STUB)
+    tree.at("/usr/lib/libmpi.so.12").symlink_to("libmpi.so.12.1.8")
+    facts = tree.gather(tree.program("/bin/app", "libmpi.so.12"))
+    assert copies(facts) == ["/usr/lib/libmpi.so.12.1.8"]
+    assert facts.resolved["/usr/lib/libmpi.so.12"] == "/usr/lib/libmpi.so.12.1.8"
+
+
+def test_folders_for_modules_and_what_a_program_imports(tree: Tree) -> None:
+    tree.mpi("/usr/lib")
+    build(tree.at("/usr/lib/mpich/libnet.so"))
+    facts = tree.gather(tree.program("/bin/app", "libmpi.so.12"))
+    (folder,) = [folder for folder in facts.directories if folder.path == "/usr/lib/mpich"]
+    assert folder.names == ("libnet.so",)
+    assert (folder.inode, folder.mtime_ns) == (lambda status: (status.st_ino, status.st_mtime_ns))(tree.at("/usr/lib/mpich").stat())
+    assert "MPI_Init" in facts.files["/bin/app"].elf.imports
+
+
+# -------------------------------------------------------------------------------------------------------- loader and libc
+
+def test_the_loaders_own_word(tree: Tree) -> None:
+    facts = tree.gather(tree.program("/bin/app"))
+    assert (facts.loader, facts.musl, facts.cache_path, facts.cache_real) == (LOADER, "", "/etc/ld.so.cache", "")
+    assert facts.libc is not None
+    assert abi.libc_version(facts.libc.elf) == os.confstr("CS_GNU_LIBC_VERSION").split()[1]  # type: ignore[union-attr]
+    diagnostics = subprocess.run([LOADER, "--list-diagnostics"], capture_output=True, text=True)
+    if diagnostics.returncode == 0:  # since glibc 2.33
+        said = [line.partition("=")[2].strip('"').rstrip("/") for line in diagnostics.stdout.splitlines() if "path.system_dirs" in line]
+        assert list(facts.default_dirs) == said
+
+
+def test_another_loader_with_another_cache(tree: Tree) -> None:
+    """As in EESSI or Guix: the program names its own loader, and that one has its own paths."""
+    other = "/compat/lib64/ld-linux-x86-64.so.2"
+    data = Path(LOADER).read_bytes().replace(b"/etc/ld.so.cache\0", b"/cpt/ld.so.cache\0")
+    tree.at(other).write_bytes(data)
+    build(tree.at("/bin/app"), options=[f"-Wl,--dynamic-linker={other}"])
+    facts = tree.gather("/bin/app")
+    assert (facts.loader, facts.cache_path) == (other, "/cpt/ld.so.cache")
+
+
+def test_no_glibc(tmp_path: Path) -> None:
+    tree = Tree(tmp_path)
+    for path in tmp_path.rglob("lib*.so*"):
+        path.unlink()
+    tree.at(LOADER).unlink()
+    facts = tree.gather("/bin/app")
+    assert (facts.libc, facts.loader, facts.musl, facts.entrypoint) == (None, "", "", "missing")
+
+
+@pytest.mark.parametrize(("name", "glibc"), [
+    ("bookworm", "2.36"),
+    pytest.param("bullseye", "2.31", marks=pytest.mark.xfail(strict=True, reason="glibc 2.31 defines no GLIBC_2.31: it is taken for 2.30")),
+])
+def test_real_images(name: str, glibc: str) -> None:
+    top = IMAGES / name
+    if not top.is_dir():
+        pytest.skip(f"{top} is not built")
+    tree = Tree.__new__(Tree)
+    tree.top = top
+    found = tree.gather("mpihello", env=["PATH=/usr/local/bin:/usr/bin:/bin"])
+    assert found.libc is not None
+    assert (abi.libc_version(found.libc.elf), found.entrypoint, found.loader) == (glibc, "elf", LOADER)
+    assert found.default_dirs[0] == "/lib/x86_64-linux-gnu"
+    assert [path for path, file in found.files.items() if file.elf.soname == "libmpich.so.12" and file.elf.exports]
+
+
+def test_a_real_musl_image() -> None:
+    if not (IMAGES / "musl").is_dir():
+        pytest.skip("build/images/musl is not built")
+    tree = Tree.__new__(Tree)
+    tree.top = IMAGES / "musl"
+    facts = tree.gather("/bin/sh")
+    assert (facts.loader, facts.libc) == ("", None)
+    assert "/ld-musl-" in facts.musl
+
+
+# ---------------------------------------------------------------------------------------------------------- the first program
+
+def kind(facts: ImageFacts) -> tuple[str, tuple[str, ...]]:
+    return facts.entrypoint, facts.programs
+
+
+def static(tree: Tree, path: str) -> str:
+    build(tree.at(path), options=["-static"])
+    return path
+
+
+def test_entrypoints(tree: Tree) -> None:
+    tree.program("/usr/bin/app")
+    tree.program("/bin/sh")
+    static(tree, "/bin/still")
+    tree.script("/bin/run", b"#!/bin/sh -e\nexec app\n")
+    tree.script("/bin/lost", b"#!/bin/nothing\n")
+    tree.script("/bin/env-run", b"#! /usr/bin/env python3\n")
+    env = ["PATH=/usr/bin:/bin"]
+    app, shell = "/usr/bin/app", "/bin/sh"
+    for args, expected in [
+        (["app"], ("elf", (app,))),
+        (["/usr/bin/app", "-n", "3"], ("elf", (app,))),
+        (["sh", "-c", "cd /tmp && exec app -v; app"], ("elf", (shell, app))),
+        (["sh", "-c", "X=1 (app)"], ("elf", (shell, app))),
+        (["lost"], ("script", ())),
+        (["env-run"], ("script", ())),
+        (["/bin/still"], ("static", ())),
+        (["/bin/still", "-x"], ("static", ())),
+        (["/bin/still", "--", "app"], ("elf", (app,))),
+        (["nothing"], ("missing", ())),
+        (["/usr"], ("missing", ())),
+        ([], ("missing", ())),
+        ([""], ("missing", ())),
+    ]:
+        assert kind(tree.gather(*args, env=env)) == expected, args
+
+
+@pytest.mark.xfail(strict=True, reason="the shell behind a script makes it an elf")
+def test_a_script_is_a_script(tree: Tree) -> None:
+    tree.program("/bin/sh")
+    static(tree, "/bin/still")
+    tree.script("/bin/run", b"#!/bin/sh -e\nexec app\n")
+    assert kind(tree.gather("/bin/run")) == ("script", ("/bin/sh",))
+    assert kind(tree.gather("/bin/still", "/bin/run")) == ("script", ("/bin/sh",))
+
+
+def test_the_working_directory_and_links(tree: Tree) -> None:
+    tree.program("/data/app")
+    tree.at("/usr/bin/app").symlink_to("/data/app")
+    tree.at("/usr/bin/up").symlink_to("../../../../../../data/app")
+    for args, cwd in [(["./app"], "/data"), (["app"], "/"), (["up"], "/"), (["../data/app"], "/usr"), (["/usr/bin/app"], "/")]:
+        assert kind(tree.gather(*args, env=["PATH=/usr/bin"], cwd=cwd)) == ("elf", ("/data/app",)), args
+
+
+@pytest.mark.skipif(not CATATONIT.exists(), reason="catatonit is not installed")
+def test_podmans_init_is_looked_through(tree: Tree) -> None:
+    tree.copy(str(CATATONIT), "/dev/init")
+    tree.program("/usr/bin/app")
+    assert kind(tree.gather("/dev/init", "--", "app", env=["PATH=/usr/bin"])) == ("elf", ("/usr/bin/app",))
+
+
+def test_a_command_line_without_end(tree: Tree) -> None:
+    tree.program("/usr/bin/app")
+    assert tree.gather("app", *["app app"] * 100_000).programs == ("/usr/bin/app",)
+
+
+@pytest.mark.xfail(strict=True, reason="only blanks divide words")
+def test_a_command_line_of_several_lines(tree: Tree) -> None:
+    tree.program("/usr/bin/app")
+    tree.program("/bin/sh")
+    assert kind(tree.gather("sh", "-c", "app\n")) == ("elf", ("/bin/sh", "/usr/bin/app"))
+
+
+# ------------------------------------------------------------------------------------------------------------------- hostile
+
+def test_scripts_that_name_nothing(tree: Tree) -> None:
+    for text in (b"#!", b"#! ", b"#!\n", b"#!\0\0\0", b"#!/\n", b"#!" + b"a" * 5000, b"#!/bin/\xff\xfe\n"):
+        assert kind(tree.gather(tree.script("/bin/run", text))) == ("script", ()), text
+
+
+@pytest.mark.xfail(strict=True, raises=IndexError, reason="an empty first line has no first word")
+def test_a_script_with_an_empty_first_line(tree: Tree) -> None:
+    assert kind(tree.gather(tree.script("/bin/run", b"#!\nfoo"))) == ("script", ())
+
+
+@pytest.fixture
+def canary(tree: Tree) -> Path:
+    """A library outside of the root with the right name."""
+    return build(tree.top.parent / "outside" / "libmpi.so.12", soname="libmpi.so.12", source=STUB)
+
+
+@pytest.mark.parametrize("target", ["../../../../../../../../../{0}", "{0}", "/proc/self/cwd/{0}", "/proc/1/root/{0}"])
+def test_nothing_outside_the_root_is_read(tree: Tree, canary: Path, target: str) -> None:
+    os.utime(canary, ns=(1, 1))
+    tree.at("/usr/lib/libmpi.so.12").symlink_to(target.format(canary))
+    tree.at("/opt/lib").symlink_to(target.format(canary.parent))
+    facts = tree.gather(tree.program("/bin/app", "libmpi.so.12", runpath="/opt/lib"), env=["LD_LIBRARY_PATH=/opt/lib:/proc/self/root"])
+    assert copies(facts) == []
+    assert str(canary) not in str(facts.files)
+    assert os.stat(canary).st_atime_ns == 1
+
+
+def test_a_root_that_holds_the_whole_path_again(tree: Tree, canary: Path) -> None:
+    """An absolute link means the image's own file of that name."""
+    inside = build(tree.at(str(canary)), soname="libmpi.so.12", source=STUB)
+    tree.at("/usr/lib/libmpi.so.12").symlink_to(canary)
+    assert copies(tree.gather("/bin/app")) == ["/" + str(inside.relative_to(tree.top))]
+
+
+def test_names_that_are_no_files(tree: Tree) -> None:
+    tree.at("/usr/lib/libmpi.so.12").mkdir()
+    os.mkfifo(tree.at("/lib/libmpi.so.12"))
+    tree.at("/a/libmpi.so.12").symlink_to("libmpi.so.12")
+    tree.at("/b/libmpi.so.12").symlink_to("/c/libmpi.so.12")
+    tree.at("/c/libmpi.so.12").symlink_to("/b/libmpi.so.12")
+    tree.at("/d").symlink_to("/d")
+    tree.at("/e/libmpi.so.12").write_bytes(os.urandom(5000))
+    tree.at("/f/libmpi.so.12").write_bytes(b"\x7fELF" + os.urandom(5000))
+    tree.at("/g/libmpi.so.12").write_bytes(b"")
+    tree.at("/h").write_bytes(b"")
+    os.mkfifo(tree.at("/bin/fifo"))
+    began = time.monotonic()
+    facts = tree.gather("/bin/fifo", "/bin", env=["LD_LIBRARY_PATH=/a:/b:/c:/d:/e:/f:/g:/h"])
+    assert copies(facts) == []
+    assert facts.entrypoint == "missing"
+    assert {"/e/libmpi.so.12", "/f/libmpi.so.12", "/g/libmpi.so.12"} <= set(facts.unreadable)
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("content", ["sparse", "fifo", "directory", "garbage", "truncated"])
+def test_caches_that_are_none(tree: Tree, content: str) -> None:
+    cache = tree.at("/etc/ld.so.cache")
+    if content == "sparse":
+        with open(cache, "wb") as file:
+            file.truncate(10 << 30)
+    elif content == "fifo":
+        os.mkfifo(cache)
+    elif content == "directory":
+        cache.mkdir()
+    else:
+        cache.write_bytes(os.urandom(10_000) if content == "garbage" else b"glibc-ld.so.cache1.1" + b"\xff" * 28)
+    began = time.monotonic()
+    facts = tree.gather(tree.program("/bin/app"))
+    assert facts.cache is None
+    assert time.monotonic() - began < 5
+
+
+def test_giants_as_program_and_library(tree: Tree) -> None:
+    for path in ("/bin/app", "/usr/lib/libmpi.so.12", LOADER):
+        with open(tree.at(path), "wb") as file:
+            file.write(b"\x7fELF\2\1\1" + bytes(9) + b"\3\0\x3e\0")
+            file.truncate(10 << 30)
+    began = time.monotonic()
+    facts = tree.gather("/bin/app")
+    assert facts.default_dirs == image.DEFAULT_DIRS
+    assert time.monotonic() - began < 5
+
+
+def test_a_directory_of_too_many_names(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image, "NAMES_LIMIT", 1000)  # making 200,000 files takes 10 s
+    for number in range(1001):
+        tree.at(f"/usr/lib/{number}").touch()
+    with pytest.raises(ImageError, match="/usr/lib of the image has more than 1000 names"):
+        tree.gather("/bin/app")
+
+
+@pytest.mark.xfail(strict=True, reason="two regular expressions take a minute for a loader of 8 MiB of slashes")
+def test_a_loader_that_is_all_slashes(tree: Tree) -> None:
+    tree.at(LOADER).write_bytes(b"/" * (1 << 20))
+    began = time.monotonic()
+    tree.gather("/bin/app")
+    assert time.monotonic() - began < 1
+
+
+@pytest.mark.xfail(strict=True, reason="the names are kept once per spelling of the directory")
+def test_many_names_for_one_directory(tree: Tree) -> None:
+    folder = tree.at("/names/x").parent
+    for number in range(4000):
+        (folder / f"{number}.so").touch()
+    links = []
+    for number in range(300):
+        tree.at(f"/l/{number}").symlink_to("/names")
+        links.append(f"/l/{number}")
+    try:
+        facts = tree.gather("/bin/app", env=["LD_LIBRARY_PATH=" + ":".join(links)])
+    except ImageError:
+        return
+    assert sum(len(found.names) for found in facts.directories) < 1_000_000
+
+
+def as_nobody(tree: Tree, args: Sequence[str], env: Mapping[str, str]) -> str:
+    """gather() by a user who may not look everywhere, as a rootless hook in somebody else's volume."""
+    code = """
+        import os, sys
+        from oci_hpc_hooks.inputs import image, scan
+        from oci_hpc_hooks.linux.paths import Root
+        from oci_hpc_hooks.model import Container
+        os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
+        where = Container("c", "/b", sys.argv[1], tuple(sys.argv[3:]), (sys.argv[2],), "/", (), {}, {}, {})
+        facts = image.gather(Root(os.open(sys.argv[1], os.O_PATH)), where, [])
+        print(facts.entrypoint)
+    """
+    (variable,) = [f"{key}={value}" for key, value in env.items()]
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(tree.top), variable, *args], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def public(tmp_path: Path) -> Iterator[Tree]:
+    if os.geteuid() != 0:
+        pytest.skip("only root can become somebody who may not look")
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        yield Tree(Path(folder))
+
+
+def test_a_user_can_look(public: Tree) -> None:
+    assert as_nobody(public, [public.program("/bin/app")], {"PATH": "/bin"}) == "elf"
+
+
+@pytest.mark.xfail(strict=True, reason="PermissionError of scandir(), KernelError EACCES of openat2()")
+@pytest.mark.parametrize("mode", [0o711, 0o700])
+def test_a_directory_that_may_not_be_listed(public: Tree, mode: int) -> None:
+    public.at("/software/lib/x").parent.chmod(mode)
+    public.program("/bin/app")
+    assert as_nobody(public, ["/bin/app"], {"LD_LIBRARY_PATH": "/software/lib"}) == "elf"
+
+
+@pytest.mark.xfail(strict=True, reason="PermissionError of open()")
+def test_a_program_that_may_only_be_run(public: Tree) -> None:
+    public.at(public.program("/bin/app")).chmod(0o711)
+    assert as_nobody(public, ["/bin/app"], {"PATH": "/bin"}) in ("missing", "static")
+
+
+# ------------------------------------------------------------------------------------------------------- read-only and empty
+
+@pytest.mark.parametrize("read_only", [True, False])
+def test_places_for_the_tree_on_a_read_only_root(tree: Tree, read_only: bool) -> None:
+    tree.at("/mnt/file").touch()
+    tree.at("/srv/x").parent.rmdir() if tree.at("/srv/x").parent.exists() else None
+    tree.at("/srv").mkdir()
+    tree.at("/opt").symlink_to("/srv")
+    tree.at("/media").write_bytes(b"")
+    assert tree.gather("/bin/app", read_only=read_only).empty_directories == (("/srv", "/opt") if read_only else ())
+
+
+def test_the_same_tree_gives_the_same_facts(tree: Tree) -> None:
+    for folder in ("/usr/lib", "/opt/a", "/opt/b"):
+        tree.mpi(folder)
+    program = tree.program("/bin/app", "libmpi.so.12", runpath="/opt/a")
+
+    assert tree.gather(program, env=["LD_LIBRARY_PATH=/opt/b"]) == tree.gather(program, env=["LD_LIBRARY_PATH=/opt/b"])

@@ -1,0 +1,88 @@
+"""What the warm path imports: each module of the standard library that is missing here costs a hook milliseconds."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Set
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+#: Our own, and nothing else of ours.
+LIGHT = {
+    "oci_hpc_hooks", "oci_hpc_hooks.warm", "oci_hpc_hooks.report", "oci_hpc_hooks.errors", "oci_hpc_hooks.apply", "oci_hpc_hooks.apply.rootfs",
+    "oci_hpc_hooks.inputs", "oci_hpc_hooks.inputs.container", "oci_hpc_hooks.inputs.jsontext", "oci_hpc_hooks.inputs.storage",
+    "oci_hpc_hooks.inputs.trust", "oci_hpc_hooks.linux", "oci_hpc_hooks.linux.mounts", "oci_hpc_hooks.linux.namespaces",
+    "oci_hpc_hooks.linux.paths", "oci_hpc_hooks.linux.syscalls",
+}
+#: Of the standard library beyond the bare interpreter. Only `os` and what it needs, `struct` and `stat` are written in Python.
+ALLOWED = {"__future__", "_collections_abc", "_ctypes", "_json", "_stat", "_struct", "binascii", "errno", "genericpath", "os", "os.path",
+           "posixpath", "stat", "struct"}
+HEAVY = {"json", "re", "typing", "dataclasses", "enum", "ctypes", "pathlib", "logging", "subprocess", "argparse", "collections", "functools",
+         "tempfile", "signal", "contextlib", "shutil", "threading", "inspect", "importlib.util", "warnings", "socket", "traceback"}
+
+
+def modules(statements: str) -> Set[str]:
+    """What is in sys.modules of an isolated interpreter after these statements."""
+    code = f"import sys; sys.path.append({str(ROOT)!r}); {statements}; sys.stdout.write(' '.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-IS", "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+@pytest.fixture(scope="module")
+def bare() -> Set[str]:
+    return modules("pass")
+
+
+def check(found: Set[str], bare: Set[str]) -> None:
+    assert found & HEAVY - bare == set()
+    new = found - bare
+    assert {name for name in new if name.startswith("oci_hpc_hooks")} == LIGHT
+    assert {name for name in new if not name.startswith("oci_hpc_hooks")} <= ALLOWED
+
+
+def test_what_a_hook_imports(bare: Set[str]) -> None:
+    check(modules("import oci_hpc_hooks.warm"), bare)
+
+
+def test_nothing_heavy_is_in_a_bare_interpreter(bare: Set[str]) -> None:
+    assert bare & HEAVY == set()
+
+
+def test_a_hook_with_nothing_to_do_imports_no_more(bare: Set[str], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"ociVersion": "1.0.2", "root": {"path": "rootfs"}, "process": {"args": ["true"], "cwd": "/"}}')
+    state = '{"ociVersion":"1.0.2","id":"c1","status":"creating","pid":4242,"bundle":"%s"}' % tmp_path
+    code = (
+        f"import sys, os; sys.path.append({str(ROOT)!r}); from oci_hpc_hooks import warm; from oci_hpc_hooks.report import Places\n"
+        f"warm.run('createRuntime', Places('{tmp_path}/etc', '{tmp_path}/state', '{tmp_path}/cache', '{tmp_path}/log'), 0.0)\n"
+        "sys.stdout.write(' '.join(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-IS", "-c", code], input=state, capture_output=True, text=True, check=True)
+    check(set(done.stdout.split()), bare)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json"]
+
+
+def test_the_whole_hook_says_nothing_where_there_is_nothing_to_do(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"root": {"path": "rootfs"}}')
+    state = '{"id":"c1","pid":4242,"bundle":"%s"}' % tmp_path
+    code = (f"import sys; sys.path.append({str(ROOT)!r}); from oci_hpc_hooks.warm import main\n"
+            f"main('createRuntime', config='{tmp_path}/etc', state='{tmp_path}/state', cache='{tmp_path}/cache', log='{tmp_path}/log')")
+    done = subprocess.run([sys.executable, "-IS", "-c", code], input=state, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("state", [
+    "", "{", "[]", '{"id":"x"}', '{"id":"c1","pid":0,"bundle":"/nowhere"}', '{"id":"c1","pid":99,"bundle":"/nowhere"}',
+    '{"id":"\\u001b[31m","pid":-1,"bundle":"/"}'])
+def test_what_is_wrong_with_the_state_is_one_sentence(state: str, tmp_path: Path) -> None:
+    code = (f"import sys; sys.path.append({str(ROOT)!r}); from oci_hpc_hooks.warm import main\n"
+            f"main('createRuntime', config='{tmp_path}', state='{tmp_path}', cache='{tmp_path}', log='{tmp_path}/log')")
+    done = subprocess.run([sys.executable, "-IS", "-c", code], input=state, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("oci-hpc-hooks: ")
+    assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr
+    assert "defect" not in done.stderr

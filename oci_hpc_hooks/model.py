@@ -280,6 +280,7 @@ class ImageFacts:
     files: Mapping[str, ImageFile]
     directories: Tuple[Directory, ...]
     unreadable: Mapping[str, str] = field(default_factory=dict)
+    preload: Tuple[str, ...] = ()  # LD_PRELOAD
 
 
 # ---------------------------------------------------------------------------------------------------------------- plan

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 PREFIX = "oci-hpc-hooks: "
 
+#: Characters of a message.
+SENTENCE_LIMIT = 4000
+
 #: A log line that does not fit is cut: one write(2) with O_APPEND is not torn apart by another process's.
 LINE_LIMIT = 32 << 10
 #: When the log is larger, it is renamed to ….1 and a new one begun.
@@ -54,7 +57,9 @@ def own_places(places: Places) -> Places:
 
 def complain(text: str) -> None:
     """Brings one sentence to whoever started the container. Never raises."""
-    line = (PREFIX + " ".join(text.split()) + "\n").encode("utf-8", "backslashreplace")
+    # Names of the image stand in it: no control characters for the terminal, no novel.
+    clean = "".join([char if char.isprintable() else "?" for char in " ".join(text.split())])
+    line = (PREFIX + clean[:SENTENCE_LIMIT] + "\n").encode("utf-8", "backslashreplace")
     try:
         os.write(2, line)
         status = os.fstat(2)
@@ -103,7 +108,7 @@ def open_log(places: Places) -> int:
         if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
             os.close(fd)
             return -1
-        if status.st_size > LOG_LIMIT:
+        if status.st_size > LOG_LIMIT and os.stat(places.log).st_ino == status.st_ino:  # unless another hook has done it just now
             os.rename(places.log, places.log + ".1")
         return fd
     except OSError:

@@ -137,7 +137,7 @@ def run(stage: str, places: Places, began: float) -> None:
         return
     start.key = key_of(start, defaults)
     start.look()
-    if rootfs.already_injected(start.table):
+    if rootfs.already_injected(start.table, start.root.prefix):
         return
     known = remembered(places, start.key)
     trouble: HookError | None = None
@@ -173,14 +173,14 @@ def key_of(start: Start, defaults: list[tuple[str, str]]) -> str:
     # podman writes its mounts in random order; those whose source carries the container's id are its own small files.
     volumes = sorted([
         (where, kind, source, "ro" in options) for where, kind, source, options in container.mounts(config)
-        if start.state.id not in source and not where.startswith(("/proc/", "/sys/", "/dev/"))
+        if f"/{start.state.id}/" not in source and not where.startswith(("/proc/", "/sys/", "/dev/"))
     ])
     return repr((
         RECORD_VERSION,
         start.image.image_id or start.rootfs,
         start.words,
         defaults,
-        container.arguments(config),
+        container.command_words(container.arguments(config)),
         [item for item in container.environment(config) if item.startswith(LOADER_VARIABLES)],
         container.working_directory(config),
         volumes,

@@ -34,9 +34,11 @@ class Stale(Exception):
     """A file that the plan rests on is not the one that was looked at: decide anew."""
 
 
-def already_injected(table: dict[int, mounts.MountEntry]) -> bool:
-    """Whether one of our hooks has been at work in the mount namespace of this table."""
-    return any(entry.fstype == "tmpfs" and entry.source == MARK for entry in table.values())
+def already_injected(table: dict[int, mounts.MountEntry], prefix: str) -> bool:
+    """Whether one of our hooks has been at work in the tree at ``prefix``. The table has the host's mounts too, and "host" may be a
+    container that was served itself."""
+    below = prefix.rstrip("/") + "/"
+    return any(entry.fstype == "tmpfs" and entry.source == MARK and entry.mountpoint.startswith(below) for entry in table.values())
 
 
 def check_image(record: dict[str, Any], root: Root) -> None:
@@ -119,6 +121,8 @@ class Injection:
             self.tree_name: str = name
             self.tree_parent = self.keep(self.root.open(path or "/"))
             self.refuse_shared(self.tree_parent, at)
+            if record["tree_make"] == "dev":
+                self.require_own_tmpfs(self.tree_parent, path)
             if record["tree_make"] == "create":
                 self.refuse_volume(self.tree_parent, at)
         self.cache_target = -1
@@ -152,6 +156,12 @@ class Injection:
                 remedy=f"let the volume contain {target} (an empty one is enough), or mount it elsewhere",
                 who="user",
             )
+
+    def require_own_tmpfs(self, fd: int, path: str) -> None:
+        entry = self.table.get(mounts.mount_id(fd))
+        if entry is None or entry.fstype != "tmpfs" or self.inside(entry.mountpoint) != path:
+            raise Refusal(f"{path} of the container is not the tmpfs that its configuration says", who="user",
+                          remedy=f"do not mount anything over {path}")
 
     def inside(self, mountpoint: str) -> str:
         prefix = self.root.prefix

@@ -128,7 +128,8 @@ def document(target: str, container: Container, plan: Plan) -> Dict[str, Any]:
         "files": [
             *({"source": bind.source, "target": f"{plan.tree_root}/{bind.target}", "how": "tree", "why": bind.why} for bind in plan.tree),
             *({"source": bind.source, "target": bind.target, "how": "in place", "why": bind.why} for bind in plan.in_place),
-            *({"source": f"{plan.tree_root}/{cover.folder}", "target": cover.target, "how": "in place", "why": COVER} for cover in plan.modules),
+            *({"source": f"{plan.tree_root}/{cover.folder}", "target": cover.target, "how": "in place", "why": COVER}
+              for cover in plan.modules),
         ],
         "loader_cache": plan.cache_target,
     }

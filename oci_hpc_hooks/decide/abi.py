@@ -20,12 +20,16 @@ def describe_kind(elf: ElfFacts) -> str:
 
 def version_key(version: str) -> Tuple[Tuple[int, str], ...]:
     """Orders versions such as GLIBC_2.9 and GLIBC_2.38 by their numbers."""
-    return tuple((int(part), "") if part.isdigit() else (-1, part) for part in version.replace("_", ".").split("."))
+    return tuple((int(part), "") if _number(part) else (-1, part) for part in version.replace("_", ".").split("."))
+
+
+def _number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 9
 
 
 def newest(versions: Iterable[str], prefix: str) -> str:
     """The highest version that starts with ``prefix`` and goes on with a number; "" if there is none."""
-    numbered = [version for version in versions if version.startswith(prefix) and version[len(prefix):len(prefix) + 1].isdigit()]
+    numbered = [version for version in versions if version.startswith(prefix) and _number(version[len(prefix):len(prefix) + 1])]
     return max(numbered, key=version_key, default="")
 
 

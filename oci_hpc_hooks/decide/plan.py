@@ -7,6 +7,7 @@ from the same facts: in a hook, by ``oci-hpc-hooks check``, and in a test.
 from __future__ import annotations
 
 import posixpath
+import re
 from dataclasses import replace
 from typing import Dict, Iterator, List, Sequence, Tuple
 
@@ -94,7 +95,7 @@ def _refuse(wish: Wish, inventory: Inventory, findings: Sequence[Finding], *refu
     run_without = not wish.explicit or inventory.site.on_refusal == "run-without"
     found = [
         Finding(NOTE if run_without else ERROR, no.code, no.what, wish.origin,
-                no.remedy + f"; to start without injection give {OVERRIDE}", no.who)
+                no.remedy if run_without else no.remedy + f"; to start without injection give {OVERRIDE}", no.who)
         for no in refusals
     ]
     return Plan(NOTHING if run_without else REFUSED, (*findings, *found))
@@ -104,7 +105,8 @@ def _claims(request: Request, facts: ImageFacts) -> Iterator[Finding]:
     """Labels are claims; what the ELF files say counts, and a contradiction is told."""
     if request.glibc is not None and facts.libc is not None:
         actual = abi.libc_version(facts.libc.elf)
-        if actual and request.glibc.value.split(".")[:2] != actual.split(".")[:2]:
+        claimed = re.search(r"\d+\.\d+", request.glibc.value)  # also of "glibc-2.36" and "2.36-9+deb12u4"
+        if actual and (claimed is None or claimed.group() != actual):
             yield Finding(WARNING, "label-contradicted", f"the image says that its glibc is {request.glibc.value}, and its "
                           f"{facts.libc.path} is {actual}", request.glibc.origin, f"set the label to {actual}", "image author")
 

@@ -58,7 +58,7 @@ class _Proof:
         self.tree_root = tree_root
         self.view = _View(facts, tree_root, choice)
         self.before = _View(facts, tree_root, Choice((), (), (), ()))
-        plain = loader.Search(library_path=facts.library_path, cache=cache, default_dirs=facts.default_dirs)
+        plain = loader.Search(library_path=facts.library_path, cache=cache, default_dirs=facts.default_dirs, preload=facts.preload)
         homes = sorted({posixpath.dirname(copy.path) for _, copy in choice.in_place})
         # A script may put a directory that holds a copy into LD_LIBRARY_PATH (conda activate, setvars).
         self.searches = [plain, *(replace(plain, library_path=(home, *facts.library_path)) for home in homes)]
@@ -90,7 +90,7 @@ class _Proof:
         for loaded in link_map.objects:
             family = mpi.family(loaded.facts.exports)
             if family not in ("", wanted):
-                raise No("family", f"{program} loads {loaded.path}, which is {family} by the symbols that it exports, and {wanted} is wanted",
+                raise No("family", f"{wanted} is wanted, and {program} loads {loaded.path}, which is {family} by its symbols",
                          "correct the label, or start the program that it means", "image author")
             library = names.get(loaded.name) or names.get(loaded.facts.soname)
             if library is None or library.role == "dependency":
@@ -182,7 +182,9 @@ def prove(facts: ImageFacts, profile: ResolvedProfile, choice: Choice, cache: Ld
         except ImageError as error:
             findings.append(Finding(NOTE, "program-unreadable", f"{program}: {error.what}"))
     unknown = sorted(proof.view.unknown)
-    findings += [Finding(NOTE, "not-followed", f"the loader may look at {path}, which was not looked at") for path in unknown]
+    if unknown:
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        findings.append(Finding(NOTE, "not-followed", f"the loader may look at {unknown[0]}{more}, which was not looked at"))
     if loading:
         return not unknown, findings
     if facts.entrypoint == "static" and not facts.programs:

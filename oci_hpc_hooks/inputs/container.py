@@ -13,6 +13,10 @@ from oci_hpc_hooks.errors import InputError
 from oci_hpc_hooks.inputs import jsontext
 from oci_hpc_hooks.inputs.jsontext import at, wrong
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Sequence
+
 #: Bytes. Kubernetes allows 256 KiB of annotations, an image manifest 4 MiB.
 STATE_LIMIT = 8 << 20
 CONFIG_LIMIT = 16 << 20
@@ -135,6 +139,26 @@ def _bundle_of_runtime(pid: int) -> str:
 def arguments(config: dict[str, object]) -> list[str]:
     """process.args, [] if there is no process."""
     return jsontext.strings(jsontext.mapping(config, "process", _CONFIG), "args", at(_CONFIG, "process"))
+
+
+#: Words of a command line that are looked at.
+WORDS_LIMIT = 128
+_BETWEEN_WORDS = {ord(char): " " for char in ";&|()'\"\0"}
+
+
+def command_words(args: Sequence[str]) -> list[str]:
+    """The words of process.args that could be programs, those inside an argument like ``sh -c "…"`` too; the first is args[0].
+
+    No shell's reading: quotes and variables are beyond it, and a word too many does no harm. Options, NAME=value and numbers are left out:
+    so a run with another --seed is the same run.
+    """
+    words: list[str] = []
+    for argument in args:
+        inner = argument.translate(_BETWEEN_WORDS).split() if words else [argument]
+        words += [word for word in inner if not word.startswith("-") and "=" not in word and not word.isdigit()]
+        if len(words) >= WORDS_LIMIT:
+            break
+    return words[:WORDS_LIMIT]
 
 
 def environment(config: dict[str, object]) -> list[str]:

@@ -16,6 +16,7 @@ from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tupl
 from oci_hpc_hooks.elf import ldcache, loader
 from oci_hpc_hooks.elf.facts import read_facts
 from oci_hpc_hooks.errors import ImageError, KernelError
+from oci_hpc_hooks.inputs.container import command_words
 from oci_hpc_hooks.linux.paths import Root, read_bounded
 from oci_hpc_hooks.model import (
     Container,
@@ -32,7 +33,11 @@ CACHE_LIMIT = 64 << 20  # a node with 10,000 libraries has a cache of 1 MB
 LOADER_LIMIT = 8 << 20  # ld.so is 0.2 to 0.3 MB
 NAMES_LIMIT = 200_000  # names in one directory
 DIRECTORIES_LIMIT = 4096
-WORDS_LIMIT = 128  # words of the command line that are looked at
+# One budget for the whole image: names kept, files read, of those with all their symbols, directories that hold a copy.
+ALL_NAMES_LIMIT = 1_000_000
+FILES_LIMIT = 20_000
+SYMBOLS_LIMIT = 256
+HOMES_LIMIT = 64
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # podman's, where the image sets none
 CACHE_PATH = "/etc/ld.so.cache"
@@ -45,9 +50,8 @@ DEFAULT_DIRS = ("/lib64", "/usr/lib64", "/lib", "/usr/lib")
 #: Existing directories that a tree may be mounted over when the root filesystem is read-only: by the FHS they are empty.
 SPARE_DIRECTORIES = ("/mnt", "/media", "/srv", "/opt")
 
-_SHELL_WORDS = re.compile(r"[\s;&|()'\"]+")
-_CACHE_NAME = re.compile(rb"/[\x21-\x7e]{0,200}ld\.so\.cache(?=\0)")
-_SYSTEM_DIRS = re.compile(rb"(?:/[\x21-\x7e]{1,200}/\0){2,}")
+_SYSTEM_DIR = re.compile(rb"/[\x21-\x7e]{1,200}/")
+_CACHE_NAME = b"ld.so.cache"
 
 
 class _Tree:
@@ -61,6 +65,14 @@ class _Tree:
         self.directories: Dict[str, Optional[Directory]] = {}
         self.names: Dict[str, frozenset[str]] = {}
         self.symbols: set[str] = set()  # real paths whose symbols were read
+        self.unlisted: Set[str] = set()
+        self.spent: Dict[str, int] = {}
+
+    def spend(self, what: str, amount: int, limit: int) -> None:
+        """Counts against one of the limits for the whole image."""
+        self.spent[what] = self.spent.get(what, 0) + amount
+        if self.spent[what] > limit:
+            raise ImageError(f"the image's loader would look at more than {limit} {what}")
 
     def directory(self, path: str) -> Optional[Directory]:
         """The directory at ``path`` with the names in it that look like shared objects; None where there is none."""
@@ -74,7 +86,12 @@ class _Tree:
             try:
                 status = os.fstat(handle)
                 if stat.S_ISDIR(status.st_mode):
-                    names = tuple(_shared_objects(handle, path))
+                    try:
+                        names = tuple(_shared_objects(handle, path))
+                    except PermissionError:
+                        names = ()  # may be entered and not listed, as a volume of another user: each name is tried
+                        self.unlisted.add(path)
+                    self.spend("names", len(names), ALL_NAMES_LIMIT)
                     self.names[path] = frozenset(names)
                     found = Directory(path, status.st_mtime_ns, status.st_ino, names)
             finally:
@@ -90,7 +107,7 @@ class _Tree:
         # The spelling is kept: behind a symbolic link ".." is not what a lexical reading makes of it.
         folder, name = posixpath.split(path)
         real = ""
-        if ".so" not in name or (self.directory(folder) is not None and name in self.names[folder]):
+        if ".so" not in name or (self.directory(folder) is not None and (name in self.names[folder] or folder in self.unlisted)):
             real = self.real(path)
         self.resolved[path] = real
         return real
@@ -121,6 +138,9 @@ class _Tree:
         return file.elf if file else None
 
     def _read(self, real: str, symbols: bool) -> None:
+        self.spend("files", 1, FILES_LIMIT)
+        if symbols:
+            self.spend("libraries with all their symbols", 1, SYMBOLS_LIMIT)
         fd = -1
         try:
             fd = self.root.open_regular(real)
@@ -137,7 +157,11 @@ class _Tree:
                 os.close(fd)
 
     def head(self, real: str) -> bytes:
-        fd = self.root.open_regular(real)
+        """The first bytes of a file, none if it cannot be read: a program may be executable and no more."""
+        try:
+            fd = self.root.open_regular(real)
+        except (ImageError, OSError):
+            return b""
         if fd < 0:
             return b""
         try:
@@ -172,15 +196,17 @@ def gather(root: Root, container: Container, profiles: Sequence[ResolvedProfile]
     cache_path, default_dirs = _loader_constants(tree, interp)
     cache_real = tree.real(cache_path)  # not by way of its directory: engines write into /etc at every start
     cache, cache_file = _cache(root, tree, cache_real)
-    library_path = tuple(folder for folder in re.split("[:;]", env.get("LD_LIBRARY_PATH", "")) if folder)
-    search = loader.Search(library_path=library_path, cache=cache, default_dirs=default_dirs, hwcaps=(), preload=())
+    library_path = tuple(folder.rstrip("/") or "/" for folder in re.split("[:;]", env.get("LD_LIBRARY_PATH", "")) if folder)
+    preload = tuple(env.get("LD_PRELOAD", "").replace(":", " ").split())
+    search = loader.Search(library_path=library_path, cache=cache, default_dirs=default_dirs, preload=preload)
 
     libraries = [library for profile in profiles for library in profile.libraries]
     wanted = {name for library in libraries for name in (library.name, *library.replaces)}
-    _follow(tree, programs, search, wanted)
-    folders = [*default_dirs, *library_path, *_cache_dirs(cache), *_rpaths(tree, programs)]
+    homes = _follow(tree, programs, search, wanted)
+    folders = [*homes, *default_dirs, *library_path, *_cache_dirs(cache), *_rpaths(tree, programs)]
     folders += [f"{posixpath.dirname(folder)}/{lib}" for folder in path_dirs for lib in ("lib", "lib64")]
     for home in sorted(_look_for_copies(tree, dict.fromkeys(folders), profiles)):
+        tree.spend("directories with copies of the MPI", 1, HOMES_LIMIT)
         # A script may put this directory into LD_LIBRARY_PATH.
         _follow(tree, programs, replace(search, library_path=(home, *library_path)), wanted)
     libc = _libc(tree, search)
@@ -201,11 +227,13 @@ def gather(root: Root, container: Container, profiles: Sequence[ResolvedProfile]
         files=tree.files,
         directories=tuple(folder if folder else Directory(path, 0, 0, ()) for path, folder in tree.directories.items()),
         unreadable=tree.unreadable,
+        preload=preload,
     )
 
 
-def _follow(tree: _Tree, programs: Sequence[str], search: loader.Search, wanted: Set[str]) -> None:
-    """Looks at everything that the loader would for these programs."""
+def _follow(tree: _Tree, programs: Sequence[str], search: loader.Search, wanted: Set[str]) -> Set[str]:
+    """Looks at everything that the loader would for these programs; returns the directories in which it finds what may be replaced."""
+    homes = set()
     for program in programs:
         try:
             link_map = loader.simulate(program, tree, search)
@@ -213,9 +241,13 @@ def _follow(tree: _Tree, programs: Sequence[str], search: loader.Search, wanted:
             tree.unreadable[program] = error.what
             continue
         for loaded in link_map.objects:
+            copy = loaded.name in wanted or loaded.facts.soname in wanted
+            if copy:
+                homes |= {posixpath.dirname(loaded.path), posixpath.dirname(loaded.identity)}
             # What it takes from a library that may be replaced; and whether it is an MPI, of whatever family.
-            if wanted.intersection(loaded.facts.needed) or loaded.name.startswith("libmpi"):
+            if copy or wanted.intersection(loaded.facts.needed) or loaded.name.startswith("libmpi"):
                 tree.facts_with_symbols(loaded.identity)
+    return homes
 
 
 # ------------------------------------------------------------------------------------------------------------ programs
@@ -224,9 +256,7 @@ def _programs(tree: _Tree, container: Container, path_dirs: Sequence[str]) -> Tu
     """How far the first program could be followed, and the ELF programs that the words of the command line lead to."""
     kind = "missing"
     programs: List[str] = []
-    for index, word in enumerate(_words(container.args)):
-        if word.startswith("-") or "=" in word or "\0" in word:
-            continue
+    for index, word in enumerate(command_words(container.args)):
         real = _which(tree, word, container.cwd, path_dirs)
         if not real:
             continue
@@ -235,7 +265,8 @@ def _programs(tree: _Tree, container: Container, path_dirs: Sequence[str]) -> Tu
         if head.startswith(b"#!"):
             if first:
                 kind = "script"
-            real = _which(tree, os.fsdecode(head[2:].split(b"\n")[0].split()[0]) if head[2:].split() else "", "/", ())
+            interpreter = head[2:].split(b"\n")[0].split()
+            real = _which(tree, os.fsdecode(interpreter[0]), "/", ()) if interpreter else ""
         elf = tree.facts(real) if real else None
         if elf is None:
             continue
@@ -254,20 +285,8 @@ def _programs(tree: _Tree, container: Container, path_dirs: Sequence[str]) -> Tu
     return kind, tuple(programs)
 
 
-def _words(args: Sequence[str]) -> Iterator[str]:
-    """The arguments, and the words inside those that are command lines themselves (sh -c "…")."""
-    count = 0
-    for argument in args:
-        # Not a shell's reading of it: quotes and variables are beyond it, and a word too many does no harm.
-        for word in _SHELL_WORDS.split(argument) if " " in argument else (argument,):
-            if count >= WORDS_LIMIT:
-                return
-            count += 1
-            yield word
-
-
 def _which(tree: _Tree, word: str, cwd: str, path_dirs: Sequence[str]) -> str:
-    if not word:
+    if not word or "\0" in word:
         return ""
     if "/" in word:
         return tree.resolve(posixpath.join("/", cwd, word))
@@ -306,14 +325,32 @@ def _loader_constants(tree: _Tree, interp: str) -> Tuple[str, Tuple[str, ...]]:
     if real:
         try:
             data = tree.root.read(real, LOADER_LIMIT) or b""
-        except ImageError:
+        except (ImageError, OSError):
             data = b""
-    cache = _CACHE_NAME.search(data)
-    dirs = _SYSTEM_DIRS.search(data)
-    return (
-        os.fsdecode(cache.group()) if cache else CACHE_PATH,
-        tuple(os.fsdecode(item).rstrip("/") for item in dirs.group().split(b"\0") if item) if dirs else DEFAULT_DIRS,
-    )
+    return _compiled_cache_path(data) or CACHE_PATH, _compiled_dirs(data) or DEFAULT_DIRS
+
+
+def _compiled_cache_path(data: bytes) -> str:
+    """The absolute path ending in ld.so.cache among the strings of a loader, "" if there is none."""
+    end = data.find(_CACHE_NAME + b"\0")
+    if end < 0:
+        return ""
+    name = data[data.rfind(b"\0", 0, end) + 1:end + len(_CACHE_NAME)]
+    return os.fsdecode(name) if name.startswith(b"/") and len(name) < 256 else ""
+
+
+def _compiled_dirs(data: bytes) -> Tuple[str, ...]:
+    """The system directories in a loader: the first run of at least two strings of the form /…/ (glibc's system_dirs)."""
+    run: List[str] = []
+    at = data.find(b"/\0/")
+    if at < 0:
+        return ()
+    start = data.rfind(b"\0", 0, at) + 1
+    for name in data[start:start + 4096].split(b"\0"):
+        if not _SYSTEM_DIR.fullmatch(name):
+            break
+        run.append(os.fsdecode(name).rstrip("/"))
+    return tuple(run) if len(run) > 1 else ()
 
 
 def _cache(root: Root, tree: _Tree, real: str) -> Tuple[Optional[LdCache], Optional[FileId]]:
@@ -357,11 +394,15 @@ def _look_for_copies(tree: _Tree, folders: Iterable[str], profiles: Sequence[Res
     wanted = {name for library in libraries for name in (library.name, *library.replaces)}
     asked = wanted | {name for library in libraries for name in library.elf.needed}
     homes: Set[str] = set()
+    module_folders = {
+        posixpath.relpath(posixpath.dirname(module.path), posixpath.dirname(library.path))
+        for profile in profiles for module in profile.plugins for library in profile.libraries
+    }
     for folder in folders:
         listing = tree.directory(folder)
         if listing is None:
             continue
-        for name in listing.names:
+        for name in listing.names if folder not in tree.unlisted else sorted(asked):
             if name in asked or _stem(name) in stems:
                 real = tree.resolve(f"{folder}/{name}")
                 elf = tree.facts(real) if real else None
@@ -375,18 +416,15 @@ def _look_for_copies(tree: _Tree, folders: Iterable[str], profiles: Sequence[Res
             for entry in (*library.elf.rpath, *library.elf.runpath):
                 folder = entry.replace("${ORIGIN}", "$ORIGIN").replace("$ORIGIN", home).rstrip("/")
                 if folder.startswith("/") and "$" not in folder and tree.directory(folder) is not None:
-                    for name in asked & tree.names[folder]:
+                    for name in asked if folder in tree.unlisted else asked & tree.names[folder]:
                         real = tree.resolve(f"{folder}/{name}")
                         if real and name in wanted:
                             tree.facts_with_symbols(real)
                         elif real:
                             tree.facts(real)
-        for profile in profiles:
-            for module in profile.plugins:
-                for library in profile.libraries:
-                    relative = posixpath.relpath(posixpath.dirname(module.path), posixpath.dirname(library.path))
-                    if not relative.startswith(".."):
-                        tree.directory(posixpath.join(home, relative))
+        for relative in module_folders:
+            if not relative.startswith("."):
+                tree.directory(posixpath.join(home, relative))
     return homes
 
 

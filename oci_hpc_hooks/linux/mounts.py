@@ -76,9 +76,9 @@ class MountEntry:
 def mount_table(path: str = "/proc/self/mountinfo") -> dict[int, MountEntry]:
     """The mounts of a mount namespace by their mount ID. ``shared``: what is mounted below propagates to other namespaces."""
     with open(path, "rb") as file:
-        lines = os.fsdecode(file.read()).splitlines()
+        lines = os.fsdecode(file.read()).split("\n")
     table = {}
-    for line in lines:
+    for line in lines[:-1]:  # the kernel escapes blank, tab, newline and backslash, and nothing else that splitlines() would take
         left, _, right = line.partition(" - ")
         fields = left.split(" ")
         fstype, source, *_ = right.split(" ")

@@ -45,8 +45,9 @@ def enter(pid: int) -> None:
 
     Files created in a filesystem of that user namespace need an owner who is mapped in it.
     """
-    mnt = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    mnt = -1
     try:
+        mnt = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
         theirs = os.stat(f"/proc/{pid}/ns/user")
         ours = os.stat("/proc/self/ns/user")
         if theirs.st_ino != ours.st_ino:
@@ -66,4 +67,5 @@ def enter(pid: int) -> None:
     except OSError as error:
         raise KernelError(f"cannot join the namespaces of process {pid}: {error.strerror}", error.errno or 0) from error
     finally:
-        os.close(mnt)
+        if mnt >= 0:
+            os.close(mnt)

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 RESOLVE = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
 
-#: Errors that mean "there is no such file" to whoever asks; a loop is one too, for ld.so passes over it.
-ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+#: Errors that mean "there is no such file" to whoever asks; a loop and a directory that may not be entered too, for ld.so passes over them.
+ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES)
 
 
 class Root:

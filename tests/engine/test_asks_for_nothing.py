@@ -19,7 +19,7 @@ from tests.bed.bed import BUILD, Engine
 from tests.bed.site import Site
 from tests.engine.conftest import SiteMaker
 from tests.engine.inside import LIBRARY_DIR, OWN_VERSION, SITE_VERSION, TREE, log_of, ranks, start
-from tests.engine.site import ReadySite, ready  # noqa: F401
+from tests.engine.site import ReadySite, forget, ready  # noqa: F401
 from tests.engine.test_refusals import NONE, OVERRIDE, prefix, sentence, versions  # noqa: F401
 
 ANNOTATION = "--annotation=org.supercontainers.mpi=mpich"
@@ -96,8 +96,16 @@ BROKEN: dict[str, tuple[Breakage, str]] = {
 }
 
 
-@pytest.mark.parametrize("what", BROKEN)
-def test_broken(crun: Engine, ready: ReadySite, what: str) -> None:
+#: What a user namespace could change: who owns a file, and what may be written.
+FOR_USERS_TOO = ("site.json is no JSON", "site.json is world-writable", "no inventory", "inventory is garbage")
+
+
+@pytest.mark.parametrize(("user", "what"), [
+    pytest.param(user, what, marks=[pytest.mark.long] if user == "rootless" and what not in FOR_USERS_TOO else [])
+    for user in ("root", "rootless") for what in BROKEN
+])
+def test_broken(ready: ReadySite, user: str, what: str) -> None:
+    crun = Engine("crun", user)
     site = ready(crun)
     damage, words = BROKEN[what]
     with copied(site.config_dir, site.state_dir):

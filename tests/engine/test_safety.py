@@ -83,24 +83,32 @@ def test_container_root_can_write_nothing(engine: Engine, site: Site, options: l
     for point in mounts_inside(engine, site, options, hooks=False):
         ours.pop(point, None)
     _, log = start(engine, site, "perl", "-v", options=options)
-    assert len(ours) == log[0]["files"] + 2  # the tree itself, and the loader's cache
+    assert len(ours) >= log[0]["files"] + 2  # the tree itself, the loader's cache
     assert {TREE, "/etc/ld.so.cache", f"{LIBRARY_DIR}/libmpich.so.12.2.2", f"{LIBRARY_DIR}/ucx"} <= set(ours)
-    assert [mount.source for point, mount in sorted(ours.items()) if point in (TREE, "/etc/ld.so.cache")] == ["oci-hpc-hooks"] * 2
+    assert ours[TREE].source == "oci-hpc-hooks"
     for mount in ours.values():
         assert {"ro", "nosuid", "nodev"} <= mount.options and not mount.tags, mount
     attack(engine, site, sorted(ours), options)
 
 
-def test_root_of_a_user_namespace_cannot_write_the_hosts_files(rootful: Engine, ready: ReadySite) -> None:
-    """With CAP_SYS_ADMIN in a user namespace of its own a container may remount; the host's files are not its own all the same."""
-    library = f"{LIBRARY_DIR}/libmpich.so.12.2.2"
-    script = f"mount -o remount,bind,rw {library}; (: >>{library}) 2>&1; touch {library} 2>&1; (: >>{TREE}{MPICH5}/libmpi.so.12) 2>&1"
-    before = (MPICH5 / "libmpi.so.12").stat()
-    result = rootful.run("bookworm-mpich", "sh", "-c", script, options=["--userns=auto", "--cap-add=SYS_ADMIN"],
-                         hooks_dir=ready(rootful).hooks_dir)
-    assert result.returncode != 0
-    assert len(result.stdout.splitlines()) == 3, result.stdout + result.stderr  # each of the three fails
-    assert (MPICH5 / "libmpi.so.12").stat() == before
+#: mount(2) MS_REMOUNT | MS_BIND | MS_NOSUID | MS_NODEV: writable again. The image has no mount program.
+REMOUNT = r"""
+use Fcntl;
+my $none = "none";
+for my $at (@ARGV) {
+    my $failed = syscall(`uname -m` =~ /x86_64/ ? 165 : 40, $none, $at, $none, 4096 | 32 | 2 | 4, 0);
+    print($failed ? "read-only" : "remounted", " ", sysopen(my $f, $at, O_WRONLY) ? "DONE" : "refused", " $at ($!)\n");
+}
+"""
+
+
+def test_root_of_a_user_namespace_cannot_write_the_hosts_files(engine: Engine, site: Site) -> None:
+    """With CAP_SYS_ADMIN in a user namespace a container may remount what is mounted in it; the host's files are not its own all the
+    same. (With CAP_SYS_ADMIN and no user namespace it is the host's root.)"""
+    points = (f"{LIBRARY_DIR}/libmpich.so.12.2.2", f"{TREE}{MPICH5}/libmpi.so.12")
+    options = ["--cap-add=SYS_ADMIN", "--user=0:0", *(["--userns=auto"] if engine.user == "root" else [])]
+    result = engine.run("bookworm-mpich", "perl", "-e", REMOUNT, *points, options=options, hooks_dir=site.hooks_dir)
+    assert result.stdout.splitlines() == [f"remounted refused {point} (Permission denied)" for point in points], result.stderr
 
 
 # ------------------------------------------------------------------------------------------------ the image

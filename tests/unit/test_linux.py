@@ -125,7 +125,7 @@ def test_descriptors_are_closed_on_exec(root: Root) -> None:
 
 def test_a_bad_descriptor() -> None:
     for call in (lambda: syscalls.open_tree(-1, "x", 0), lambda: syscalls.move_mount(-1, -1),
-                 lambda: syscalls.mount_setattr(-1, 0, 0, 0), lambda: syscalls.fsconfig(-1, 1, "a", "b"), lambda: syscalls.fsmount(-1, 0),
+                 lambda: syscalls.mount_setattr(-1, 0, 1, 0), lambda: syscalls.fsconfig(-1, 1, "a", "b"), lambda: syscalls.fsmount(-1, 0),
                  lambda: syscalls.setns(-1, 0)):
         with pytest.raises(KernelError, match="= E"):
             call()

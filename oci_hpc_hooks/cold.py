@@ -13,8 +13,8 @@ from oci_hpc_hooks.errors import ConfigError, HookError, Refusal
 from oci_hpc_hooks.inputs import describe, image, inventory
 from oci_hpc_hooks.linux.paths import Root
 from oci_hpc_hooks.model import ERROR, NOTHING, REFUSED, WARNING, Container, FileId, Finding, ImageFacts, Inventory, Plan, Site, Watched
+from oci_hpc_hooks.replay import Service
 from oci_hpc_hooks.report import Places
-from oci_hpc_hooks.warm import Start
 
 
 class Told(Refusal):
@@ -25,51 +25,51 @@ class Told(Refusal):
 TRIES = 3
 
 
-def run(start: Start, trouble: Optional[HookError] = None) -> None:
+def run(service: Service, trouble: Optional[HookError] = None) -> None:
     """Decides for one container and applies the decision. Raises Refusal where it must not start.
 
     ``trouble`` is what stopped a replay half-way: then nothing is left to decide but whether the container may start without. Only an
     explicit wish is ever refused: what a default of the site or "auto" cannot get is left out, with a note in the log.
     """
-    container = describe.to_container(start.state, start.config, start.image)
+    container = describe.to_container(service.start.state, service.start.config, service.start.image)
     try:
         wish = request(container, Site()).mpi
     except Refusal as refusal:
-        refuse(start, refusal)
+        refuse(service, refusal)
     try:
         if trouble is not None:
             raise trouble
-        serve(start, container)
+        serve(service, container)
     except Told:
         raise
     except (HookError, OSError) as error:
         told = error if isinstance(error, HookError) else HookError(f"{type(error).__name__}: {error}")
         if wish is not None and wish.value != NOBODY and wish.explicit:
-            refuse(start, told)
+            refuse(service, told)
         skipped = Finding(WARNING, "skipped", told.what, told.origin, told.remedy, told.who)
-        start.log(NOTHING, "cold", findings=[record.finding_document(skipped)])
+        service.log(NOTHING, "cold", findings=[record.finding_document(skipped)])
 
 
-def serve(start: Start, container: Container) -> None:
+def serve(service: Service, container: Container) -> None:
     """Decides, remembers, applies. Raises HookError or OSError."""
     for left in reversed(range(TRIES)):
-        offers = node(start.places)
-        decision, facts = decide(container, start.root, offers)
+        offers = node(service.places)
+        decision, facts = decide(container, service.root, offers)
         if decision.verdict == REFUSED:
-            refuse_by(start, decision)
-        rests_on = (watch(inventory.path_in(start.places.state)), *offers.rests_on)
-        made, cache = record.build(decision, facts, rests_on, start.key)
-        record.remember(start.places, made, cache)
+            refuse_by(service, decision)
+        rests_on = (watch(inventory.path_in(service.places.state)), *offers.rests_on)
+        made, cache = record.build(decision, facts, rests_on, service.key)
+        record.remember(service.places, made, cache)
         if decision.verdict == NOTHING:
-            start.log(NOTHING, "cold", findings=made["findings"])
+            service.log(NOTHING, "cold", findings=made["findings"])
             return
         try:
-            start.inject(made, cache)
+            service.inject(made, cache)
         except Stale as stale:
             if not left:
                 raise Refusal(f"{stale} changes while it is looked at", remedy="start the container again", who="user") from None
             continue
-        start.log(decision.verdict, "cold", profile=decision.profile, files=len(made["tree"]) + len(made["in_place"]),
+        service.log(decision.verdict, "cold", profile=decision.profile, files=len(made["tree"]) + len(made["in_place"]),
                   findings=made["findings"])
         return
 
@@ -116,17 +116,17 @@ def watch(path: str) -> Watched:
     return Watched(path, FileId(status.st_ino, status.st_size, status.st_mtime_ns))
 
 
-def refuse(start: Start, error: HookError, findings: Sequence[Finding] = ()) -> NoReturn:
+def refuse(service: Service, error: HookError, findings: Sequence[Finding] = ()) -> NoReturn:
     """Ends the start: the sentence goes to the log, and by way of the exception to the person."""
     remedy = error.remedy
     if OVERRIDE not in remedy:
         remedy += ("; " if remedy else "") + f"to start without injection give {OVERRIDE}"
     told = Told(error.what, origin=error.origin, remedy=remedy, who=error.who)
-    start.log(REFUSED, "cold", message=str(told), findings=[record.finding_document(finding) for finding in findings])
+    service.log(REFUSED, "cold", message=str(told), findings=[record.finding_document(finding) for finding in findings])
     raise told from None
 
 
-def refuse_by(start: Start, decision: Plan) -> NoReturn:
+def refuse_by(service: Service, decision: Plan) -> NoReturn:
     """Refuses as the plan says."""
     worst = next(finding for finding in decision.findings if finding.severity == ERROR)
-    refuse(start, Refusal(worst.what, origin=worst.origin, remedy=worst.remedy, who=worst.who), decision.findings)
+    refuse(service, Refusal(worst.what, origin=worst.origin, remedy=worst.remedy, who=worst.who), decision.findings)

@@ -11,7 +11,7 @@ import posixpath
 import tempfile
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-from oci_hpc_hooks import report, warm
+from oci_hpc_hooks import replay, report
 from oci_hpc_hooks.elf import ldcache
 from oci_hpc_hooks.model import Bind, FileId, Finding, ImageFacts, Plan, Watched
 
@@ -25,7 +25,7 @@ def build(plan: Plan, facts: Optional[ImageFacts], watched: Sequence[Watched], k
     covered = {bind.target for bind in plan.in_place}  # checked when they are opened to be mounted over
     files = [file for file in facts.files.values() if file.path not in covered] if facts else []
     record: Dict[str, Any] = {
-        "version": warm.RECORD_VERSION,
+        "version": replay.RECORD_VERSION,
         "key": key,
         "verdict": plan.verdict,
         "profile": plan.profile,
@@ -78,13 +78,13 @@ def remember(places: report.Places, record: Dict[str, Any], cache: bytes) -> Non
             except FileExistsError:
                 pass
         status = os.stat(folder, follow_symlinks=False)
-        if not warm.owned(status):
+        if not replay.owned(status):
             return
         fd, temporary = tempfile.mkstemp(dir=folder)
         try:
             with open(fd, "wb") as file:
                 file.write(report.dumps(record).encode() + b"\n" + cache)
-            os.rename(temporary, f"{folder}/{warm.plan_file(record['key'])}")
+            os.rename(temporary, f"{folder}/{replay.plan_file(record['key'])}")
         except BaseException:
             os.unlink(temporary)
             raise

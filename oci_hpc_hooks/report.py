@@ -7,10 +7,10 @@ that stderr instead.
 
 from __future__ import annotations
 
-import os
-import stat
+import posix
 import time
 from _json import encode_basestring_ascii
+from _stat import S_ISCHR, S_ISREG
 
 from oci_hpc_hooks.inputs import container
 from oci_hpc_hooks.linux import namespaces
@@ -28,6 +28,10 @@ SENTENCE_LIMIT = 4000
 LINE_LIMIT = 32 << 10
 #: When the log is larger, it is renamed to ….1 and a new one begun.
 LOG_LIMIT = 4 << 20
+
+
+#: Whatever lies at the path, opening it neither waits nor takes over a terminal.
+APPEND = posix.O_WRONLY | posix.O_APPEND | posix.O_CLOEXEC | posix.O_NONBLOCK | posix.O_NOCTTY
 
 
 class Places:
@@ -49,7 +53,7 @@ class Places:
 
 def own_places(places: Places) -> Places:
     """The same, with cache and log where this process may write: a user's hooks have theirs in the user's runtime directory."""
-    if os.geteuid() == 0 and not namespaces.in_own_user_namespace():
+    if posix.geteuid() == 0 and not namespaces.in_own_user_namespace():
         return places
     private = f"/run/user/{namespaces.caller_uid()}/oci-hpc-hooks"
     return Places(places.config, places.state, private, private + "/hooks.log")
@@ -61,16 +65,16 @@ def complain(text: str) -> None:
     clean = "".join([char if char.isprintable() else "?" for char in " ".join(text.split())])
     line = (PREFIX + clean[:SENTENCE_LIMIT] + "\n").encode("utf-8", "backslashreplace")
     try:
-        os.write(2, line)
-        status = os.fstat(2)
-        if stat.S_ISCHR(status.st_mode) and status.st_rdev == os.makedev(1, 3):
+        posix.write(2, line)
+        status = posix.fstat(2)
+        if S_ISCHR(status.st_mode) and status.st_rdev == posix.makedev(1, 3):
             _complain_through_crun(line)
     except OSError:
         pass
 
 
 def _complain_through_crun(line: bytes) -> None:
-    parent = os.getppid()
+    parent = posix.getppid()
     # O_APPEND and never O_TRUNC: the runtime's stderr may be a file.
     _append(f"/proc/{parent}/fd/2", line)
     arguments = container.command_line(parent)
@@ -87,29 +91,29 @@ def _complain_through_crun(line: bytes) -> None:
 
 
 def _append(path: str, data: bytes) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    fd = posix.open(path, APPEND)
     try:
-        os.write(fd, data)
+        posix.write(fd, data)
     finally:
-        os.close(fd)
+        posix.close(fd)
 
 
 def open_log(places: Places) -> int:
     """A descriptor to append to the log with, -1 where there is none to have. Opened before a namespace is joined: behind that,
     this process is somebody else. Never raises: a container does not fail because a log cannot be written."""
     try:
-        folder = os.path.dirname(places.log)
+        folder = places.log.rpartition("/")[0]
         try:
-            os.mkdir(folder, 0o700)
+            posix.mkdir(folder, 0o700)
         except FileExistsError:
             pass
-        fd = os.open(places.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
-            os.close(fd)
+        fd = posix.open(places.log, APPEND | posix.O_CREAT | posix.O_NOFOLLOW, 0o600)
+        status = posix.fstat(fd)
+        if not S_ISREG(status.st_mode) or status.st_uid != posix.geteuid():
+            posix.close(fd)
             return -1
-        if status.st_size > LOG_LIMIT and os.stat(places.log).st_ino == status.st_ino:  # unless another hook has done it just now
-            os.rename(places.log, places.log + ".1")
+        if status.st_size > LOG_LIMIT and posix.stat(places.log).st_ino == status.st_ino:  # unless another hook has done it just now
+            posix.rename(places.log, places.log + ".1")
         return fd
     except OSError:
         return -1
@@ -123,7 +127,7 @@ def log(fd: int, entry: dict[str, Any]) -> None:
         entry["findings"] = []
         line = dumps(entry).encode()[:LINE_LIMIT]
     try:
-        os.write(fd, line + b"\n")
+        posix.write(fd, line + b"\n")
     except OSError:
         pass
 

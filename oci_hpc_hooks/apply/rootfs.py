@@ -8,8 +8,8 @@ describes, so that a remembered plan and a new one take the same way.
 from __future__ import annotations
 
 import errno
-import os
-import stat
+import posix
+from _stat import S_ISDIR, S_ISREG
 
 from oci_hpc_hooks.errors import KernelError, Refusal
 from oci_hpc_hooks.linux import mounts
@@ -30,6 +30,9 @@ MARK = "oci-hpc-hooks"
 TREE_PAGE = 4096
 
 
+NEW_FILE = posix.O_CREAT | posix.O_EXCL | posix.O_NOFOLLOW | posix.O_WRONLY | posix.O_CLOEXEC
+
+
 class Stale(Exception):
     """A file that the plan rests on is not the one that was looked at: decide anew."""
 
@@ -44,15 +47,15 @@ def already_injected(table: dict[int, mounts.MountEntry], prefix: str) -> bool:
 def check_image(record: dict[str, Any], root: Root) -> None:
     """Raises Stale unless every file and searched directory of the image that the plan rests on is unchanged."""
     for path, inode, size, mtime_ns in record["image_files"]:
-        os.close(open_unchanged(root, path, inode, size, mtime_ns))
+        posix.close(open_unchanged(root, path, inode, size, mtime_ns))
     for path, inode, mtime_ns in record["image_dirs"]:
         fd = root.find(path)
         if fd < 0:
             if inode:
                 raise Stale(path)
             continue
-        now = os.fstat(fd)
-        os.close(fd)
+        now = posix.fstat(fd)
+        posix.close(fd)
         if now.st_ino != inode or now.st_mtime_ns != mtime_ns:
             raise Stale(path)
 
@@ -62,10 +65,10 @@ def open_unchanged(root: Root, path: str, inode: int, size: int, mtime_ns: int) 
     fd = root.find(path)
     if fd < 0:
         raise Stale(path)
-    now = os.fstat(fd)
-    if now.st_ino == inode and now.st_size == size and now.st_mtime_ns == mtime_ns and stat.S_ISREG(now.st_mode):
+    now = posix.fstat(fd)
+    if now.st_ino == inode and now.st_size == size and now.st_mtime_ns == mtime_ns and S_ISREG(now.st_mode):
         return fd
-    os.close(fd)
+    posix.close(fd)
     raise Stale(path)
 
 
@@ -74,10 +77,10 @@ def open_directory(root: Root, path: str, inode: int, mtime_ns: int) -> int:
     fd = root.find(path)
     if fd < 0:
         raise Stale(path)
-    now = os.fstat(fd)
-    if now.st_ino == inode and now.st_mtime_ns == mtime_ns and stat.S_ISDIR(now.st_mode):
+    now = posix.fstat(fd)
+    if now.st_ino == inode and now.st_mtime_ns == mtime_ns and S_ISDIR(now.st_mode):
         return fd
-    os.close(fd)
+    posix.close(fd)
     raise Stale(path)
 
 
@@ -176,35 +179,35 @@ class Injection:
         pages = len(record["dirs"]) + len(record["tree"]) + 2
         self.tree = self.keep(mounts.new_tmpfs(MARK, len(self.cache) + TREE_PAGE * (pages + 1), label))
         for path in record["dirs"]:
-            os.mkdir(path, 0o755, dir_fd=self.tree)
+            posix.mkdir(path, 0o755, dir_fd=self.tree)
         self.tree_sources = []
         for *row, target in record["tree"]:
             self.tree_sources.append((self.open_source(*row), target))
-            os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o444, dir_fd=self.tree))
+            posix.close(posix.open(target, NEW_FILE, 0o444, dir_fd=self.tree))
         if record["cache"] is not None:
-            fd = os.open("ld.so.cache", os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o444, dir_fd=self.tree)
+            fd = posix.open("ld.so.cache", NEW_FILE, 0o444, dir_fd=self.tree)
             try:
                 view = memoryview(self.cache)
                 while view:
-                    view = view[os.write(fd, view):]
+                    view = view[posix.write(fd, view):]
             finally:
-                os.close(fd)
+                posix.close(fd)
 
     def open_source(self, path: str, inode: int, size: int, mtime_ns: int) -> int:
         try:
-            fd = os.open(path, O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+            fd = posix.open(path, O_PATH | posix.O_NOFOLLOW | posix.O_CLOEXEC)
         except OSError:
             raise Stale(path) from None
         try:
-            now = os.fstat(fd)
-            if now.st_ino != inode or now.st_size != size or now.st_mtime_ns != mtime_ns or not stat.S_ISREG(now.st_mode):
+            now = posix.fstat(fd)
+            if now.st_ino != inode or now.st_size != size or now.st_mtime_ns != mtime_ns or not S_ISREG(now.st_mode):
                 raise Stale(path)
-            if os.fstatvfs(fd).f_flag & os.ST_NOEXEC:
+            if posix.fstatvfs(fd).f_flag & posix.ST_NOEXEC:
                 raise Refusal(f"{path} lies on a noexec mount of the host: no program could load it",
                               remedy="move the library to a filesystem that is mounted without noexec", who="site admin")
             return self.keep(mounts.clone(fd))
         finally:
-            os.close(fd)
+            posix.close(fd)
 
     # -- effects
 
@@ -217,11 +220,11 @@ class Injection:
                 place = self.create(self.tree_parent, self.tree_name, directory=True)
             self.mount(self.tree, place)
             for source, target in self.tree_sources:
-                at = os.open(target, O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.tree)
+                at = posix.open(target, O_PATH | posix.O_NOFOLLOW | posix.O_CLOEXEC, dir_fd=self.tree)
                 try:
                     self.mount(source, at)
                 finally:
-                    os.close(at)
+                    posix.close(at)
             mounts.make_read_only(self.tree)
         for source, (_, target) in zip(self.sources, self.in_place):
             self.mount(source, target)
@@ -242,9 +245,9 @@ class Injection:
         """Makes an empty mount point below the directory ``parent`` and returns a descriptor for it."""
         try:
             if directory:
-                os.mkdir(name, 0o755, dir_fd=parent)
+                posix.mkdir(name, 0o755, dir_fd=parent)
             else:
-                os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_WRONLY | os.O_CLOEXEC, 0o444, dir_fd=parent))
+                posix.close(posix.open(name, NEW_FILE, 0o444, dir_fd=parent))
             self.created.append((parent, name, directory))
             new = True
         except FileExistsError:
@@ -255,9 +258,9 @@ class Injection:
                               remedy="make the root filesystem writable, or add an empty file or directory of that name to the image",
                               who="image author") from None
             raise
-        fd = self.keep(os.open(name, O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent))
-        mode = os.fstat(fd).st_mode
-        if directory != stat.S_ISDIR(mode) or not (directory or stat.S_ISREG(mode)):
+        fd = self.keep(posix.open(name, O_PATH | posix.O_NOFOLLOW | posix.O_CLOEXEC, dir_fd=parent))
+        mode = posix.fstat(fd).st_mode
+        if directory != S_ISDIR(mode) or not (directory or S_ISREG(mode)):
             raise Refusal(f"{name} exists in the container and is not an empty mount point", who="image author",
                           remedy=f"remove {name} from the image")
         if not new:
@@ -275,13 +278,13 @@ class Injection:
             for parent, name, directory in reversed(self.created):
                 try:
                     if directory:
-                        os.rmdir(name, dir_fd=parent)
+                        posix.rmdir(name, dir_fd=parent)
                     else:
-                        os.unlink(name, dir_fd=parent)
+                        posix.unlink(name, dir_fd=parent)
                 except OSError:
                     pass
         for fd in self.fds:
-            os.close(fd)
+            posix.close(fd)
         self.fds.clear()
 
 

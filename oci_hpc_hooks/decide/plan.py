@@ -120,6 +120,9 @@ def _plan_profile(container: Container, facts: ImageFacts, profile: ResolvedProf
                  f"mend what {profile.source or profile.name} names and run oci-hpc-hooks scan", "site admin")
     _gates(facts, profile)
     choice = choose(facts, profile)
+    if not choice.libraries:
+        all_there = Finding(NOTE, "all-there", f"the image has everything that profile {profile.name} would add")
+        return Plan(NOTHING, (*choice.findings, all_there))
     tree_root, tree_make = _tree_place(container, facts)
     cache = _merged_cache(facts, choice, tree_root)
     proved, findings = prove(facts, profile, choice, cache, tree_root)

@@ -6,7 +6,7 @@ mount_setattr(2) before it is attached, so there is no moment at which the conta
 
 from __future__ import annotations
 
-import os
+import posix
 
 from oci_hpc_hooks.linux import syscalls
 from oci_hpc_hooks.linux.syscalls import (
@@ -31,7 +31,7 @@ def clone(fd: int, path: str = "") -> int:
     try:
         syscalls.mount_setattr(tree, AT_RECURSIVE, HARMLESS, MS_PRIVATE)
     except BaseException:
-        os.close(tree)
+        posix.close(tree)
         raise
     return tree
 
@@ -48,7 +48,7 @@ def new_tmpfs(source: str, size: int, label: str = "") -> int:
         syscalls.fsconfig(context, FSCONFIG_CMD_CREATE)
         return syscalls.fsmount(context, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV)
     finally:
-        os.close(context)
+        posix.close(context)
 
 
 def make_read_only(fd: int) -> None:
@@ -76,7 +76,7 @@ class MountEntry:
 def mount_table(path: str = "/proc/self/mountinfo") -> dict[int, MountEntry]:
     """The mounts of a mount namespace by their mount ID. ``shared``: what is mounted below propagates to other namespaces."""
     with open(path, "rb") as file:
-        lines = os.fsdecode(file.read()).split("\n")
+        lines = file.read().decode("utf-8", "surrogateescape").split("\n")
     table = {}
     for line in lines[:-1]:  # the kernel escapes blank, tab, newline and backslash, and nothing else that splitlines() would take
         left, _, right = line.partition(" - ")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-import os
+import posix
 
 from oci_hpc_hooks.errors import KernelError
 from oci_hpc_hooks.linux import syscalls
@@ -18,7 +18,7 @@ def in_own_user_namespace() -> bool:
 
 def caller_uid() -> int:
     """The host's uid of who runs this process: outside of a user namespace our own, inside it what uid 0 stands for."""
-    uid = os.geteuid()
+    uid = posix.geteuid()
     with open("/proc/self/uid_map", "rb") as file:
         for line in file:
             inside, outside, count = (int(number) for number in line.split())
@@ -33,11 +33,11 @@ def open_root(pid: int, rootfs: str) -> Root:
     Before the runtime's pivot_root(2), "/" of that namespace is still the host's, and ``rootfs`` (from the trusted config.json) is
     a path in it, with the container's mounts on top.
     """
-    base = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    base = posix.open(f"/proc/{pid}/root", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
     try:
-        return Root(syscalls.openat2(base, rootfs.lstrip("/") or ".", os.O_PATH | os.O_DIRECTORY, syscalls.RESOLVE_IN_ROOT))
+        return Root(syscalls.openat2(base, rootfs.lstrip("/") or ".", posix.O_PATH | posix.O_DIRECTORY, syscalls.RESOLVE_IN_ROOT))
     finally:
-        os.close(base)
+        posix.close(base)
 
 
 def enter(pid: int) -> None:
@@ -47,25 +47,25 @@ def enter(pid: int) -> None:
     """
     mnt = -1
     try:
-        mnt = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-        theirs = os.stat(f"/proc/{pid}/ns/user")
-        ours = os.stat("/proc/self/ns/user")
+        mnt = posix.open(f"/proc/{pid}/ns/mnt", posix.O_RDONLY | posix.O_CLOEXEC)
+        theirs = posix.stat(f"/proc/{pid}/ns/user")
+        ours = posix.stat("/proc/self/ns/user")
         if theirs.st_ino != ours.st_ino:
-            user = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+            user = posix.open(f"/proc/{pid}/ns/user", posix.O_RDONLY | posix.O_CLOEXEC)
             try:
                 syscalls.setns(user, syscalls.CLONE_NEWUSER)
             finally:
-                os.close(user)
+                posix.close(user)
             try:
-                os.setgroups([])
+                posix.setgroups([])
             except OSError as error:
                 if error.errno != errno.EPERM:  # user_namespaces(7): setgroups is denied where an unprivileged user made the map
                     raise
-            os.setresgid(0, 0, 0)
-            os.setresuid(0, 0, 0)
+            posix.setresgid(0, 0, 0)
+            posix.setresuid(0, 0, 0)
         syscalls.setns(mnt, syscalls.CLONE_NEWNS)
     except OSError as error:
         raise KernelError(f"cannot join the namespaces of process {pid}: {error.strerror}", error.errno or 0) from error
     finally:
         if mnt >= 0:
-            os.close(mnt)
+            posix.close(mnt)

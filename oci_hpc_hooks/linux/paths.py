@@ -7,8 +7,8 @@ descriptor comes out, resolved by the kernel with RESOLVE_IN_ROOT, and every lat
 from __future__ import annotations
 
 import errno
-import os
-import stat
+import posix
+from _stat import S_ISREG
 
 from oci_hpc_hooks.errors import ImageError, KernelError
 from oci_hpc_hooks.linux import syscalls
@@ -28,7 +28,7 @@ class Root:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
-        self.prefix = os.readlink(f"/proc/self/fd/{fd}")
+        self.prefix = posix.readlink(f"/proc/self/fd/{fd}")
 
     def __enter__(self) -> Root:
         return self
@@ -37,7 +37,7 @@ class Root:
         self.close()
 
     def close(self) -> None:
-        os.close(self.fd)
+        posix.close(self.fd)
 
     def open(self, path: str, flags: int = syscalls.O_PATH) -> int:
         """A descriptor for ``path`` as seen from this root. KernelError if the kernel says no, with its errno."""
@@ -54,7 +54,7 @@ class Root:
 
     def real(self, fd: int) -> str:
         """The path of an open file, from this root. For looking up and for messages: never opened again without :meth:`open`."""
-        path = os.readlink(f"/proc/self/fd/{fd}")
+        path = posix.readlink(f"/proc/self/fd/{fd}")
         if self.prefix == "/":
             return path
         if path == self.prefix:
@@ -74,7 +74,7 @@ class Root:
         try:
             return reopen_regular(handle, path)
         finally:
-            os.close(handle)
+            posix.close(handle)
 
     def read(self, path: str, limit: int) -> bytes | None:
         """The content of a regular file, None where there is none; ImageError if it is larger than ``limit`` bytes."""
@@ -84,24 +84,24 @@ class Root:
         try:
             return read_bounded(fd, path, limit)
         finally:
-            os.close(fd)
+            posix.close(fd)
 
 
 def reopen_regular(handle: int, path: str) -> int:
     """A readable descriptor for what the O_PATH ``handle`` holds; ImageError unless it is a regular file."""
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
+    if not S_ISREG(posix.fstat(handle).st_mode):
         raise ImageError(f"{path} of the image is not a regular file")
-    return os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY)
+    return posix.open(f"/proc/self/fd/{handle}", posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NOCTTY)
 
 
 def read_bounded(fd: int, path: str, limit: int) -> bytes:
     """Everything in an open regular file, at most ``limit`` bytes (a sparse giant must not fill the memory)."""
-    size = os.fstat(fd).st_size
+    size = posix.fstat(fd).st_size
     if size > limit:
         raise ImageError(f"{path} has {size} bytes, more than the {limit} that are read")
     data = b""
     while len(data) <= limit:
-        chunk = os.read(fd, limit + 1 - len(data))
+        chunk = posix.read(fd, limit + 1 - len(data))
         if not chunk:
             return data
         data += chunk

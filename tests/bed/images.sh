@@ -177,7 +177,7 @@ build_registry() {
 
 build_chroot() {
     debian bullseye chroots/bullseye python3 gcc libc6-dev mount acl
-    mkdir -p chroots/bullseye/src chroots/bullseye/opt/python
+    mkdir -p chroots/bullseye/src chroots/bullseye/usr/local/lib/python3.9/dist-packages
 }
 
 # For Debian 11's Python, but by this machine's pip, which is set up for the network here.

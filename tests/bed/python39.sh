@@ -8,17 +8,17 @@ export ROOT CHROOT=$(readlink -f "$ROOT/build")/chroots/bullseye
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin
 exec unshare --mount --propagation private bash -euo pipefail -c '
     mount --bind "$CHROOT" "$CHROOT"
-    mount --bind "$CHROOT/../python39" "$CHROOT/opt/python"
+    mount --bind "$CHROOT/../python39" "$CHROOT/usr/local/lib/python3.9/dist-packages"
+    rm -rf "$CHROOT"/tmp/* # on disk: tests tell a tmpfs from other file systems
     mount --bind "$ROOT" "$CHROOT/src"
     mount -o remount,bind,ro "$CHROOT/src"
-    mount -t tmpfs tmpfs "$CHROOT/tmp"
     mount -t proc proc "$CHROOT/proc"
     mount --rbind /dev "$CHROOT/dev"
     cd "$CHROOT"
     pivot_root . . # unlike after a chroot, tests can make mount namespaces of their own
     umount --lazy .
     cd /src
-    exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 HOME=/tmp PYTHONPATH=/opt/python:/src \
+    exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 HOME=/tmp PYTHONPATH=/src \
         PYTHONDONTWRITEBYTECODE=1 HYPOTHESIS_STORAGE_DIRECTORY=/tmp/hypothesis \
         python3 -m pytest -q -p no:cacheprovider "$@"
 ' python39 "$@"

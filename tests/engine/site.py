@@ -12,10 +12,18 @@ from pathlib import Path
 import pytest
 
 from tests.bed import bed
-from tests.bed.bed import Engine
+from tests.bed.bed import RUNTIMES, USERS, Engine
 from tests.bed.site import Site
 
 ReadySite = Callable[[Engine], Site]
+
+_QUICK = (("crun", "root"), ("runc", "rootless"), ("crun", "keep-id"))
+
+#: Each runtime and each user once, and the other combinations in the long run: for what hardly depends on them.
+three_engines = pytest.mark.parametrize("engine", [
+    pytest.param(pair, id="-".join(pair), marks=() if pair in _QUICK else pytest.mark.long)
+    for pair in ((runtime, user) for user in USERS for runtime in RUNTIMES)
+], indirect=True)
 
 
 @pytest.fixture(scope="module")

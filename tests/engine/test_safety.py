@@ -15,7 +15,7 @@ from tests.bed import bed
 from tests.bed.bed import Engine, leaks
 from tests.bed.site import MPICH5, Site
 from tests.engine.inside import HELLO, LIBRARY_DIR, TREE, assert_own, assert_site, start
-from tests.engine.site import ReadySite, ready, site  # noqa: F401
+from tests.engine.site import ReadySite, ready, site, three_engines  # noqa: F401
 
 # ------------------------------------------------------------------------------------------------ container root
 
@@ -28,11 +28,10 @@ class Mount:
     source: str
 
 
-def mounts_inside(engine: Engine, site: Site, options: Sequence[str], hooks: bool) -> dict[str, Mount]:
-    run = engine.run("bookworm-mpich", "cat", "/proc/self/mountinfo", options=options, hooks_dir=site.hooks_dir if hooks else None)
-    assert run.returncode == 0, run.stderr
+def mounts_of(mountinfo: str) -> dict[str, Mount]:
+    """By mount point; proc_pid_mountinfo(5)."""
     found = {}
-    for line in run.stdout.splitlines():
+    for line in mountinfo.splitlines():
         left, right = line.split(" - ")
         fields = left.split()
         found[fields[4]] = Mount(fields[4], frozenset(fields[5].split(",")), tuple(fields[6:]), right.split()[1])
@@ -74,21 +73,30 @@ def attack(engine: Engine, site: Site, points: Sequence[str], options: Sequence[
     assert not [line for line in lines if not line.startswith("refused") or "No such file" in line]
 
 
-@pytest.mark.parametrize("options", [[], ["--cap-add=SYS_ADMIN"], ["--privileged"]], ids=["plain", "SYS_ADMIN", "privileged"])
-def test_container_root_can_write_nothing(engine: Engine, site: Site, options: list[str]) -> None:
-    """Every mount of ours is read-only, nosuid, nodev and private, and each way to change it is tried. (With CAP_SYS_ADMIN and no user
-    namespace container root is host root, and can remount: that is not tried.)"""
-    options = [*options, "--user=0:0"]
-    ours = mounts_inside(engine, site, options, hooks=True)
-    for point in mounts_inside(engine, site, options, hooks=False):
+def nothing_can_be_written(engine: Engine, site: Site, *options: str) -> None:
+    look = ("cat", "/proc/self/mountinfo")
+    options = (*options, "--user=0:0")
+    result, log = start(engine, site, *look, options=options)
+    ours = mounts_of(result.stdout)
+    for point in mounts_of(engine.run("bookworm-mpich", *look, options=options).stdout):
         ours.pop(point, None)
-    _, log = start(engine, site, "perl", "-v", options=options)
     assert len(ours) >= log[0]["files"] + 2  # the tree itself, the loader's cache
     assert {TREE, "/etc/ld.so.cache", f"{LIBRARY_DIR}/libmpich.so.12.2.2", f"{LIBRARY_DIR}/ucx"} <= set(ours)
     assert ours[TREE].source == "oci-hpc-hooks"
     for mount in ours.values():
         assert {"ro", "nosuid", "nodev"} <= mount.options and not mount.tags, mount
     attack(engine, site, sorted(ours), options)
+
+
+def test_container_root_can_write_nothing(engine: Engine, site: Site) -> None:
+    """Every mount of ours is read-only, nosuid, nodev and private, and each way to change it is tried."""
+    nothing_can_be_written(engine, site)
+
+
+@pytest.mark.parametrize("option", ["--cap-add=SYS_ADMIN", "--privileged", "--userns=auto"])
+def test_root_with_more_capabilities_can_write_nothing(rootful: Engine, ready: ReadySite, option: str) -> None:
+    """(With CAP_SYS_ADMIN and no user namespace container root is the host's root, and can remount: that is not tried.)"""
+    nothing_can_be_written(rootful, ready(rootful), option)
 
 
 #: mount(2) MS_REMOUNT | MS_BIND | MS_NOSUID | MS_NODEV: writable again. The image has no mount program.
@@ -102,6 +110,7 @@ for my $at (@ARGV) {
 """
 
 
+@three_engines
 def test_root_of_a_user_namespace_cannot_write_the_hosts_files(engine: Engine, site: Site) -> None:
     """With CAP_SYS_ADMIN in a user namespace a container may remount what is mounted in it; the host's files are not its own all the
     same. (With CAP_SYS_ADMIN and no user namespace it is the host's root.)"""
@@ -121,6 +130,7 @@ def digests(engine: Engine) -> dict[str, str]:
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in found if path.is_file() and not path.is_symlink()}
 
 
+@three_engines
 def test_image_and_layer_are_unchanged(engine: Engine, site: Site) -> None:
     """A container with the site's MPI leaves the same traces in its layer as one without, and none in the image."""
     reference = engine.load("bookworm-mpich")

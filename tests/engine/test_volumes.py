@@ -16,7 +16,7 @@ from tests.bed import bed
 from tests.bed.bed import Engine, leaks
 from tests.bed.site import Site
 from tests.engine.inside import HELLO, LIBRARY_DIR, OWN_VERSION, SITE_VERSION, assert_own, assert_site, injected, start
-from tests.engine.site import ReadySite, ready, site  # noqa: F401
+from tests.engine.site import ReadySite, ready, site, three_engines  # noqa: F401
 
 IMAGE = bed.BUILD / "images/bookworm"
 
@@ -46,6 +46,7 @@ def content(folder: Path) -> dict[str, tuple[object, ...]]:
     return found
 
 
+@three_engines
 @pytest.mark.parametrize("where, name", [("/etc", "etc"), (LIBRARY_DIR, "lib")])
 def test_volume_over_what_is_replaced(engine: Engine, site: Site, copies: Path, where: str, name: str) -> None:
     before = content(copies / name)
@@ -75,6 +76,7 @@ def test_volume_that_is_the_library(crun: Engine, ready: ReadySite, scratch: Pat
     injected(crun, ready(crun), options=[volume])
 
 
+@three_engines
 def test_volume_without_loader_cache(engine: Engine, site: Site, copies: Path) -> None:
     """The cache would have to be created in the user's volume."""
     before = content(copies / "etc-without-cache")
@@ -86,6 +88,7 @@ def test_volume_without_loader_cache(engine: Engine, site: Site, copies: Path) -
     assert content(copies / "etc-without-cache") == before
 
 
+@three_engines
 @pytest.mark.parametrize("propagation", ["rshared", "shared"])
 def test_shared_volume_is_refused(engine: Engine, site: Site, copies: Path, propagation: str) -> None:
     """What is mounted in a shared volume appears on the host. (Over /etc podman's own hosts file fails already.)"""

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
-from typing import Sequence
 
 import pytest
 
@@ -38,18 +37,21 @@ def raises(kind, call, *arguments, **named):
         call(*arguments, **named)
     except kind as error:
         return error
-    raise AssertionError(f"{kind.__name__} was not raised")
+    raise AssertionError(f"{kind} was not raised")
 """
 
 
-def unshared(code: str, where: Path, *, before: str = "", command: Sequence[str] = ("unshare", "--mount", "--propagation", "private")) -> str:
-    """Runs the code with /tmp-like ``where`` as ``top``; skips where this user may not make mount namespaces. Returns what it prints."""
+_UNSHARE = ("unshare", "--mount", "--propagation", "private")
+
+
+def unshared(code: str, where: Path, *, before: str = "") -> str:
+    """Runs the code, and ``before`` it, with ``where`` as ``top``; returns what it prints. Skips where nobody may mount."""
     if os.geteuid() != 0:
         pytest.skip("mounting in a namespace of one's own needs root")
-    if subprocess.run([*command, "true"], capture_output=True).returncode != 0:
+    if subprocess.run([*_UNSHARE, "true"], capture_output=True).returncode != 0:
         pytest.skip("this machine does not let root unshare its mounts")
     text = _HEAD + textwrap.dedent(before) + textwrap.dedent(code)
-    done = subprocess.run([*command, sys.executable, "-c", text, str(where)], capture_output=True, text=True,
+    done = subprocess.run([*_UNSHARE, sys.executable, "-c", text, str(where)], capture_output=True, text=True,
                           env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

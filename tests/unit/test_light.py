@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 #: Our own, and nothing else of ours.
 LIGHT = {
-    "oci_hpc_hooks", "oci_hpc_hooks.warm", "oci_hpc_hooks.report", "oci_hpc_hooks.errors", "oci_hpc_hooks.apply", "oci_hpc_hooks.apply.rootfs",
+    "oci_hpc_hooks", "oci_hpc_hooks.warm", "oci_hpc_hooks.report", "oci_hpc_hooks.errors", "oci_hpc_hooks.apply",
+    "oci_hpc_hooks.apply.rootfs",
     "oci_hpc_hooks.inputs", "oci_hpc_hooks.inputs.container", "oci_hpc_hooks.inputs.jsontext", "oci_hpc_hooks.inputs.storage",
     "oci_hpc_hooks.inputs.trust", "oci_hpc_hooks.linux", "oci_hpc_hooks.linux.mounts", "oci_hpc_hooks.linux.namespaces",
     "oci_hpc_hooks.linux.paths", "oci_hpc_hooks.linux.syscalls",
@@ -21,7 +23,8 @@ LIGHT = {
 #: Of the standard library beyond the bare interpreter. Only `os` and what it needs, `struct` and `stat` are written in Python.
 ALLOWED = {"__future__", "_collections_abc", "_ctypes", "_json", "_stat", "_struct", "binascii", "errno", "genericpath", "os", "os.path",
            "posixpath", "stat", "struct"}
-HEAVY = {"json", "re", "typing", "dataclasses", "enum", "ctypes", "pathlib", "logging", "subprocess", "argparse", "collections", "functools",
+HEAVY = {"json", "re", "typing", "dataclasses", "enum", "ctypes", "pathlib", "logging", "subprocess", "argparse", "collections",
+         "functools",
          "tempfile", "signal", "contextlib", "shutil", "threading", "inspect", "importlib.util", "warnings", "socket", "traceback"}
 
 
@@ -54,7 +57,7 @@ def test_nothing_heavy_is_in_a_bare_interpreter(bare: Set[str]) -> None:
 
 def test_a_hook_with_nothing_to_do_imports_no_more(bare: Set[str], tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"ociVersion": "1.0.2", "root": {"path": "rootfs"}, "process": {"args": ["true"], "cwd": "/"}}')
-    state = '{"ociVersion":"1.0.2","id":"c1","status":"creating","pid":4242,"bundle":"%s"}' % tmp_path
+    state = json.dumps({"ociVersion": "1.0.2", "id": "c1", "status": "creating", "pid": 4242, "bundle": str(tmp_path)})
     code = (
         f"import sys, os; sys.path.append({str(ROOT)!r}); from oci_hpc_hooks import warm; from oci_hpc_hooks.report import Places\n"
         f"warm.run('createRuntime', Places('{tmp_path}/etc', '{tmp_path}/state', '{tmp_path}/cache', '{tmp_path}/log'), 0.0)\n"
@@ -67,7 +70,7 @@ def test_a_hook_with_nothing_to_do_imports_no_more(bare: Set[str], tmp_path: Pat
 
 def test_the_whole_hook_says_nothing_where_there_is_nothing_to_do(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"root": {"path": "rootfs"}}')
-    state = '{"id":"c1","pid":4242,"bundle":"%s"}' % tmp_path
+    state = json.dumps({"id": "c1", "pid": 4242, "bundle": str(tmp_path)})
     code = (f"import sys; sys.path.append({str(ROOT)!r}); from oci_hpc_hooks.warm import main\n"
             f"main('createRuntime', config='{tmp_path}/etc', state='{tmp_path}/state', cache='{tmp_path}/cache', log='{tmp_path}/log')")
     done = subprocess.run([sys.executable, "-IS", "-c", code], input=state, capture_output=True, text=True)

@@ -258,7 +258,6 @@ def test_the_mount_table(tmp_path: Path) -> None:
     """, tmp_path)
 
 
-@pytest.mark.xfail(strict=True, reason="str.splitlines() divides at characters that the kernel does not escape")
 @pytest.mark.parametrize("name", ["\x0b", "\x1c", "\u0085", "\u2028"])
 def test_the_mount_table_with_odd_names(name: str, tmp_path: Path) -> None:
     """Any user can make such a mount with FUSE, and the host's mounts are in the table of every container that is being created."""

@@ -1,0 +1,188 @@
+"""The warm path: a container whose plan is known gets it replayed, after everything that the plan rests on was checked by fstat(2).
+
+Anything else is for :mod:`oci_hpc_hooks.cold`, which is imported only then. Light module: see :mod:`oci_hpc_hooks.warm`.
+"""
+
+from __future__ import annotations
+
+import posix
+import time
+from binascii import crc32
+
+from oci_hpc_hooks import report
+from oci_hpc_hooks.apply import rootfs
+from oci_hpc_hooks.errors import HookError
+from oci_hpc_hooks.inputs import container, jsontext
+from oci_hpc_hooks.linux import mounts, namespaces, syscalls
+from oci_hpc_hooks.report import Places
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from oci_hpc_hooks.linux.paths import Root
+    from oci_hpc_hooks.warm import Start
+
+#: Goes into every key: a plan remembered by another version of the record is not found.
+RECORD_VERSION = 1
+
+#: What a program could be given by its environment that changes what its loader does.
+LOADER_VARIABLES = ("PATH=", "LD_", "GLIBC_TUNABLES=")
+
+PLAN_LIMIT = 64 << 20
+
+
+class Service:
+    """A start that asks for something, on its way to what it gets."""
+
+    __slots__ = ("entered", "journal", "key", "places", "root", "start", "table", "touched")
+
+    def __init__(self, start: Start) -> None:
+        self.start = start
+        self.places = report.own_places(Places(*start.places))
+        self.key = key_of(start)
+        self.entered = False  # this process is in the container's namespaces
+        self.touched = False  # something may have been mounted, and taken back: too late to decide anew
+        self.journal = -1
+        self.root: Root
+        self.table: dict[int, mounts.MountEntry]
+
+    def look(self) -> None:
+        """Opens the container's tree and reads its mount table."""
+        pid = self.start.state.pid
+        try:
+            self.root = namespaces.open_root(pid, self.start.rootfs)
+            self.table = mounts.mount_table(f"/proc/{pid}/mountinfo")
+        except PermissionError:
+            # A runtime without privileges of its own made the container's user namespace: only inside it are we somebody.
+            namespaces.enter(pid)
+            self.entered = True
+            self.root = namespaces.open_root(posix.getpid(), self.start.rootfs)
+            self.table = mounts.mount_table()
+
+    def inject(self, record: dict[str, Any], cache: bytes) -> None:
+        self.journal = report.open_log(self.places)
+        rootfs.inject(record, cache, self.root, self.table, container.mount_label(self.start.config), self.join)
+
+    def join(self) -> None:
+        if not self.entered:
+            namespaces.enter(self.start.state.pid)
+        self.entered = self.touched = True
+
+    def log(self, verdict: str, path: str, **more: Any) -> None:
+        entry = {
+            "verdict": verdict,
+            "id": self.start.state.id,
+            "image": self.start.image.image_name or self.start.image.image_id,
+            "stage": self.start.stage,
+            "path": path,
+            "ms": round((time.monotonic() - self.start.began) * 1000, 2),
+            "cpu_ms": round(time.process_time() * 1000, 2),
+        }
+        entry.update(more)
+        report.log(self.journal if self.journal >= 0 else report.open_log(self.places), entry)
+
+
+def run(start: Start) -> None:
+    """Serves one container that asks for something. Raises HookError where it must not start."""
+    syscalls.close_range(3)
+    syscalls.set_not_dumpable()
+    service = Service(start)
+    if not start.words and not start.defaults:
+        service.log("nothing", "warm", message=f"the image's labels could not be read: {start.image.reason}")
+        return
+    service.look()
+    if rootfs.already_injected(service.table, service.root.prefix):
+        return
+    known = remembered(service.places, service.key)
+    trouble: HookError | None = None
+    if known is not None:
+        try:
+            replay(service, *known)
+            return
+        except rootfs.Stale:
+            pass
+        except HookError as error:
+            trouble = error
+    from oci_hpc_hooks import cold  # the whole rest of the house: only for a container not seen before, or in trouble
+
+    cold.run(service, trouble if service.touched else None)
+
+
+def key_of(start: Start) -> str:
+    """Everything that a plan depends on, apart from the files that are checked one by one."""
+    config = start.config
+    # podman writes its mounts in random order; those whose source carries the container's id are its own small files.
+    volumes = sorted([
+        (where, kind, source, "ro" in options) for where, kind, source, options in container.mounts(config)
+        if f"/{start.state.id}/" not in source and not where.startswith(("/proc/", "/sys/", "/dev/"))
+    ])
+    return repr((
+        RECORD_VERSION,
+        start.image.image_id or start.rootfs,
+        start.words,
+        start.defaults,
+        container.command_words(container.arguments(config)),
+        [item for item in container.environment(config) if item.startswith(LOADER_VARIABLES)],
+        container.working_directory(config),
+        volumes,
+        container.read_only(config),
+        container.user_namespace(config) is not None,
+        container.mount_label(config) != "",
+    ))
+
+
+def plan_file(key: str) -> str:
+    """The name of the file that remembers the plan for a key; the file holds the key itself, so a clash is only a miss."""
+    return f"{crc32(key.encode('utf-8', 'surrogateescape')):08x}.plan"
+
+
+def remembered(places: Places, key: str) -> tuple[dict[str, Any], bytes] | None:
+    """The record and the loader cache that :func:`oci_hpc_hooks.record.remember` wrote for this key, None if there is none to trust."""
+    try:
+        folder = posix.open(places.cache + "/plans", posix.O_PATH | posix.O_DIRECTORY | posix.O_NOFOLLOW | posix.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fd = posix.open(plan_file(key), posix.O_RDONLY | posix.O_NOFOLLOW | posix.O_NONBLOCK | posix.O_CLOEXEC, dir_fd=folder)
+    except OSError:
+        return None
+    finally:
+        ours = owned(posix.fstat(folder))
+        posix.close(folder)
+    try:
+        if not ours or not owned(posix.fstat(fd)):
+            return None
+        data = jsontext.read_fd(fd, "a remembered plan", PLAN_LIMIT)
+        head, _, cache = data.partition(b"\n")
+        record = jsontext.loads(head, "a remembered plan", PLAN_LIMIT)
+        if isinstance(record, dict) and record["key"] == key and record["cache_length"] == len(cache):
+            return record, cache
+        return None
+    except (HookError, OSError, KeyError):
+        return None
+    finally:
+        posix.close(fd)
+
+
+def owned(status: posix.stat_result) -> bool:
+    return status.st_uid == posix.geteuid() and not status.st_mode & 0o022
+
+
+def replay(service: Service, record: dict[str, Any], cache: bytes) -> None:
+    """Applies a known plan. Raises Stale if anything that it rests on has changed."""
+    for path, inode, size, mtime_ns in record["host_files"]:
+        try:
+            now = posix.stat(path)
+        except OSError:
+            if inode:
+                raise rootfs.Stale(path) from None
+            continue
+        if (now.st_ino, now.st_size, now.st_mtime_ns) != (inode, size, mtime_ns):
+            raise rootfs.Stale(path)
+    rootfs.check_image(record, service.root)
+    if record["verdict"] == "nothing":
+        return
+    service.inject(record, cache)
+    service.log(record["verdict"], "warm", profile=record["profile"], files=len(record["tree"]) + len(record["in_place"]),
+              findings=record["findings"])

@@ -1,0 +1,128 @@
+"""Plans in the form that is applied and remembered."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Dict
+
+import pytest
+
+from oci_hpc_hooks import record, warm
+from oci_hpc_hooks.decide.plan import plan
+from oci_hpc_hooks.elf import ldcache
+from oci_hpc_hooks.model import FileId, Plan, Request, Watched, Wish
+from oci_hpc_hooks.report import Places
+from tests.unit.decide import world
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> Places:
+    return Places("", "", str(tmp_path / "cache"), "")
+
+
+def made() -> Plan:
+    module = world.host("/opt/site/lib/mpich/libnet.so", world.elf("libnet.so"), "plugin")
+    node = world.inventory(world.profile(world.site_mpi(), world.site_fabric(), plugins=[module]))
+    image = world.mpich_image().add("/usr/lib64/mpich/libnet.so", world.elf("libnet.so"))
+    return plan(world.container(), Request(mpi=Wish("mpich", "label", True)), node, image.facts(world.APP))
+
+
+def test_a_record_has_all_of_the_plan() -> None:
+    decision = made()
+    watched = (Watched("/etc/site.json", FileId(1, 2, 3)), Watched("/etc/none", None))
+    facts = world.mpich_image().facts(world.APP)
+    found, cache = record.build(decision, facts, watched, "the key")
+    assert (found["key"], found["verdict"], found["profile"], found["tree_at"], found["tree_make"]) == (
+        "the key", "proved", "site-mpich", "/dev/.oci-hpc", "dev")
+    assert [(row[0], row[4]) for row in found["tree"]] == [(bind.source, bind.target) for bind in decision.tree]
+    assert found["dirs"] == ["opt", "opt/site", "opt/site/lib", "opt/site/lib/mpich"]
+    assert [row[4] for row in found["in_place"]] == [bind.target for bind in decision.in_place]
+    assert [row[:2] for row in found["modules"]] == [["opt/site/lib/mpich", "/usr/lib64/mpich"]]
+    assert found["host_files"] == [["/etc/site.json", 1, 2, 3], ["/etc/none", 0, 0, 0]]
+    assert found["cache_length"] == len(cache)
+    assert ldcache.parse(cache) == decision.cache
+    # Whatever the plan replaces is checked as it is replaced; the rest has a row of its own.
+    checked = {row[0] for row in found["image_files"]} | {row[4] for row in found["in_place"]} | {found["cache"]["target"]}
+    assert set(facts.files) | {"/etc/ld.so.cache"} <= checked
+    assert {row[0] for row in found["image_dirs"]} == {folder.path for folder in facts.directories}
+
+
+def test_a_record_survives_the_file(places: Places) -> None:
+    found, cache = record.build(made(), world.mpich_image().facts(world.APP), (Watched("/x", None),), "the key")
+    record.remember(places, found, cache)
+    again = warm.remembered(places, "the key")
+    assert again is not None
+    assert again == (json.loads(json.dumps(found)), cache)
+
+
+def test_names_that_are_no_text(places: Places) -> None:
+    """File names are bytes: one that is no UTF-8 may make a plan that is never found again, but not a wrong one."""
+    found, cache = record.build(made(), None, (Watched("/lib/\udcff.so", FileId(1, 2, 3)),), "key \udcff")
+    record.remember(places, found, cache)
+    again = warm.remembered(places, "key \udcff")
+    assert again is None or again[0]["host_files"][0][0] != "/lib/.so"
+
+
+def test_the_oldest_go(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record, "PLANS_LIMIT", 16)
+    found: Dict[str, Any] = record.build(made(), None, (), "")[0]
+    (Path(places.cache) / "plans").mkdir(parents=True)
+    left = Path(places.cache) / "plans" / "tmpkilled"  # what a killed process did not finish
+    left.touch()
+    os.utime(left, (1, 1))
+    for number in range(40):
+        record.remember(places, {**found, "key": str(number), "cache_length": 0}, b"")
+        file = Path(places.cache) / "plans" / warm.plan_file(str(number))
+        os.utime(file, (1000 + number, 1000 + number))
+        assert len(os.listdir(file.parent)) <= 17
+    assert not left.exists()
+    assert warm.remembered(places, "39") is not None
+    assert warm.remembered(places, "0") is None
+
+
+def test_a_place_that_cannot_be_written_is_no_error(places: Places) -> None:
+    found, cache = record.build(made(), None, (), "key")
+    Path(places.cache).write_text("in the way")
+    record.remember(places, found, cache)
+    assert Path(places.cache).read_text() == "in the way"
+
+
+def test_a_folder_that_others_can_write_is_not_used(places: Places) -> None:
+    folder = Path(places.cache) / "plans"
+    folder.mkdir(parents=True)
+    folder.chmod(0o777)
+    record.remember(places, *record.build(made(), None, (), "key"))
+    assert os.listdir(folder) == []
+
+
+def test_a_killed_writer_leaves_no_half_plan(places: Places) -> None:
+    code = f"""
+import sys
+from oci_hpc_hooks import record
+from oci_hpc_hooks.model import Plan
+from oci_hpc_hooks.report import Places
+made, _ = record.build(Plan("proved", ()), None, (), "key")
+while True:
+    cache = bytes(1 << 20)
+    made["cache_length"] = len(cache)
+    record.remember(Places("", "", {places.cache!r}, ""), made, cache)
+"""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    for delay in (0.3, 0.31, 0.33):
+        writer = subprocess.Popen([sys.executable, "-c", code], env=env)
+        file = Path(places.cache, "plans", warm.plan_file("key"))
+        while not file.exists() and writer.poll() is None:
+            time.sleep(0.01)
+        time.sleep(delay - 0.3)
+        os.kill(writer.pid, signal.SIGKILL)
+        writer.wait()
+        found = warm.remembered(places, "key")
+        assert found is not None
+        assert len(found[1]) == 1 << 20
+        file.unlink()

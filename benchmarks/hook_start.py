@@ -307,18 +307,18 @@ class Bench:
         text = Path(self.hook).read_text()
         head, call, tail = text.partition("main(")
         lines = [
-            "from os import write",
+            "from posix import write",
             "from time import process_time_ns",
-            "from oci_hpc_hooks import warm",
-            "replay, log = warm.replay, warm.Start.log",
+            "from oci_hpc_hooks import replay",
+            "replayed, logged = replay.replay, replay.Service.log",
             "def timed(*arguments):",
             "    global began",
             "    began = process_time_ns()",
-            "    replay(*arguments)",
-            "def logged(*arguments, **more):",
+            "    replayed(*arguments)",
+            "def log(*arguments, **more):",
             "    write(2, b'%d' % (process_time_ns() - began))",
-            "    log(*arguments, **more)",
-            "warm.replay, warm.Start.log = timed, logged",
+            "    logged(*arguments, **more)",
+            "replay.replay, replay.Service.log = timed, log",
         ]
         self.timed.write_text(head + "\n".join(lines) + "\n" + call + tail)
         self.timed.chmod(0o755)

@@ -24,6 +24,7 @@ def build(plan: Plan, facts: Optional[ImageFacts], watched: Sequence[Watched], k
     cache = ldcache.serialize(plan.cache) if plan.cache is not None and plan.cache_target else b""
     covered = {bind.target for bind in plan.in_place}  # checked when they are opened to be mounted over
     files = [file for file in facts.files.values() if file.path not in covered] if facts else []
+    sources = {bind.source for bind in (*plan.tree, *plan.in_place)}  # checked when they are opened to be mounted
     record: Dict[str, Any] = {
         "version": replay.RECORD_VERSION,
         "key": key,
@@ -37,7 +38,7 @@ def build(plan: Plan, facts: Optional[ImageFacts], watched: Sequence[Watched], k
         "modules": [[cover.folder, cover.target, cover.inode, cover.mtime_ns] for cover in plan.modules],
         "cache": {"target": plan.cache_target, "over": _row(plan.cache_over) if plan.cache_over else None} if cache else None,
         "cache_length": len(cache),
-        "host_files": [[item.path, *_row(item.file)] for item in watched],
+        "host_files": [[item.path, *_row(item.file)] for item in watched if item.path not in sources],
         "image_files": [[file.path, *_row(file.file)] for file in files],
         "image_dirs": [[folder.path, folder.inode, folder.mtime_ns] for folder in facts.directories] if facts else [],
         "findings": [finding_document(finding) for finding in plan.findings],

@@ -13,6 +13,7 @@ from _stat import S_ISDIR, S_ISREG
 
 from oci_hpc_hooks.errors import KernelError, Refusal
 from oci_hpc_hooks.linux import mounts
+from oci_hpc_hooks.linux.paths import ABSENT
 from oci_hpc_hooks.linux.syscalls import O_PATH, move_mount
 
 TYPE_CHECKING = False
@@ -94,6 +95,7 @@ class Injection:
         self.table = table
         self.root_mount = mounts.mount_id(root.fd)
         self.fds: list[int] = []
+        self.folders: list[str] = []  # directories of the host that are known not to be noexec
         self.attached: list[int] = []  # mount descriptors, in order
         self.created: list[tuple[int, str, bool]] = []  # (descriptor of the parent, name, is a directory)
         self.done = False
@@ -182,8 +184,9 @@ class Injection:
             posix.mkdir(path, 0o755, dir_fd=self.tree)
         self.tree_sources = []
         for *row, target in record["tree"]:
-            self.tree_sources.append((self.open_source(*row), target))
-            posix.close(posix.open(target, NEW_FILE, 0o444, dir_fd=self.tree))
+            # Not for writing: the mount could not be made read-only.
+            place = self.keep(posix.open(target, NEW_FILE & ~posix.O_ACCMODE, 0o444, dir_fd=self.tree))
+            self.tree_sources.append((self.open_source(*row), place))
         if record["cache"] is not None:
             fd = posix.open("ld.so.cache", NEW_FILE, 0o444, dir_fd=self.tree)
             try:
@@ -194,20 +197,24 @@ class Injection:
                 posix.close(fd)
 
     def open_source(self, path: str, inode: int, size: int, mtime_ns: int) -> int:
+        """A detached, read-only mount of the file, which is looked at through the very descriptor that will be attached."""
         try:
-            fd = posix.open(path, O_PATH | posix.O_NOFOLLOW | posix.O_CLOEXEC)
-        except OSError:
+            fd = self.keep(mounts.copy(path))
+        except KernelError as error:
+            if error.errno not in ABSENT:
+                raise
             raise Stale(path) from None
-        try:
-            now = posix.fstat(fd)
-            if now.st_ino != inode or now.st_size != size or now.st_mtime_ns != mtime_ns or not S_ISREG(now.st_mode):
-                raise Stale(path)
+        now = posix.fstat(fd)
+        if now.st_ino != inode or now.st_size != size or now.st_mtime_ns != mtime_ns or not S_ISREG(now.st_mode):
+            raise Stale(path)
+        folder = path.rpartition("/")[0]
+        if folder not in self.folders:
             if posix.fstatvfs(fd).f_flag & posix.ST_NOEXEC:
                 raise Refusal(f"{path} lies on a noexec mount of the host: no program could load it",
                               remedy="move the library to a filesystem that is mounted without noexec", who="site admin")
-            return self.keep(mounts.clone(fd))
-        finally:
-            posix.close(fd)
+            self.folders.append(folder)
+        mounts.make_read_only(fd)
+        return fd
 
     # -- effects
 
@@ -220,11 +227,7 @@ class Injection:
                 place = self.create(self.tree_parent, self.tree_name, directory=True)
             self.mount(self.tree, place)
             for source, target in self.tree_sources:
-                at = posix.open(target, O_PATH | posix.O_NOFOLLOW | posix.O_CLOEXEC, dir_fd=self.tree)
-                try:
-                    self.mount(source, at)
-                finally:
-                    posix.close(at)
+                self.mount(source, target)
             mounts.make_read_only(self.tree)
         for source, (_, target) in zip(self.sources, self.in_place):
             self.mount(source, target)

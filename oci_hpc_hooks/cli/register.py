@@ -29,8 +29,10 @@ _FIRST_LINE = 256
 _EXECUTABLE = """\
 #!{python} -IS
 # Written by oci-hpc-hooks register. -S leaves site-packages off the path and saves its start; so the directories are named here.
+import gc
 import sys
 
+gc.disable()  # nothing lives long enough to be collected
 sys.path += {path!r}
 
 from oci_hpc_hooks.warm import main

@@ -11,7 +11,9 @@ import posix
 from oci_hpc_hooks.linux import syscalls
 from oci_hpc_hooks.linux.syscalls import (
     AT_EMPTY_PATH,
+    AT_FDCWD,
     AT_RECURSIVE,
+    AT_SYMLINK_NOFOLLOW,
     FSCONFIG_CMD_CREATE,
     FSCONFIG_SET_STRING,
     MNT_DETACH,
@@ -23,6 +25,12 @@ from oci_hpc_hooks.linux.syscalls import (
 )
 
 HARMLESS = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
+
+
+def copy(path: str) -> int:
+    """A detached copy of the mount at ``path`` and of all mounts below it; of a symbolic link, the link. To be made harmless by
+    :func:`make_read_only` once it has been looked at."""
+    return syscalls.open_tree(AT_FDCWD, path, OPEN_TREE_CLONE | AT_RECURSIVE | AT_SYMLINK_NOFOLLOW)
 
 
 def clone(fd: int, path: str = "") -> int:
@@ -52,7 +60,7 @@ def new_tmpfs(source: str, size: int, label: str = "") -> int:
 
 
 def make_read_only(fd: int) -> None:
-    """Makes the attached mount ``fd`` private and read-only, with everything below it."""
+    """Makes the mount ``fd`` private and read-only, with everything below it."""
     syscalls.mount_setattr(fd, AT_RECURSIVE, HARMLESS, MS_PRIVATE)
 
 
@@ -97,9 +105,5 @@ def unescape(text: str) -> str:
 
 
 def mount_id(fd: int) -> int:
-    """The ID of the mount that an open file lies on (the key of :func:`mount_table`), from /proc/self/fdinfo."""
-    with open(f"/proc/self/fdinfo/{fd}", "rb") as file:
-        for line in file:
-            if line.startswith(b"mnt_id:"):
-                return int(line[7:])
-    raise OSError(f"/proc/self/fdinfo/{fd} has no mnt_id")
+    """The ID of the mount that an open file lies on (the key of :func:`mount_table`)."""
+    return syscalls.statx_mount_id(fd)

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import errno
 import posix
-from _ctypes import FUNCFLAG_CDECL, FUNCFLAG_USE_ERRNO, CFuncPtr, _SimpleCData, dlopen, dlsym, get_errno
-from _struct import pack
+from _ctypes import FUNCFLAG_CDECL, FUNCFLAG_USE_ERRNO, Array, CFuncPtr, _SimpleCData, dlopen, dlsym, get_errno
+from _struct import pack, unpack_from
 
 from oci_hpc_hooks.errors import KernelError
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 AT_FDCWD = -100
+AT_SYMLINK_NOFOLLOW = 0x100
 AT_EMPTY_PATH = 0x1000
 AT_RECURSIVE = 0x8000
 
@@ -63,6 +64,8 @@ CLONE_NEWUSER = 0x10000000
 
 PR_SET_DUMPABLE = 4
 
+STATX_MNT_ID = 0x1000
+
 #: openat2(2) answers EAGAIN when a rename elsewhere raced with ".."; under a constant attack 128 tries fail about once in a thousand.
 OPENAT2_TRIES = 128
 
@@ -79,6 +82,17 @@ class _Pointer(_SimpleCData):  # type: ignore[type-arg]
     """A machine word: takes an int, None or bytes."""
 
     _type_ = "P"
+
+
+class _Char(_SimpleCData):  # type: ignore[type-arg]
+    _type_ = "c"
+
+
+class _Statx(Array):  # type: ignore[type-arg]
+    """struct statx (linux/stat.h)."""
+
+    _type_ = _Char
+    _length_ = 256
 
 
 class _Syscall(CFuncPtr):
@@ -184,6 +198,15 @@ def setns(fd: int, nstype: int) -> None:
     """setns(2): moves this process into the namespace that ``fd`` names."""
     if _LibcCall(dlsym(_LIBC, "setns"))(fd, nstype) < 0:
         _fail(f"setns({fd}, {nstype:#x})")
+
+
+def statx_mount_id(fd: int) -> int:
+    """stx_mnt_id of statx(2), Linux 5.8: the ID that /proc/PID/mountinfo gives the mount an open file lies on."""
+    status = _Statx()
+    if _LibcCall(dlsym(_LIBC, "statx"))(fd, b"", AT_EMPTY_PATH, STATX_MNT_ID, status) < 0:
+        _fail(f"statx({fd})")
+    number: int = unpack_from("=Q", status, 0x90)[0]
+    return number
 
 
 def umount2(path: str, flags: int) -> None:

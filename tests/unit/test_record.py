@@ -13,7 +13,7 @@ from typing import Any, Dict
 
 import pytest
 
-from oci_hpc_hooks import record, warm
+from oci_hpc_hooks import record, replay
 from oci_hpc_hooks.decide.plan import plan
 from oci_hpc_hooks.elf import ldcache
 from oci_hpc_hooks.model import FileId, Plan, Request, Watched, Wish
@@ -56,7 +56,7 @@ def test_a_record_has_all_of_the_plan() -> None:
 def test_a_record_survives_the_file(places: Places) -> None:
     found, cache = record.build(made(), world.mpich_image().facts(world.APP), (Watched("/x", None),), "the key")
     record.remember(places, found, cache)
-    again = warm.remembered(places, "the key")
+    again = replay.remembered(places, "the key")
     assert again is not None
     assert again == (json.loads(json.dumps(found)), cache)
 
@@ -65,7 +65,7 @@ def test_names_that_are_no_text(places: Places) -> None:
     """File names are bytes: one that is no UTF-8 may make a plan that is never found again, but not a wrong one."""
     found, cache = record.build(made(), None, (Watched("/lib/\udcff.so", FileId(1, 2, 3)),), "key \udcff")
     record.remember(places, found, cache)
-    again = warm.remembered(places, "key \udcff")
+    again = replay.remembered(places, "key \udcff")
     assert again is None or again[0]["host_files"][0][0] != "/lib/.so"
 
 
@@ -78,12 +78,12 @@ def test_the_oldest_go(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
     os.utime(left, (1, 1))
     for number in range(40):
         record.remember(places, {**found, "key": str(number), "cache_length": 0}, b"")
-        file = Path(places.cache) / "plans" / warm.plan_file(str(number))
+        file = Path(places.cache) / "plans" / replay.plan_file(str(number))
         os.utime(file, (1000 + number, 1000 + number))
         assert len(os.listdir(file.parent)) <= 17
     assert not left.exists()
-    assert warm.remembered(places, "39") is not None
-    assert warm.remembered(places, "0") is None
+    assert replay.remembered(places, "39") is not None
+    assert replay.remembered(places, "0") is None
 
 
 def test_a_place_that_cannot_be_written_is_no_error(places: Places) -> None:
@@ -116,13 +116,13 @@ while True:
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     for delay in (0.3, 0.31, 0.33):
         writer = subprocess.Popen([sys.executable, "-c", code], env=env)
-        file = Path(places.cache, "plans", warm.plan_file("key"))
+        file = Path(places.cache, "plans", replay.plan_file("key"))
         while not file.exists() and writer.poll() is None:
             time.sleep(0.01)
         time.sleep(delay - 0.3)
         os.kill(writer.pid, signal.SIGKILL)
         writer.wait()
-        found = warm.remembered(places, "key")
+        found = replay.remembered(places, "key")
         assert found is not None
         assert len(found[1]) == 1 << 20
         file.unlink()

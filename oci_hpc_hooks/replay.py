@@ -11,7 +11,7 @@ from binascii import crc32
 
 from oci_hpc_hooks import report
 from oci_hpc_hooks.apply import rootfs
-from oci_hpc_hooks.errors import HookError
+from oci_hpc_hooks.errors import HookError, InputError
 from oci_hpc_hooks.inputs import container, jsontext
 from oci_hpc_hooks.linux import mounts, namespaces, syscalls
 from oci_hpc_hooks.report import Places
@@ -59,6 +59,8 @@ class Service:
             self.entered = True
             self.root = namespaces.open_root(posix.getpid(), self.start.rootfs)
             self.table = mounts.mount_table()
+        except (FileNotFoundError, ProcessLookupError):
+            raise InputError(f"process {pid}, the container's first, is gone: the runtime has given up on it") from None
 
     def inject(self, record: dict[str, Any], cache: bytes) -> None:
         self.journal = report.open_log(self.places)
@@ -182,6 +184,8 @@ def replay(service: Service, record: dict[str, Any], cache: bytes) -> None:
             raise rootfs.Stale(path)
     rootfs.check_image(record, service.root)
     if record["verdict"] == "nothing":
+        if any(finding["severity"] != "note" for finding in record["findings"]):  # told at each start
+            service.log("nothing", "warm", findings=record["findings"])
         return
     service.inject(record, cache)
     service.log(record["verdict"], "warm", profile=record["profile"], files=len(record["tree"]) + len(record["in_place"]),

@@ -123,9 +123,10 @@ def log(fd: int, entry: dict[str, Any]) -> None:
     """Writes one line to an open log. Never raises."""
     entry["time"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     line = dumps(entry).encode()
-    if len(line) > LINE_LIMIT:
-        entry["findings"] = []
-        line = dumps(entry).encode()[:LINE_LIMIT]
+    for key in ("findings", "message", "image"):
+        if len(line) > LINE_LIMIT and key in entry:
+            entry[key] = [] if key == "findings" else entry[key][:SENTENCE_LIMIT]
+            line = dumps(entry).encode()
     try:
         posix.write(fd, line + b"\n")
     except OSError:

@@ -164,7 +164,7 @@ class Injection:
 
     def require_own_tmpfs(self, fd: int, path: str) -> None:
         entry = self.table.get(mounts.mount_id(fd))
-        if entry is None or entry.fstype != "tmpfs" or self.inside(entry.mountpoint) != path:
+        if entry is None or (entry.fstype, entry.root, self.inside(entry.mountpoint)) != ("tmpfs", "/", path):
             raise Refusal(f"{path} of the container is not the tmpfs that its configuration says", who="user",
                           remedy=f"do not mount anything over {path}")
 

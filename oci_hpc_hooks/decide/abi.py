@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Iterable, Optional, Tuple
 
-from oci_hpc_hooks.model import ElfFacts
+from oci_hpc_hooks.model import ElfFacts, ImageFacts
 
 MACHINES = {3: "i386", 20: "ppc", 21: "ppc64", 22: "s390x", 40: "arm", 62: "x86-64", 183: "aarch64", 243: "riscv64", 258: "loongarch64"}
 
@@ -33,9 +33,11 @@ def newest(versions: Iterable[str], prefix: str) -> str:
     return max(numbered, key=version_key, default="")
 
 
-def libc_version(libc: ElfFacts) -> str:
-    """The glibc version ("2.36") that a libc.so.6 is, by the newest version it defines; "" if it is no glibc."""
-    return newest(libc.verdef, "GLIBC_").partition("_")[2]
+def libc_version(facts: ImageFacts) -> str:
+    """The image's glibc version ("2.36"), as its libc.so.6 says or by the newest version that defines; "" if it is no glibc."""
+    if facts.libc is None:
+        return ""
+    return facts.libc_version or newest(facts.libc.elf.verdef, "GLIBC_").partition("_")[2]
 
 
 HOST = "host"

@@ -93,8 +93,9 @@ def plan(container: Container, request: Request, inventory: Inventory, facts: Im
 def _refuse(wish: Wish, inventory: Inventory, findings: Sequence[Finding], *refusals: No) -> Plan:
     """Only an explicit wish is ever refused; a default or auto that does not fit is skipped with a note."""
     run_without = not wish.explicit or inventory.site.on_refusal == "run-without"
+    severity = ERROR if not run_without else WARNING if wish.explicit else NOTE
     found = [
-        Finding(NOTE if run_without else ERROR, no.code, no.what, wish.origin,
+        Finding(severity, no.code, no.what, wish.origin,
                 no.remedy if run_without else no.remedy + f"; to start without injection give {OVERRIDE}", no.who)
         for no in refusals
     ]
@@ -104,7 +105,7 @@ def _refuse(wish: Wish, inventory: Inventory, findings: Sequence[Finding], *refu
 def _claims(request: Request, facts: ImageFacts) -> Iterator[Finding]:
     """Labels are claims; what the ELF files say counts, and a contradiction is told."""
     if request.glibc is not None and facts.libc is not None:
-        actual = abi.libc_version(facts.libc.elf)
+        actual = abi.libc_version(facts)
         claimed = re.search(r"\d+\.\d+", request.glibc.value)  # also of "glibc-2.36" and "2.36-9+deb12u4"
         if actual and (claimed is None or claimed.group() != actual):
             yield Finding(WARNING, "label-contradicted", f"the image says that its glibc is {request.glibc.value}, and its "

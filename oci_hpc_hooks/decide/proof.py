@@ -133,7 +133,7 @@ class _Proof:
         needing = _describe(loaded, worst.needed_by)
         provider = loaded[worst.provider]
         if abi.newest((worst.version,), "GLIBC_") and self.facts.libc is not None:
-            actual = abi.libc_version(self.facts.libc.elf)
+            actual = abi.libc_version(self.facts)
             raise No("glibc-too-old", f"{needing} needs {worst.version} of {provider.facts.soname}, and the image's glibc is {actual} "
                      f"({self.facts.libc.path})",
                      f"rebuild the image on a distribution with glibc {worst.version[6:]} or newer, or let the site offer an MPI built "

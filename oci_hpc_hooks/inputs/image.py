@@ -17,6 +17,7 @@ from oci_hpc_hooks.elf import ldcache, loader
 from oci_hpc_hooks.elf.facts import read_facts
 from oci_hpc_hooks.errors import ImageError, KernelError
 from oci_hpc_hooks.inputs.container import command_words
+from oci_hpc_hooks.linux.mounts import mount_id
 from oci_hpc_hooks.linux.paths import Root, read_bounded
 from oci_hpc_hooks.model import (
     Container,
@@ -31,13 +32,14 @@ from oci_hpc_hooks.model import (
 
 CACHE_LIMIT = 64 << 20  # a node with 10,000 libraries has a cache of 1 MB
 LOADER_LIMIT = 8 << 20  # ld.so is 0.2 to 0.3 MB
+LIBC_LIMIT = 32 << 20  # libc.so.6 has 2 MB
 NAMES_LIMIT = 200_000  # names in one directory
 DIRECTORIES_LIMIT = 4096
 # One budget for the whole image: names kept, files read, of those with all their symbols, directories that hold a copy.
 ALL_NAMES_LIMIT = 1_000_000
 FILES_LIMIT = 20_000
 SYMBOLS_LIMIT = 256
-HOMES_LIMIT = 64
+HOMES_LIMIT = 256
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # podman's, where the image sets none
 CACHE_PATH = "/etc/ld.so.cache"
@@ -45,11 +47,14 @@ CACHE_PATH = "/etc/ld.so.cache"
 #: PT_INTERP of the glibc ABIs (glibc's shlib-versions), looked for where no program of the arguments names one.
 LOADERS = ("/lib64/ld-linux-x86-64.so.2", "/lib/ld-linux-aarch64.so.1", "/lib64/ld64.so.2", "/lib/ld64.so.1",
            "/lib/ld-linux-riscv64-lp64d.so.1")
+#: Names of glibc-hwcaps subdirectories (glibc's dl-hwcaps_subdirs.c).
+HWCAPS = ("x86-64-v4", "x86-64-v3", "x86-64-v2", "power10", "power9", "z16", "z15", "z14", "z13")
 #: Where ld.so looks last if it does not say so itself.
 DEFAULT_DIRS = ("/lib64", "/usr/lib64", "/lib", "/usr/lib")
 #: Existing directories that a tree may be mounted over when the root filesystem is read-only: by the FHS they are empty.
 SPARE_DIRECTORIES = ("/mnt", "/media", "/srv", "/opt")
 
+_BANNER = re.compile(rb"GNU C Library [\x20-\x7e]{0,100}release version (\d{1,3}\.\d{1,3})")
 _SYSTEM_DIR = re.compile(rb"/[\x21-\x7e]{1,200}/")
 _CACHE_NAME = b"ld.so.cache"
 
@@ -200,18 +205,18 @@ def gather(root: Root, container: Container, profiles: Sequence[ResolvedProfile]
     preload = tuple(env.get("LD_PRELOAD", "").replace(":", " ").split())
     search = loader.Search(library_path=library_path, cache=cache, default_dirs=default_dirs, preload=preload)
 
-    libraries = [library for profile in profiles for library in profile.libraries]
-    wanted = {name for library in libraries for name in (library.name, *library.replaces)}
-    homes = _follow(tree, programs, search, wanted)
+    copies = _Copies(profiles)
+    homes = _follow(tree, programs, search, copies)
     folders = [*homes, *default_dirs, *library_path, *_cache_dirs(cache), *_rpaths(tree, programs)]
     folders += [f"{posixpath.dirname(folder)}/{lib}" for folder in path_dirs for lib in ("lib", "lib64")]
-    for home in sorted(_look_for_copies(tree, dict.fromkeys(folders), profiles)):
+    for home in sorted(_look_for_copies(tree, dict.fromkeys(folders), copies)):
         tree.spend("directories with copies of the MPI", 1, HOMES_LIMIT)
         # A script may put this directory into LD_LIBRARY_PATH.
-        _follow(tree, programs, replace(search, library_path=(home, *library_path)), wanted)
+        _follow(tree, programs, replace(search, library_path=(home, *library_path)), copies)
     libc = _libc(tree, search)
     return ImageFacts(
         libc=libc,
+        libc_version=_libc_version(tree, libc),
         loader=interp,
         musl=musl,
         default_dirs=default_dirs,
@@ -231,7 +236,32 @@ def gather(root: Root, container: Container, profiles: Sequence[ResolvedProfile]
     )
 
 
-def _follow(tree: _Tree, programs: Sequence[str], search: loader.Search, wanted: Set[str]) -> Set[str]:
+class _Copies:
+    """The names under which an image may hold what the profiles bring."""
+
+    def __init__(self, profiles: Sequence[ResolvedProfile]) -> None:
+        self.libraries = [library for profile in profiles for library in profile.libraries]
+        self.names: Set[str] = set()
+        self.compared: Set[str] = set()  # symbol by symbol: MPI itself, and what has no versions that could be compared
+        for library in self.libraries:
+            self.names |= {library.name, *library.replaces}
+            if library.role != "dependency" or not library.elf.verdef:
+                self.compared |= {library.name, *library.replaces}
+        self.stems = {_stem(name) for name in self.names}
+        self.asked = self.names | {name for library in self.libraries for name in library.elf.needed}
+        folders = {(posixpath.dirname(module.path), posixpath.dirname(library.path))
+                   for profile in profiles for module in profile.plugins for library in profile.libraries}
+        self.module_folders = {posixpath.relpath(*pair) for pair in folders}
+
+    def look_at(self, tree: _Tree, real: str, name: str) -> Optional[ElfFacts]:
+        """The facts of a file found under a name, with its symbols where those are compared; None if it is no copy."""
+        elf = tree.facts(real)
+        if elf is None or not (name in self.names or elf.soname in self.names):
+            return None
+        return tree.facts_with_symbols(real) if name in self.compared or elf.soname in self.compared else elf
+
+
+def _follow(tree: _Tree, programs: Sequence[str], search: loader.Search, copies: _Copies) -> Set[str]:
     """Looks at everything that the loader would for these programs; returns the directories in which it finds what may be replaced."""
     homes = set()
     for program in programs:
@@ -241,11 +271,10 @@ def _follow(tree: _Tree, programs: Sequence[str], search: loader.Search, wanted:
             tree.unreadable[program] = error.what
             continue
         for loaded in link_map.objects:
-            copy = loaded.name in wanted or loaded.facts.soname in wanted
-            if copy:
+            if copies.look_at(tree, loaded.identity, loaded.name) is not None:
                 homes |= {posixpath.dirname(loaded.path), posixpath.dirname(loaded.identity)}
             # What it takes from a library that may be replaced; and whether it is an MPI, of whatever family.
-            if copy or wanted.intersection(loaded.facts.needed) or loaded.name.startswith("libmpi"):
+            if copies.compared.intersection(loaded.facts.needed) or loaded.name.startswith("libmpi"):
                 tree.facts_with_symbols(loaded.identity)
     return homes
 
@@ -271,12 +300,12 @@ def _programs(tree: _Tree, container: Container, path_dirs: Sequence[str]) -> Tu
         if elf is None:
             continue
         if not elf.dynamic or not elf.interp:
-            if first and index == 0 and len(container.args) > 1:
+            if first and kind == "missing" and index == 0 and len(container.args) > 1:
                 continue  # catatonit, tini: a static init that starts the rest of the words
-            if first:
+            if first and kind == "missing":
                 kind = "static"
             continue
-        if first:
+        if first and kind == "missing":
             kind = "elf"
         if real not in programs:
             programs.append(real)
@@ -384,47 +413,43 @@ def _rpaths(tree: _Tree, programs: Sequence[str]) -> Iterator[str]:
 
 # ------------------------------------------------------------------------------------------------------------ copies
 
-def _look_for_copies(tree: _Tree, folders: Iterable[str], profiles: Sequence[ResolvedProfile]) -> Set[str]:
+def _look_for_copies(tree: _Tree, folders: Iterable[str], copies: _Copies) -> Set[str]:
     """Resolves in every directory whatever could be asked for once the libraries are in place, and reads the copies themselves.
 
     Returns the directories that hold a copy.
     """
-    libraries = [library for profile in profiles for library in profile.libraries]
-    stems = {_stem(name) for library in libraries for name in (library.name, *library.replaces)}
-    wanted = {name for library in libraries for name in (library.name, *library.replaces)}
-    asked = wanted | {name for library in libraries for name in library.elf.needed}
     homes: Set[str] = set()
-    module_folders = {
-        posixpath.relpath(posixpath.dirname(module.path), posixpath.dirname(library.path))
-        for profile in profiles for module in profile.plugins for library in profile.libraries
-    }
     for folder in folders:
-        listing = tree.directory(folder)
-        if listing is None:
-            continue
-        for name in listing.names if folder not in tree.unlisted else sorted(asked):
-            if name in asked or _stem(name) in stems:
-                real = tree.resolve(f"{folder}/{name}")
-                elf = tree.facts(real) if real else None
-                if elf is not None and (name in wanted or elf.soname in wanted):
-                    tree.facts_with_symbols(real)
-                    homes.add(posixpath.dirname(real))
-                    homes.add(folder)
+        for place in (folder, *_hwcaps(tree, folder)):
+            homes |= _copies_in(tree, place, copies)
     # A file that is bound over the image's copy has that copy's directory as its $ORIGIN.
     for home in homes:
-        for library in libraries:
-            for entry in (*library.elf.rpath, *library.elf.runpath):
-                folder = entry.replace("${ORIGIN}", "$ORIGIN").replace("$ORIGIN", home).rstrip("/")
-                if folder.startswith("/") and "$" not in folder and tree.directory(folder) is not None:
-                    for name in asked if folder in tree.unlisted else asked & tree.names[folder]:
-                        real = tree.resolve(f"{folder}/{name}")
-                        if real and name in wanted:
-                            tree.facts_with_symbols(real)
-                        elif real:
-                            tree.facts(real)
-        for relative in module_folders:
+        for entry in {path for library in copies.libraries for path in (*library.elf.rpath, *library.elf.runpath)}:
+            folder = entry.replace("${ORIGIN}", "$ORIGIN").replace("$ORIGIN", home).rstrip("/")
+            if folder.startswith("/") and "$" not in folder:
+                _copies_in(tree, folder, copies)
+        for relative in copies.module_folders:
             if not relative.startswith("."):
                 tree.directory(posixpath.join(home, relative))
+    return homes
+
+
+def _hwcaps(tree: _Tree, folder: str) -> Iterator[str]:
+    """The glibc-hwcaps subdirectories of a directory: which of them ld.so prefers depends on the processor, so all are looked at."""
+    if tree.directory(f"{folder}/glibc-hwcaps") is not None:
+        for level in HWCAPS:
+            if tree.directory(f"{folder}/glibc-hwcaps/{level}") is not None:
+                yield f"{folder}/glibc-hwcaps/{level}"
+
+
+def _copies_in(tree: _Tree, folder: str, copies: _Copies) -> Set[str]:
+    listing = tree.directory(folder)
+    homes: Set[str] = set()
+    for name in () if listing is None else sorted(copies.asked) if folder in tree.unlisted else listing.names:
+        if name in copies.asked or _stem(name) in copies.stems:
+            real = tree.resolve(f"{folder}/{name}")
+            if real and copies.look_at(tree, real, name) is not None:
+                homes |= {folder, posixpath.dirname(real)}
     return homes
 
 
@@ -447,6 +472,16 @@ def _libc(tree: _Tree, search: loader.Search) -> Optional[ImageFile]:
     return None
 
 
+def _libc_version(tree: _Tree, libc: Optional[ImageFile]) -> str:
+    """The version that a libc.so.6 prints when it is run; not every release has a symbol version of its own (2.31 has none)."""
+    try:
+        data = tree.root.read(libc.path, LIBC_LIMIT) if libc is not None else None
+    except (ImageError, OSError):
+        return ""
+    found = _BANNER.search(data or b"")
+    return found.group(1).decode() if found else ""
+
+
 def _empty_directories(root: Root) -> Tuple[str, ...]:
     found = []
     for path in SPARE_DIRECTORIES:
@@ -454,7 +489,7 @@ def _empty_directories(root: Root) -> Tuple[str, ...]:
         if handle < 0:
             continue
         try:
-            if stat.S_ISDIR(os.fstat(handle).st_mode):
+            if stat.S_ISDIR(os.fstat(handle).st_mode) and mount_id(handle) == mount_id(root.fd):  # a user's volume is not ours to cover
                 with os.scandir(f"/proc/self/fd/{handle}") as entries:
                     if next(entries, None) is None:
                         found.append(path)

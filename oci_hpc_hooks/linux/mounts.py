@@ -72,9 +72,10 @@ def detach(fd: int) -> None:
 class MountEntry:
     """One line of /proc/PID/mountinfo (proc_pid_mountinfo(5))."""
 
-    __slots__ = ("fstype", "mountpoint", "shared", "source")
+    __slots__ = ("fstype", "mountpoint", "root", "shared", "source")
 
-    def __init__(self, mountpoint: str, shared: bool, fstype: str, source: str) -> None:
+    def __init__(self, mountpoint: str, shared: bool, fstype: str, source: str, root: str = "/") -> None:
+        self.root = root  # what of the filesystem is mounted
         self.mountpoint = mountpoint
         self.shared = shared
         self.fstype = fstype
@@ -91,7 +92,7 @@ def mount_table(path: str = "/proc/self/mountinfo") -> dict[int, MountEntry]:
         fields = left.split(" ")
         fstype, source, *_ = right.split(" ")
         shared = any(tag.startswith("shared:") for tag in fields[6:])
-        table[int(fields[0])] = MountEntry(unescape(fields[4]), shared, fstype, unescape(source))
+        table[int(fields[0])] = MountEntry(unescape(fields[4]), shared, fstype, unescape(source), unescape(fields[3]))
     return table
 
 

@@ -253,7 +253,7 @@ def other_build(library: Path, how: str = "renamed over") -> None:
     new.rename(library)
 
 
-@pytest.mark.parametrize("how", ["renamed over", "with the old time"])
+@pytest.mark.parametrize("how", [pytest.param("renamed over", marks=pytest.mark.long), "with the old time"])
 def test_site_library_is_replaced(crun: Engine, make_site: SiteMaker, prefix: Path, how: str) -> None:
     """An update of the site's MPI needs no scan by hand, and no container gets the old one's plan."""
     site = make_site(crun, search=[prefix])
@@ -352,8 +352,10 @@ def assert_decided_anew(engine: Engine, site: Site, damage: dict[str, Callable[[
         forget(site)
 
 
-def test_damaged_plan(crun: Engine, ready: ReadySite) -> None:
-    assert_decided_anew(crun, ready(crun), DAMAGED)
+@pytest.mark.parametrize("user", ["root", pytest.param("rootless", marks=pytest.mark.long)])
+def test_damaged_plan(ready: ReadySite, user: str) -> None:
+    engine = Engine("crun", user)
+    assert_decided_anew(engine, ready(engine), DAMAGED)
 
 
 @pytest.mark.xfail(strict=True, reason="warm.remembered: a plan carries no checksum")

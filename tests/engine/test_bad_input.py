@@ -324,7 +324,7 @@ GONE = pytest.mark.xfail(strict=True, reason="warm.Start.look: a process that ha
 
 
 @GONE
-@mutations(100)
+@mutations(60)
 def test_wrong_types(hook: Hook, data: st.DataObject, kind: str) -> None:
     without_a_process(hook, data, kind)
 

@@ -138,7 +138,7 @@ def test_six_starts_at_once(crun: Engine, ready: ReadySite) -> None:
 @pytest.mark.long
 def test_many_starts_at_once(engine: Engine, site: Site) -> None:
     engine.load("bookworm-mpich")
-    for _ in range(5):
+    for _ in range(3):
         _together(engine, site, 16)
 
 

@@ -161,7 +161,6 @@ def test_folders_for_modules_and_what_a_program_imports(tree: Tree) -> None:
     assert "MPI_Init" in facts.files["/bin/app"].elf.imports
 
 
-@pytest.mark.xfail(strict=True, raises=ImageError, reason="symbols are read of all that needs what the site's closure has")
 def test_an_image_with_many_libraries_of_cxx(tree: Tree) -> None:
     """They need a library that the site's closure has too; only where that one has no versions do their symbols matter."""
     one = build(tree.at("/usr/lib/one.so"), needed=["libfabric.so.1"])
@@ -208,7 +207,7 @@ def test_no_glibc(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "glibc"), [
     ("bookworm", "2.36"),
-    pytest.param("bullseye", "2.31", marks=pytest.mark.xfail(strict=True, reason="glibc 2.31 defines no GLIBC_2.31: it is taken for 2.30")),
+    ("bullseye", "2.31"),  # whose libc.so.6 defines no GLIBC_2.31
 ])
 def test_real_images(name: str, glibc: str) -> None:
     top = IMAGES / name
@@ -218,7 +217,7 @@ def test_real_images(name: str, glibc: str) -> None:
     tree.top = top
     found = tree.gather("mpihello", env=["PATH=/usr/local/bin:/usr/bin:/bin"])
     assert found.libc is not None
-    assert (abi.libc_version(found.libc.elf), found.entrypoint, found.loader) == (glibc, "elf", LOADER)
+    assert (abi.libc_version(found), found.entrypoint, found.loader) == (glibc, "elf", LOADER)
     assert found.default_dirs[0] == "/lib/x86_64-linux-gnu"
     assert [path for path, file in found.files.items() if file.elf.soname == "libmpich.so.12" and file.elf.exports]
 
@@ -271,7 +270,6 @@ def test_entrypoints(tree: Tree) -> None:
         assert kind(tree.gather(*args, env=env)) == expected, args
 
 
-@pytest.mark.xfail(strict=True, reason="the shell behind a script makes it an elf")
 def test_a_script_is_a_script(tree: Tree) -> None:
     tree.program("/bin/sh")
     static(tree, "/bin/still")
@@ -418,7 +416,8 @@ def test_many_names_for_one_directory(tree: Tree, monkeypatch: pytest.MonkeyPatc
         tree.gather("/bin/app", env=["LD_LIBRARY_PATH=" + ":".join(links)])
 
 
-def test_a_library_in_too_many_directories(tree: Tree) -> None:
+def test_a_library_in_too_many_directories(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image, "HOMES_LIMIT", 64)  # the real one takes long
     homes = [f"/opt/{number}" for number in range(70)]
     first = tree.mpi(homes[0])
     for home in homes[1:]:

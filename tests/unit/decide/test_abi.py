@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Optional, Sequence
 
 import pytest
@@ -9,7 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from oci_hpc_hooks.decide import abi
-from tests.unit.decide.world import elf, glibc_versions
+from oci_hpc_hooks.model import ImageFacts
+from tests.unit.decide.world import Image, elf, glibc_versions
 
 
 def test_versions_are_ordered_by_number() -> None:
@@ -22,19 +24,30 @@ def test_newest_passes_over_names_without_a_number() -> None:
     assert abi.newest(["GLIBC_PRIVATE"], "GLIBC_") == ""
 
 
+def with_libc(verdef: Sequence[str]) -> ImageFacts:
+    """An image whose libc.so.6 defines these versions and does not say which release it is."""
+    facts = Image().facts()
+    assert facts.libc is not None
+    return dataclasses.replace(facts, libc=dataclasses.replace(facts.libc, elf=elf("libc.so.6", verdef=verdef)), libc_version="")
+
+
 @pytest.mark.parametrize("minor", [17, 28, 31, 36, 41])
 def test_the_version_of_a_libc(minor: int) -> None:
-    assert abi.libc_version(elf("libc.so.6", verdef=glibc_versions(minor))) == f"2.{minor}"
+    assert abi.libc_version(with_libc(glibc_versions(minor))) == f"2.{minor}"
+
+
+def test_what_a_libc_says_itself_counts_more() -> None:
+    assert abi.libc_version(dataclasses.replace(with_libc(glibc_versions(30)), libc_version="2.31")) == "2.31"
 
 
 def test_a_libc_that_defines_nothing_has_no_version() -> None:
-    assert abi.libc_version(elf("libc.so.6")) == ""
+    assert abi.libc_version(with_libc([])) == ""
 
 
 @given(st.lists(st.text(max_size=12)))
 @example(["2.²"])  # a digit, and yet no number to int()
 def test_versions_come_from_a_hostile_image(names: Sequence[str]) -> None:
-    abi.libc_version(elf("libc.so.6", verdef=[f"GLIBC_{name}" for name in names]))
+    abi.libc_version(with_libc([f"GLIBC_{name}" for name in names]))
     sorted(names, key=abi.version_key)
 
 

@@ -282,7 +282,7 @@ class Bench:
     def _write_record(self) -> None:
         """The remembered plan as rows that C reads without a JSON parser."""
         (plan,) = self.plans()
-        head, _, cache = plan.read_bytes().partition(b"\n")
+        _, head, cache = plan.read_bytes().split(b"\n", 2)
         record = json.loads(head)
         kept = self.record.with_suffix(".cache")
         kept.write_bytes(cache)

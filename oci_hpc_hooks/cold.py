@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import NoReturn, Optional, Sequence, Tuple
+from dataclasses import replace
+from typing import NoReturn, Sequence, Tuple, Union
 
 from oci_hpc_hooks import record
 from oci_hpc_hooks.apply.rootfs import Stale
@@ -25,7 +26,7 @@ class Told(Refusal):
 TRIES = 3
 
 
-def run(service: Service, trouble: Optional[HookError] = None) -> None:
+def run(service: Service, trouble: Union[HookError, OSError, None] = None) -> None:
     """Decides for one container and applies the decision. Raises Refusal where it must not start.
 
     ``trouble`` is what stopped a replay half-way: then nothing is left to decide but whether the container may start without. Only an
@@ -89,21 +90,24 @@ def node(places: Places) -> Inventory:
     kept = inventory.load(places.state, places.fixed)
     if not inventory.is_stale(kept):
         return kept
+    instead_of = watch(inventory.path_in(places.state))  # a user's cache is one for all sites of the node
     try:
         private = inventory.load(places.cache, (places.cache,))
-        if not inventory.is_stale(private):
+        if instead_of in private.rests_on and not inventory.is_stale(private):
             return private
     except ConfigError:
         pass
     from oci_hpc_hooks.inputs import scan, site  # jsonschema, dataclasses-json and pyelftools: 0.25 s that only a stale inventory costs
 
     fresh = scan.scan(site.configuration(places.config, fixed=places.fixed)).inventory
-    for folder in (places.state, places.cache):
+    try:
+        inventory.write(fresh, places.state, (places.state,))
+    except ConfigError:
+        fresh = replace(fresh, rests_on=(*fresh.rests_on, instead_of))
         try:
-            inventory.write(fresh, folder, (folder,))
-            break
+            inventory.write(fresh, places.cache, (places.cache,))
         except ConfigError:
-            continue
+            pass  # it is made anew for the next container
     return fresh
 
 

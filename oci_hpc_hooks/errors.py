@@ -66,5 +66,5 @@ def sentence(what: str, origin: str = "", remedy: str = "", who: str = "") -> st
     if origin:
         text += f" (from {origin})"
     if remedy:
-        text += f". {who.capitalize() + ': ' if who else ''}{remedy.rstrip('.')}"
+        text += f". {who.capitalize() + ': ' + remedy if who else remedy[:1].upper() + remedy[1:]}".rstrip(".")
     return text + "."

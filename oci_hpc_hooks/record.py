@@ -1,7 +1,7 @@
 """A plan in the plain form that is applied and remembered.
 
-One JSON object on one line, then the bytes of the loader cache: a single file, written whole or not at all, that the warm path reads
-with one call. Rows are lists to keep it short: ``[source, inode, size, mtime_ns, target, …]``.
+A line with a checksum, one JSON object on one line, then the bytes of the loader cache: a single file, written whole or not at all, that
+the warm path reads with one call. Rows are lists to keep it short: ``[source, inode, size, mtime_ns, target, …]``.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import posixpath
 import tempfile
+from binascii import crc32
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from oci_hpc_hooks import replay, report
@@ -84,7 +85,8 @@ def remember(places: report.Places, record: Dict[str, Any], cache: bytes) -> Non
         fd, temporary = tempfile.mkstemp(dir=folder)
         try:
             with open(fd, "wb") as file:
-                file.write(report.dumps(record).encode() + b"\n" + cache)
+                data = report.dumps(record).encode() + b"\n" + cache
+                file.write(b"%08x\n" % crc32(data) + data)
             os.rename(temporary, f"{folder}/{replay.plan_file(record['key'])}")
         except BaseException:
             os.unlink(temporary)

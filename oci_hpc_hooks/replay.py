@@ -48,17 +48,16 @@ class Service:
         self.table: dict[int, mounts.MountEntry]
 
     def look(self) -> None:
-        """Opens the container's tree and reads its mount table."""
+        """Opens the container's tree and reads its mount table. Raises InputError, OSError."""
         pid = self.start.state.pid
         try:
+            if posix.geteuid() != 0:
+                # A runtime without privileges of its own made the container's user namespace: only inside it are we somebody.
+                namespaces.enter(pid)
+                self.entered = True
+                pid = posix.getpid()
             self.root = namespaces.open_root(pid, self.start.rootfs)
             self.table = mounts.mount_table(f"/proc/{pid}/mountinfo")
-        except PermissionError:
-            # A runtime without privileges of its own made the container's user namespace: only inside it are we somebody.
-            namespaces.enter(pid)
-            self.entered = True
-            self.root = namespaces.open_root(posix.getpid(), self.start.rootfs)
-            self.table = mounts.mount_table()
         except (FileNotFoundError, ProcessLookupError):
             raise InputError(f"process {pid}, the container's first, is gone: the runtime has given up on it") from None
 
@@ -93,7 +92,13 @@ def run(start: Start) -> None:
     if not start.words and not start.defaults:
         service.log("nothing", "warm", message=f"the image's labels could not be read: {start.image.reason}")
         return
-    service.look()
+    try:
+        service.look()
+    except (HookError, OSError) as error:
+        from oci_hpc_hooks import cold
+
+        cold.run(service, error)
+        return
     if rootfs.already_injected(service.table, service.root.prefix):
         return
     known = remembered(service.places, service.key)
@@ -121,17 +126,23 @@ def key_of(start: Start) -> str:
     ])
     return repr((
         RECORD_VERSION,
+        start.places,  # a user has one cache for all sites of the node
         start.image.image_id or start.rootfs,
         start.words,
         start.defaults,
         container.command_words(container.arguments(config)),
-        [item for item in container.environment(config) if item.startswith(LOADER_VARIABLES)],
+        # podman writes the environment in random order too; of one name the last counts, so equal names keep theirs.
+        sorted([item for item in container.environment(config) if item.startswith(LOADER_VARIABLES)], key=variable),
         container.working_directory(config),
         volumes,
         container.read_only(config),
         container.user_namespace(config) is not None,
         container.mount_label(config) != "",
     ))
+
+
+def variable(item: str) -> str:
+    return item.partition("=")[0]
 
 
 def plan_file(key: str) -> str:
@@ -156,6 +167,9 @@ def remembered(places: Places, key: str) -> tuple[dict[str, Any], bytes] | None:
         if not ours or not owned(posix.fstat(fd)):
             return None
         data = jsontext.read_fd(fd, "a remembered plan", PLAN_LIMIT)
+        checksum, _, data = data.partition(b"\n")
+        if checksum != b"%08x" % crc32(data):
+            return None  # the disk was full, or the node went down before the file was on it
         head, _, cache = data.partition(b"\n")
         record = jsontext.loads(head, "a remembered plan", PLAN_LIMIT)
         if isinstance(record, dict) and record["key"] == key and record["cache_length"] == len(cache):

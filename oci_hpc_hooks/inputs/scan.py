@@ -357,7 +357,10 @@ def _gaps(loaded: loader.LinkMap) -> List[str]:
     """Why ld.so of this node would not load these files."""
     gaps = [f"{name}, which {wanting} needs, was not found on this node" for name, wanting in loaded.missing]
     gaps += [f"{path}, which {wanting} leads to, cannot be loaded" for path, wanting in loaded.broken]
-    gaps += [f"{gap.provider} lacks {gap.version}, which {gap.needed_by} needs" for gap in loader.unsatisfied(loaded) if gap.fatal]
+    gaps += [
+        f"{gap.provider} lacks {gap.version}, which {gap.needed_by} needs"
+        for gap in loader.unsatisfied(loaded) if gap.fatal and not glibc.is_c_runtime(gap.provider)  # in a container that is the image's
+    ]
     return gaps
 
 

@@ -86,10 +86,10 @@ def _trust(real: str, status: os.stat_result, path: str, fixed: Sequence[str], *
     """``shared``: others may add to this directory, and the sticky bit keeps them from what is root's."""
     what = f"{real}{'' if real == path else f', which {path} rests on,'}"
     has = f"is owned by uid {status.st_uid} with mode {stat.S_IMODE(status.st_mode):04o}"
-    if status.st_uid != 0 and not _is_root_outside(real, status, fixed, shared):
-        raise ConfigError(f"{what} {has}, and only root's files are believed", remedy=f"chown root {real}", who="site admin")
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not shared:
         raise ConfigError(f"{what} {has}, so others than root can write it", remedy=f"chmod go-w {real}", who="site admin")
+    if status.st_uid != 0 and not _is_root_outside(real, status, fixed, shared):
+        raise ConfigError(f"{what} {has}, and only root's files are believed", remedy=f"chown root {real}", who="site admin")
 
 
 def _is_root_outside(real: str, status: os.stat_result, fixed: Sequence[str], shared: bool) -> bool:

@@ -106,7 +106,6 @@ def test_user_namespace(rootful: Engine, ready: ReadySite, scratch: Path, readon
         assert made_in(made) == {}
 
 
-@pytest.mark.xfail(strict=True, reason="warm.key_of takes the environment in the order of config.json")
 def test_order_of_the_environment(rootful: Engine, ready: ReadySite, scratch: Path) -> None:
     """podman writes a container's environment in random order: that makes no new case of it."""
     site = ready(rootful)
@@ -174,7 +173,6 @@ def run_rootless(runtime: str, made: Path, folder: Path) -> bed.Result:
     return user.execute(runtime, *options, "run", "--bundle", str(made), "bare", timeout=60)
 
 
-@pytest.mark.xfail(strict=True, reason="warm.Start.look: being allowed to look into the container is not being privileged there")
 def test_rootless_runc(ready: ReadySite, scratch: Path) -> None:
     """The runtime makes the user namespace, and the hook has no privilege outside of it."""
     site = ready(Engine("runc", "rootless"))

@@ -156,8 +156,7 @@ def test_stop_and_start(engine: Engine, site: Site) -> None:
 # ------------------------------------------------------------------------------------------------ hooks beside each other
 
 
-@pytest.mark.parametrize("user", ["root", pytest.param("rootless", marks=pytest.mark.xfail(
-    strict=True, reason="warm.key_of does not hold the site, and a user's cache is one for all sites"))])
+@pytest.mark.parametrize("user", ["root", "rootless"])
 def test_two_sites(user: str, ready: ReadySite, make_site: SiteMaker) -> None:
     """What was decided with the configuration of one --hooks-dir is not applied with that of another."""
     engine = Engine("crun", user)

@@ -34,8 +34,9 @@ CONFIG: Dict[str, Any] = {
 
 
 def key(config: Dict[str, Any] = CONFIG, *, identity: str = ID, image: str = "a" * 64, labels: Tuple[Tuple[str, str, str], ...] = (),
-        defaults: Tuple[Tuple[str, str], ...] = ()) -> str:
+        defaults: Tuple[Tuple[str, str], ...] = (), site: str = "/etc/oci-hpc-hooks") -> str:
     start = warm.Start.__new__(warm.Start)  # its constructor reads a runtime's state from stdin
+    start.places = (site, "/var/lib/oci-hpc-hooks", "/var/cache/oci-hpc-hooks", "/var/log/oci-hpc-hooks.log")
     start.config = json.loads(json.dumps(config).replace(ID, identity))
     start.state = container.State(identity, 4242, "/bundle", "creating", {})
     start.rootfs = "/store/merged"
@@ -59,6 +60,7 @@ def test_a_second_container_of_the_same_kind_has_the_same_key() -> None:
     lambda c: c.__setitem__("hostname", "other"),
     lambda c: c["mounts"].append({"destination": "/dev/shm", "type": "tmpfs", "source": "shm"}),
     lambda c: c["linux"].__setitem__("cgroupsPath", "/x"),
+    lambda c: c["process"]["env"].reverse(),  # podman's order is random
 ])
 def test_what_no_plan_depends_on(change: Callable[[Dict[str, Any]], None]) -> None:
     config = copy.deepcopy(CONFIG)
@@ -92,8 +94,9 @@ def test_what_a_plan_depends_on(change: Callable[[Dict[str, Any]], None]) -> Non
 
 def test_image_words_and_defaults_are_in_the_key() -> None:
     keys = {key(), key(image="b" * 64), key(image=""), key(labels=(("label", "org.supercontainers.mpi", "openmpi"),)),
-            key(labels=(("manifest", "org.supercontainers.mpi", "openmpi"),)), key(defaults=(("org.supercontainers.mpi", "auto"),))}
-    assert len(keys) == 6
+            key(labels=(("manifest", "org.supercontainers.mpi", "openmpi"),)), key(defaults=(("org.supercontainers.mpi", "auto"),)),
+            key(site="/opt/site/etc")}
+    assert len(keys) == 7
 
 
 def test_a_container_with_a_short_name() -> None:

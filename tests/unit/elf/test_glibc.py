@@ -9,7 +9,8 @@ from oci_hpc_hooks.elf.glibc import is_c_runtime
 
 @pytest.mark.parametrize("name", [
     "libc.so.6", "libm.so.6", "libmvec.so.1", "libpthread.so.0", "libdl.so.2", "librt.so.1", "libresolv.so.2", "libutil.so.1",
-    "libnsl.so.1", "libanl.so.1", "libBrokenLocale.so.1", "libnss_files.so.2", "libnss_dns.so.2", "ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1",
+    "libnsl.so.1", "libanl.so.1", "libBrokenLocale.so.1", "libnss_files.so.2", "libnss_dns.so.2",
+    "ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1",
     "ld64.so.2", "ld64.so.1", "/lib64/ld-linux-x86-64.so.2"])
 def test_the_c_runtime(name: str) -> None:
     assert is_c_runtime(name)

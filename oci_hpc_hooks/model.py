@@ -281,6 +281,7 @@ class ImageFacts:
     directories: Tuple[Directory, ...]
     unreadable: Mapping[str, str] = field(default_factory=dict)
     preload: Tuple[str, ...] = ()  # LD_PRELOAD
+    consumers: Tuple[str, ...] = ()  # real paths of what uses MPI in PATH, libraries and Python packages, where the programs do not
     libc_version: str = ""  # as libc.so.6 says it itself
 
 

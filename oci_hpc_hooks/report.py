@@ -63,7 +63,9 @@ def complain(text: str) -> None:
     """Brings one sentence to whoever started the container. Never raises."""
     # Names of the image stand in it: no control characters for the terminal, no novel.
     clean = "".join([char if char.isprintable() else "?" for char in " ".join(text.split())])
-    line = (PREFIX + clean[:SENTENCE_LIMIT] + "\n").encode("utf-8", "backslashreplace")
+    if len(clean) > SENTENCE_LIMIT:  # its beginning says what is wrong, its end what to do
+        clean = clean[:SENTENCE_LIMIT // 2] + " … " + clean[-SENTENCE_LIMIT // 2:]
+    line = (PREFIX + clean + "\n").encode("utf-8", "backslashreplace")
     try:
         posix.write(2, line)
         status = posix.fstat(2)

@@ -194,4 +194,25 @@ def prove(facts: ImageFacts, profile: ResolvedProfile, choice: Choice, cache: Ld
     findings.append(Finding(
         NOTE, "unproved", f"no program of the command line loads {choice.libraries[0].name} itself (entrypoint: {facts.entrypoint}); "
         "every copy in the image and the loader's cache lead to the site's"))
-    return False, findings
+    return False, [*findings, *_consumers(proof, facts)]
+
+
+def _consumers(proof: _Proof, facts: ImageFacts) -> List[Finding]:
+    """Whatever uses MPI is checked in place of the program that is not known. One that would fail is no reason to stop the others."""
+    good = []
+    findings = []
+    for path in facts.consumers:
+        try:
+            if proof.loads_mpi(path):
+                good.append(path)
+        except No as no:
+            findings.append(Finding(WARNING, f"consumer-{no.code}", f"{path} would not work: {no.what}", remedy=no.remedy, who=no.who))
+        except ImageError as error:
+            findings.append(Finding(NOTE, "program-unreadable", f"{path}: {error.what}"))
+    if good:
+        more = f" and {len(good) - 1} more" if len(good) > 1 else ""
+        findings.append(Finding(NOTE, "consumers", f"checked instead: {good[0]}{more} in PATH, libraries and Python packages would load "
+                                                   "the site's"))
+    elif not findings:
+        findings.append(Finding(NOTE, "consumers", "nothing in PATH, libraries and Python packages of the image uses it"))
+    return findings

@@ -16,6 +16,7 @@ from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tupl
 from oci_hpc_hooks.elf import ldcache, loader
 from oci_hpc_hooks.elf.facts import read_facts
 from oci_hpc_hooks.errors import ImageError, KernelError
+from oci_hpc_hooks.inputs.consumers import find as find_consumers
 from oci_hpc_hooks.inputs.container import command_words
 from oci_hpc_hooks.linux.mounts import mount_id
 from oci_hpc_hooks.linux.paths import Root, read_bounded
@@ -206,13 +207,17 @@ def gather(root: Root, container: Container, profiles: Sequence[ResolvedProfile]
     search = loader.Search(library_path=library_path, cache=cache, default_dirs=default_dirs, preload=preload)
 
     copies = _Copies(profiles)
-    homes = _follow(tree, programs, search, copies)
-    folders = [*homes, *default_dirs, *library_path, *_cache_dirs(cache), *_rpaths(tree, programs)]
+    loaded = _follow(tree, programs, search, copies)
+    folders = [*_homes(loaded), *default_dirs, *library_path, *_cache_dirs(cache), *_rpaths(tree, programs)]
     folders += [f"{posixpath.dirname(folder)}/{lib}" for folder in path_dirs for lib in ("lib", "lib64")]
     for home in sorted(_look_for_copies(tree, dict.fromkeys(folders), copies)):
         tree.spend("directories with copies of the MPI", 1, HOMES_LIMIT)
         # A script may put this directory into LD_LIBRARY_PATH.
         _follow(tree, programs, replace(search, library_path=(home, *library_path)), copies)
+    consumers: Tuple[str, ...] = ()
+    if not any(copies.replaced.intersection((item.name, item.facts.soname)) for item in loaded):
+        consumers = find_consumers(root, copies.replaced, path_dirs, [*default_dirs, *library_path, *_cache_dirs(cache)])
+        _follow(tree, consumers, search, copies)
     libc = _libc(tree, search)
     return ImageFacts(
         libc=libc,
@@ -226,6 +231,7 @@ def gather(root: Root, container: Container, profiles: Sequence[ResolvedProfile]
         cache_real=cache_real,
         cache_file=cache_file,
         programs=programs,
+        consumers=consumers,
         entrypoint=entrypoint,
         empty_directories=_empty_directories(root) if container.read_only else (),
         resolved=tree.resolved,
@@ -242,6 +248,7 @@ class _Copies:
     def __init__(self, profiles: Sequence[ResolvedProfile]) -> None:
         self.libraries = [library for profile in profiles for library in profile.libraries]
         self.names: Set[str] = set()
+        self.replaced = {name for library in self.libraries if library.role == "replace" for name in (library.name, *library.replaces)}
         self.compared: Set[str] = set()  # symbol by symbol: MPI itself, and what has no versions that could be compared
         for library in self.libraries:
             self.names |= {library.name, *library.replaces}
@@ -261,9 +268,14 @@ class _Copies:
         return tree.facts_with_symbols(real) if name in self.compared or elf.soname in self.compared else elf
 
 
-def _follow(tree: _Tree, programs: Sequence[str], search: loader.Search, copies: _Copies) -> Set[str]:
-    """Looks at everything that the loader would for these programs; returns the directories in which it finds what may be replaced."""
-    homes = set()
+def _homes(loaded: Iterable[loader.Loaded]) -> Set[str]:
+    """The directories of files, as they were found and as they are."""
+    return {posixpath.dirname(path) for item in loaded for path in (item.path, item.identity)}
+
+
+def _follow(tree: _Tree, programs: Sequence[str], search: loader.Search, copies: _Copies) -> List[loader.Loaded]:
+    """Looks at everything that the loader would for these programs; returns what it loads of what may be replaced."""
+    found: List[loader.Loaded] = []
     for program in programs:
         try:
             link_map = loader.simulate(program, tree, search)
@@ -272,11 +284,11 @@ def _follow(tree: _Tree, programs: Sequence[str], search: loader.Search, copies:
             continue
         for loaded in link_map.objects:
             if copies.look_at(tree, loaded.identity, loaded.name) is not None:
-                homes |= {posixpath.dirname(loaded.path), posixpath.dirname(loaded.identity)}
+                found.append(loaded)
             # What it takes from a library that may be replaced; and whether it is an MPI, of whatever family.
             if copies.compared.intersection(loaded.facts.needed) or loaded.name.startswith("libmpi"):
                 tree.facts_with_symbols(loaded.identity)
-    return homes
+    return found
 
 
 # ------------------------------------------------------------------------------------------------------------ programs

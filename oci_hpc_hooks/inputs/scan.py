@@ -255,14 +255,15 @@ class _Resolution:
         if unfit:
             says += [f"{library.soname}: {why}" for why in unfit.values()]
         else:
-            says.append(f"{' or '.join((library.soname, *library.replaces))} was not found in {self._places(library)}")
+            # Not "not found": podman takes that for a missing command and exits 127.
+            says.append(f"there is no {' or '.join((library.soname, *library.replaces))} in {self._places(library)}")
         return None
 
     def _places(self, library: ProfileLibrary) -> str:
         if library is not self._profile.libraries[0]:
             return f"the directory of {self._profile.libraries[0].soname}"
         directories = ", ".join(self._directories) or "the profile's directories (none of them exists on this node)"
-        return f"{directories} and where the node's own loader looks"
+        return f"{directories} and wherever the node's own loader looks"
 
     def _why_unfit(self, library: ProfileLibrary, real: str) -> str:
         elf = self._node.facts(real)
@@ -355,7 +356,7 @@ def _without_surplus(elf: ElfFacts, role: str) -> ElfFacts:
 
 def _gaps(loaded: loader.LinkMap) -> List[str]:
     """Why ld.so of this node would not load these files."""
-    gaps = [f"{name}, which {wanting} needs, was not found on this node" for name, wanting in loaded.missing]
+    gaps = [f"there is no {name} on this node, which {wanting} needs" for name, wanting in loaded.missing]
     gaps += [f"{path}, which {wanting} leads to, cannot be loaded" for path, wanting in loaded.broken]
     gaps += [
         f"{gap.provider} lacks {gap.version}, which {gap.needed_by} needs"

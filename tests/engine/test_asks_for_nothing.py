@@ -276,7 +276,6 @@ def test_site_library_is_written_over(crun: Engine, make_site: SiteMaker, prefix
     assert_served(crun, site, "cold", OTHER_VERSION)
 
 
-@pytest.mark.xfail(strict=True, reason="warm.key_of and cold.node: neither plans nor the private inventory of a user tell the site")
 def test_two_sites_of_one_user(make_site: SiteMaker, ready: ReadySite, prefix: Path) -> None:
     """What is kept for a user lies in one place; nothing is taken for another site's, neither plans nor a fresh inventory."""
     crun = Engine("crun", "rootless")
@@ -358,7 +357,6 @@ def test_damaged_plan(ready: ReadySite, user: str) -> None:
     assert_decided_anew(engine, ready(engine), DAMAGED)
 
 
-@pytest.mark.xfail(strict=True, reason="warm.remembered: a plan carries no checksum")
 def test_bitten_plan(crun: Engine, ready: ReadySite) -> None:
     assert_decided_anew(crun, ready(crun), BITTEN)
 
@@ -390,7 +388,6 @@ def second_copy(scratch: Path) -> Path:
     return folder / "libmpich.so.12"
 
 
-@pytest.mark.xfail(strict=False, reason="warm.key_of: podman writes the environment in random order, so the same start is another key")
 def test_volume_whose_content_changes(crun: Engine, ready: ReadySite, scratch: Path, second_copy: Path) -> None:
     """The same command line meets another tree: the copy in the volume is what the loader finds first now."""
     site = ready(crun)

@@ -161,7 +161,6 @@ def test_no_standard_input(hook: Hook) -> None:
     assert_sentence(done.returncode, done.stderr)
 
 
-@pytest.mark.xfail(strict=True, reason="warm.Start.look: a process that has gone is called a defect of ours")
 def test_no_such_process(hook: Hook) -> None:
     hook.put(hook.documents("root-crun")[1])
     told = hook.complains(state_of(hook))
@@ -320,10 +319,6 @@ def test_right_types(hook: Hook, kind: str, readonly: bool) -> None:
     assert json.loads(hook.site.last("--json").stdout)["entries"][0]["verdict"] in ("proved", "unproved")
 
 
-GONE = pytest.mark.xfail(strict=True, reason="warm.Start.look: a process that has gone is called a defect of ours")
-
-
-@GONE
 @mutations(60)
 def test_wrong_types(hook: Hook, data: st.DataObject, kind: str) -> None:
     without_a_process(hook, data, kind)
@@ -334,7 +329,6 @@ def test_wrong_types_with_a_tree(hook: Hook, data: st.DataObject, kind: str) -> 
     with_a_tree(hook, data, kind)
 
 
-@GONE
 @pytest.mark.long
 @mutations(1500)
 def test_wrong_types_at_length(hook: Hook, data: st.DataObject, kind: str) -> None:

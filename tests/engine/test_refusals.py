@@ -75,11 +75,6 @@ def prefix(scratch: Path) -> Path:
 # ------------------------------------------------------------------------------------------------ a libc that is too old
 
 
-#: The node of the test bed is Debian 12 itself: that it could not load Debian 13's libmpich says nothing about containers.
-OFFERED = pytest.mark.xfail(strict=True, reason="inputs.scan._gaps: a library that needs a newer libc than the node's is not offered")
-
-
-@OFFERED
 def test_old_glibc_is_refused(engine: Engine, make_site: SiteMaker, volume: Path) -> None:
     site = make_site(engine, search=[TRIXIE])
     mount = f"--volume={volume}:/out"
@@ -97,7 +92,6 @@ def test_old_glibc_is_refused(engine: Engine, make_site: SiteMaker, volume: Path
         assert versions(engine.run(f"{image}-nolabel", "mpihello", hooks_dir=site.hooks_dir)) == [mpich]
 
 
-@OFFERED
 def test_site_may_run_without(crun: Engine, make_site: SiteMaker) -> None:
     site = make_site(crun, search=[TRIXIE], on_refusal="run-without")
     result, log = start(crun, site, "mpihello")
@@ -106,7 +100,6 @@ def test_site_may_run_without(crun: Engine, make_site: SiteMaker) -> None:
     assert "GLIBC_2.38" in log[0]["findings"][-1]["what"]
 
 
-@OFFERED
 def test_site_default_is_not_refused(crun: Engine, make_site: SiteMaker) -> None:
     """What nobody asked for is skipped with a note."""
     site = make_site(crun, search=[TRIXIE], defaults={MPI: "mpich"})

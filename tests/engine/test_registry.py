@@ -22,7 +22,7 @@ from tests.bed.bed import BUILD, Engine
 from tests.bed.site import TRIXIE
 from tests.engine.conftest import SiteMaker
 from tests.engine.inside import HELLO, OWN_VERSION, SITE_VERSION, ranks, start
-from tests.engine.test_refusals import OFFERED, sentence
+from tests.engine.test_refusals import sentence
 
 DATA = Path(__file__).parent / "data/registry"
 UNPACKED = BUILD / "images/registry"  # Debian's package docker-registry, unpacked: installed, it would start a service
@@ -142,7 +142,6 @@ def test_a_pulled_image_without_labels_is_left_alone(registry: str, make_site: S
         assert not log
 
 
-@OFFERED
 def test_a_pulled_label_is_named_in_a_refusal(registry: str, make_site: SiteMaker) -> None:
     user = Engine("crun", "rootless")
     site = make_site(user, search=[TRIXIE])

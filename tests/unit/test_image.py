@@ -15,7 +15,7 @@ import pytest
 
 from oci_hpc_hooks.decide import abi
 from oci_hpc_hooks.errors import ImageError
-from oci_hpc_hooks.inputs import image
+from oci_hpc_hooks.inputs import consumers, image
 from oci_hpc_hooks.linux.paths import Root
 from oci_hpc_hooks.model import Container, ImageFacts, Mount
 from tests.unit.decide import world
@@ -487,3 +487,41 @@ def test_the_same_tree_gives_the_same_facts(tree: Tree) -> None:
     program = tree.program("/bin/app", "libmpi.so.12", runpath="/opt/a")
 
     assert tree.gather(program, env=["LD_LIBRARY_PATH=/opt/b"]) == tree.gather(program, env=["LD_LIBRARY_PATH=/opt/b"])
+
+
+# -------------------------------------------------------------------------------------------------------------------- consumers
+
+def test_what_uses_mpi_where_the_program_does_not(tree: Tree) -> None:
+    tree.mpi("/usr/lib")
+    shell = tree.program("/bin/shell")
+    app = tree.program("/usr/local/bin/app", "libmpi.so.12")
+    source = "extern void MPI_Init(void); void f(void) { MPI_Init(); }"
+    build(tree.at("/usr/lib/libsolver.so.3"), needed=["libmpi.so.12"], stub=STUB, source=source)
+    module = "/usr/local/lib/python3.11/site-packages/mpi4py/MPI.cpython-311-x86_64-linux-gnu.so"
+    build(tree.at(module), needed=["libmpi.so.12"], stub=STUB, source=source)
+    deep = "/usr/lib/python3/dist-packages/pkg/lib/arch/PETSc.cpython-311-x86_64-linux-gnu.so"
+    build(tree.at(deep), needed=["libmpi.so.12"], stub=STUB, source=source)
+    path = ["PATH=/usr/local/bin:/usr/bin:/bin"]
+    facts = tree.gather(shell, "-c", "sleep 100", env=path)
+    assert facts.consumers == (app, "/usr/lib/libsolver.so.3", module, deep)
+    assert facts.files[module].elf.imports == ("MPI_Init",)
+    assert tree.gather(app, env=path).consumers == ()
+
+
+def test_consumers_in_a_hostile_image(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree.mpi("/usr/lib")
+    shell = tree.program("/bin/shell")
+    app = tree.program("/usr/bin/app", "libmpi.so.12")
+    folder = tree.at("/usr/bin/x").parent
+    for number in range(50):
+        os.link(tree.at(app), folder / f"link{number}")  # one file, whatever its names
+    os.mkfifo(folder / "fifo")
+    (folder / "loop").symlink_to("loop")
+    (folder / "out").symlink_to("/../../../../../../usr/bin/env")
+    (folder / "garbage").write_bytes(b"\x7fELF" + bytes(100))
+    tree.at("/usr/lib/python3.11/site-packages/x").parent.mkdir(parents=True, exist_ok=True)
+    tree.at("/usr/lib/python3.11/site-packages/again").symlink_to(".")
+    facts = tree.gather(shell, env=["PATH=/usr/bin:/bin"])
+    assert facts.consumers == ("/usr/bin/app",)
+    monkeypatch.setattr(consumers, "FILES_LIMIT", 0)
+    assert tree.gather(shell, env=["PATH=/usr/bin:/bin"]).consumers == ()

@@ -98,7 +98,7 @@ def test_scan_of_a_profile_that_is_not_available(node: Node) -> None:
     source = node.profile("ours", "libtestmpi.so.12")
     result = node.run("scan")
     assert result.returncode == 0
-    assert result.stdout.startswith(f"ours: not available (profile {source})\n  problem: libtestmpi.so.12 was not found in the profile's")
+    assert result.stdout.startswith(f"ours: not available (profile {source})\n  problem: there is no libtestmpi.so.12 in the profile's")
     (profile,) = json.loads((node.state / "inventory.json").read_text())["profiles"]
     assert len(profile["problems"]) == 1
 

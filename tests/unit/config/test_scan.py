@@ -99,8 +99,8 @@ def test_missing_library(tmp_path: Path) -> None:
     (result,) = found.inventory.profiles
     assert result.libraries == ()
     (problem,) = result.problems
-    where = f"{tmp_path} and where the node's own loader looks"
-    assert problem == f"libtestmpi.so.12 or libtestmpich.so.12 was not found in {where}"
+    where = f"{tmp_path} and wherever the node's own loader looks"
+    assert problem == f"there is no libtestmpi.so.12 or libtestmpich.so.12 in {where}"
     assert watched(found, tmp_path / "not") and not watched(found, tmp_path / "not/there")
 
 
@@ -149,7 +149,7 @@ def test_second_library_comes_from_the_same_directory(tmp_path: Path) -> None:
     build(tmp_path / "b/libtestmpifort.so.12", exports=("mpi_init_",))
     found = run(profile([tmp_path / "a", tmp_path / "b"]))
     assert len(found.inventory.profiles[0].libraries) == 1
-    assert found.notes["mpich"] == ("libtestmpifort.so.12 was not found in the directory of libtestmpi.so.12",)
+    assert found.notes["mpich"] == ("there is no libtestmpifort.so.12 in the directory of libtestmpi.so.12",)
     build(tmp_path / "a/libtestmpifort.so.12", exports=("mpi_init_",))
     libraries = resolved(profile([tmp_path / "a", tmp_path / "b"])).libraries
     assert [library.name for library in libraries] == ["libtestmpi.so.12", "libtestmpifort.so.12"]
@@ -160,7 +160,7 @@ def test_required_second_library(tmp_path: Path) -> None:
     build(tmp_path / "libtestmpi.so.12", exports=MPICH)
     both = (ProfileLibrary("libtestmpi.so.12", "replace"), ProfileLibrary("libtestextra.so.1", "add"))
     (problem,) = resolved(profile([tmp_path], libraries=both)).problems
-    assert problem == "libtestextra.so.1 was not found in the directory of libtestmpi.so.12"
+    assert problem == "there is no libtestextra.so.1 in the directory of libtestmpi.so.12"
 
 
 # ---------------------------------------------------------------------------------------------------------- its closure
@@ -196,7 +196,7 @@ def test_gap_in_the_closure(tmp_path: Path) -> None:
     gone = build(tmp_path / "gone/libtestgone.so.1")
     library = build(tmp_path / "lib/libtestmpi.so.12", exports=MPICH, needed=[gone])
     (problem,) = resolved(profile([tmp_path / "lib"])).problems
-    assert problem == f"libtestgone.so.1, which {library} needs, was not found on this node"
+    assert problem == f"there is no libtestgone.so.1 on this node, which {library} needs"
 
 
 def test_version_that_the_node_lacks(tmp_path: Path) -> None:

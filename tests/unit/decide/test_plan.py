@@ -205,6 +205,27 @@ def test_a_program_that_loads_no_mpi() -> None:
     assert "unproved" in codes(made)
 
 
+def test_what_uses_mpi_is_checked_in_place_of_an_unknown_program() -> None:
+    image = mpich_image().add("/bin/sleep", program())
+    image.add("/usr/bin/good", program("libmpi.so.12", imports=["MPI_Init"]))
+    image.add("/usr/bin/new", program("libmpi.so.12", imports=["MPI_Session_init"]))
+    image.add("/usr/lib64/libalso.so.1", elf("libalso.so.1", needed=["libmpi.so.12"]))
+    facts = dataclasses.replace(image.facts("/bin/sleep"), consumers=("/usr/bin/good", "/usr/bin/new", "/usr/lib64/libalso.so.1"))
+    made = decide(facts)
+    assert made.verdict == UNPROVED
+    (warning,) = [finding for finding in made.findings if finding.severity == WARNING]
+    assert (warning.code, warning.who) == ("consumer-mpi-symbols", "image author")
+    assert "/usr/bin/new uses MPI_Session_init" in warning.what
+    (note,) = [finding for finding in made.findings if finding.code == "consumers"]
+    assert "/usr/bin/good and 1 more" in note.what
+
+
+def test_nothing_uses_mpi() -> None:
+    made = decide(mpich_image().add("/bin/sleep", program()).facts("/bin/sleep"))
+    (note,) = [finding for finding in made.findings if finding.code == "consumers"]
+    assert note.what.startswith("nothing in PATH")
+
+
 def test_a_static_program_is_warned_about() -> None:
     made = decide(mpich_image().facts(entrypoint="static"))
     assert made.verdict == UNPROVED

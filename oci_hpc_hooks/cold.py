@@ -17,13 +17,12 @@ from oci_hpc_hooks.model import ERROR, NOTHING, REFUSED, WARNING, Container, Fil
 from oci_hpc_hooks.replay import Service
 from oci_hpc_hooks.report import Places
 
+#: A file may change between the look and the mount; a tree that changes all the time is refused.
+TRIES = 3
+
 
 class Told(Refusal):
     """A refusal that is in the log already."""
-
-
-#: A file may change between the look and the mount; a tree that changes all the time is refused.
-TRIES = 3
 
 
 def run(service: Service, trouble: Union[HookError, OSError, None] = None) -> None:
@@ -46,7 +45,7 @@ def run(service: Service, trouble: Union[HookError, OSError, None] = None) -> No
     except (HookError, OSError) as error:
         told = error if isinstance(error, HookError) else HookError(f"{type(error).__name__}: {error}")
         if wish is not None and wish.value != NOBODY and wish.explicit:
-            refuse(service, told)
+            refuse(service, HookError(told.what, origin=told.origin or wish.origin, remedy=told.remedy, who=told.who))
         skipped = Finding(WARNING, "skipped", told.what, told.origin, told.remedy, told.who)
         service.log(NOTHING, "cold", findings=[record.finding_document(skipped)])
 

@@ -1,0 +1,52 @@
+"""What the documentation shows is right: its configuration files are valid, its commands exist, its links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from oci_hpc_hooks.cli import VERBS
+from oci_hpc_hooks.decide.request import GLIBC_KEYS, MPI_KEYS, MPI_MODE, MPI_SWITCH
+from oci_hpc_hooks.inputs import validate
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCKS = [(page, text) for page in PAGES for text in re.findall(r"```json\n(.*?)```", page.read_text(), re.DOTALL)]
+
+
+@pytest.mark.parametrize(("page", "text"), BLOCKS, ids=[page.name for page, _ in BLOCKS])
+def test_configuration_files_are_valid(page: Path, text: str) -> None:
+    document = validate.parse(text.encode(), page.name)
+    kind = validate.kind_of(document, page.name)
+    assert kind in ("site", "profile")
+    assert not validate.schema_problems(document, kind, page.name)
+
+
+def test_there_are_examples() -> None:
+    assert len(BLOCKS) >= 2
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_exist(page: Path) -> None:
+    named = set(re.findall(r"`?oci-hpc-hooks ([a-z]+)\b", page.read_text()))
+    assert named - {"reads", "is", "scan"} <= set(VERBS)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+def test_make_targets_exist() -> None:
+    targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"`make ([a-z0-9-]+)`|^    make ([a-z0-9-]+)", (ROOT / "README.md").read_text(), re.MULTILINE))
+    assert {name for pair in named for name in pair if name} <= targets
+
+
+def test_every_key_is_in_the_table() -> None:
+    page = (ROOT / "docs" / "labels.md").read_text()
+    for key in (*MPI_KEYS, *GLIBC_KEYS, MPI_MODE, MPI_SWITCH):
+        assert f"`{key}`" in page

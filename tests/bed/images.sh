@@ -18,7 +18,8 @@ umask 022
 
 HERE=$(cd "$(dirname "$0")" && pwd -P)
 BUILD=$(readlink -f "$HERE/../../build")
-MIRROR=${BED_MIRROR:-http://deb.debian.org/debian}
+# The mirror that this machine takes its own packages from; it has the other Debian releases too.
+MIRROR=${BED_MIRROR:-$(apt-get indextargets --format '$(REPO_URI) $(CODENAME)' 'Created-By: Packages' | awk '$2 !~ /-/ { print $1; exit }')}
 LIBDIR=usr/lib/x86_64-linux-gnu
 cd "$BUILD"
 mkdir -p images chroots site stamps cache

@@ -34,6 +34,10 @@ TREE_PAGE = 4096
 NEW_FILE = posix.O_CREAT | posix.O_EXCL | posix.O_NOFOLLOW | posix.O_WRONLY | posix.O_CLOEXEC
 
 
+#: Files in a tree beyond which the usual soft limit of 1024 descriptors could be met: each takes two.
+PLENTY = 400
+
+
 class Stale(Exception):
     """A file that the plan rests on is not the one that was looked at: decide anew."""
 
@@ -175,6 +179,8 @@ class Injection:
     def open_sources(self, label: str) -> None:
         """Detaches a private, read-only copy of every host file, and a tmpfs that holds a place for each of the tree."""
         record = self.record
+        if len(record["tree"]) > PLENTY:
+            raise_descriptor_limit()
         self.sources = [self.open_source(*row[:4]) for row in record["in_place"]]
         if not record["tree_at"]:
             return
@@ -289,6 +295,14 @@ class Injection:
         for fd in self.fds:
             posix.close(fd)
         self.fds.clear()
+
+
+def raise_descriptor_limit() -> None:
+    """As many descriptors as this process may have at all (setrlimit(2))."""
+    import resource  # not built in everywhere, and hardly ever needed
+
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def inject(record: dict[str, Any], cache: bytes, root: Root, table: dict[int, mounts.MountEntry], label: str,

@@ -322,3 +322,20 @@ def test_a_mark_outside_of_the_container_is_none(tmp_path: Path) -> None:
         mount("-t", "tmpfs", "oci-hpc-hooks", top / "image-of-another")
         assert not rootfs.already_injected(table(), str(image))
     """, tmp_path)
+
+
+def test_more_files_than_descriptors_at_first(tmp_path: Path) -> None:
+    """Each file of the tree takes two descriptors, and the usual soft limit is 1024."""
+    unshared(WORLD + """
+import resource
+_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+assert hard > 2000, hard
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+binds = []
+for number in range(rootfs.PLENTY + 50):
+    path = host / f"lib/lib{number}.so"
+    path.write_text(str(number))
+    binds.append(Bind(str(path), identity(path), f"opt/lib/lib{number}.so", ""))
+inject(build(tree=tuple(binds), modules=()))
+assert (image / f"dev/.oci-hpc/opt/lib/lib{number}.so").read_text() == str(number)
+""", tmp_path)

@@ -7,12 +7,14 @@
 #   build/chroots/bullseye   Debian 11 with Python 3.9, for the unit tests; python39 beside it holds their packages
 #   build/site/mpich5        a "site MPI" in a prefix of its own: PyPI's mpich 5 (soname libmpi.so.12, lib/mpich)
 #   build/site/trixie        Debian 13's libmpich12 and what it needs, in one folder; wants GLIBC_2.38
+#   build/site/trixie-libc   Debian 13's libc6, which has that
 #
 # Each is rebuilt only if its own recipe (the function below, the C sources) has changed. What becomes an image,
 # with which labels, is said in bed.py.
 #
 #   tests/bed/images.sh           everything
-#   tests/bed/images.sh NAME...   bookworm, bullseye, musl, static, registry, mpich5, trixie, chroot, python39
+#   tests/bed/images.sh NAME...   bookworm, bullseye, musl, static, registry, mpich5, trixie,
+#                                trixie-libc, chroot, python39
 set -euo pipefail
 umask 022
 
@@ -224,9 +226,13 @@ build_trixie() {
     rm -rf "$tree"
 }
 
+build_trixie-libc() {
+    unpack trixie site/trixie-libc libc6
+}
+
 # ---------------------------------------------------------------- main
 
-if [ $# = 0 ]; then set -- mpich5 bookworm bullseye musl static registry trixie chroot python39; fi
+if [ $# = 0 ]; then set -- mpich5 bookworm bullseye musl static registry trixie trixie-libc chroot python39; fi
 for target in "$@"; do
     case $target in
         bookworm) make_once bookworm images/bookworm images/bookworm.tar images/nocache.tar ;;
@@ -238,6 +244,7 @@ for target in "$@"; do
         python39) make_once python39 chroots/python39 ;;
         mpich5) make_once mpich5 site/mpich5 ;;
         trixie) make_once trixie site/trixie ;;
+        trixie-libc) make_once trixie-libc site/trixie-libc ;;
         *) echo "images: no such target: $target" >&2; exit 2 ;;
     esac
 done

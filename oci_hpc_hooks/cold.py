@@ -77,7 +77,10 @@ def serve(service: Service, container: Container) -> None:
 def decide(container: Container, root: Root, offers: Inventory) -> Tuple[Plan, ImageFacts]:
     """The plan for a container with this tree, and the facts that it rests on. Raises HookError."""
     wanted = request(container, offers.site)
-    facts = image.gather(root, container, decide_plan.candidates(wanted, offers))
+    profiles = decide_plan.candidates(wanted, offers)
+    if profiles and offers.c_runtime is not None:
+        profiles = (*profiles, offers.c_runtime)
+    facts = image.gather(root, container, profiles)
     return decide_plan.plan(container, wanted, offers, facts), facts
 
 

@@ -142,6 +142,8 @@ class Site:
     defaults: Mapping[str, str] = field(default_factory=dict)  # requests that every container gets: {"org.supercontainers.mpi": "auto"}
     on_refusal: str = "refuse"  # or "run-without"
     unproved: str = "run"  # or "refuse"
+    c_runtime: str = "none"  # or "host": where a container's glibc is too old, the site's takes its place
+    c_runtime_search: Tuple[str, ...] = ()  # directories that it may be taken from; empty = the node's own
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,7 @@ class HostLibrary:
     name: str  # what a program asks for: the soname, or a plugin's file name
     path: str  # directory it was found in + name: its layout to the others is kept in the container
     real: str  # the regular file behind it
-    role: str  # "replace", "add", "dependency" or "plugin"
+    role: str  # "replace", "add", "dependency", "plugin" or "runtime"
     replaces: Tuple[str, ...]
     file: FileId
     elf: ElfFacts
@@ -213,6 +215,7 @@ class Inventory:
     site: Site
     profiles: Tuple[ResolvedProfile, ...]  # in the site's order of preference
     rests_on: Tuple[Watched, ...]  # configuration, profiles and every host file and directory that was consulted
+    c_runtime: Optional[ResolvedProfile] = None  # loader and libraries of glibc, one directory's (``source``); None = the site keeps it
 
 
 # ---------------------------------------------------------------------------------------------------------------- image

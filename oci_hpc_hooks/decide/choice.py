@@ -26,13 +26,15 @@ class No(Exception):
 class Choice:
     """What is injected of a profile: libraries for the tree, and the copies of the image that they are bound over.
 
-    ``others`` are copies under the same names that belong to another MPI family and stay.
+    ``others`` are copies under the same names that belong to another MPI family and stay. ``runtime`` is the site's C runtime over the
+    image's, where it comes too.
     """
 
     libraries: Tuple[HostLibrary, ...]
     in_place: Tuple[Tuple[HostLibrary, ImageFile], ...]
     others: Tuple[ImageFile, ...]
     findings: Tuple[Finding, ...]
+    runtime: Tuple[Tuple[HostLibrary, ImageFile], ...] = ()
 
     @property
     def names(self) -> Dict[str, HostLibrary]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import posixpath
 import re
 from dataclasses import replace
-from typing import Dict, Iterator, List, Sequence, Tuple
+from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 
 from oci_hpc_hooks.decide import abi
 from oci_hpc_hooks.decide.choice import Choice, No, choose, has_copies, lost_functions
 from oci_hpc_hooks.decide.proof import prove
 from oci_hpc_hooks.decide.request import AUTO, NOBODY, OVERRIDE
+from oci_hpc_hooks.decide.runtime import Replaced, lay_over
 from oci_hpc_hooks.elf import ldcache
 from oci_hpc_hooks.errors import ImageError
 from oci_hpc_hooks.model import (
@@ -68,7 +69,7 @@ def plan(container: Container, request: Request, inventory: Inventory, facts: Im
     refusals: List[No] = []
     for profile in possible:
         try:
-            made = _plan_profile(container, facts, profile)
+            made = _plan_with_fitting_libc(container, facts, profile, inventory.c_runtime)
         except No as no:
             refusals.append(no)
             continue
@@ -114,13 +115,35 @@ def _claims(request: Request, facts: ImageFacts) -> Iterator[Finding]:
 
 # ---------------------------------------------------------------------------------------------------------------- one profile
 
-def _plan_profile(container: Container, facts: ImageFacts, profile: ResolvedProfile) -> Plan:
-    """The plan for one profile. Raises No, ImageError."""
+def _plan_with_fitting_libc(container: Container, facts: ImageFacts, profile: ResolvedProfile,
+                            runtime: Optional[ResolvedProfile]) -> Plan:
+    """The plan for one profile; with the site's C runtime only where it is allowed and nothing less will do. Raises No, ImageError."""
+    try:
+        return _plan_profile(container, facts, profile)
+    except No as no:
+        if runtime is None or no.code not in ("glibc-too-old", "version-missing"):
+            raise
+        too_old = no
+    try:
+        over, replaced, findings = lay_over(facts, runtime)
+        made = _plan_profile(container, over, profile, replaced)
+    except No as no:
+        if no.code == too_old.code == "version-missing":
+            raise too_old from None  # it was not the C library that lacked it
+        why = f"the site's C runtime ({runtime.source}) is too old as well" if no.code == too_old.code else no.what
+        raise No(too_old.code, f"{too_old.what}; {why}", f"{too_old.remedy}; or {no.remedy}", too_old.who) from None
+    in_place = [Bind(library.real, library.file, copy.path, "the site's C runtime, over the image's", copy.file)
+                for library, copy in replaced]
+    return replace(made, findings=(*findings, *made.findings), in_place=(*made.in_place, *in_place))
+
+
+def _plan_profile(container: Container, facts: ImageFacts, profile: ResolvedProfile, replaced: Replaced = ()) -> Plan:
+    """The plan for one profile, in an image whose C runtime is ``replaced`` or its own. Raises No, ImageError."""
     if profile.problems:
         raise No("profile-unavailable", f"profile {profile.name} is not available on this node: {profile.problems[0]}",
                  f"mend what {profile.source or profile.name} names and run oci-hpc-hooks scan", "site admin")
     _gates(facts, profile)
-    choice = choose(facts, profile)
+    choice = replace(choose(facts, profile), runtime=replaced)
     if not choice.libraries:
         all_there = Finding(NOTE, "all-there", f"the image has everything that profile {profile.name} would add")
         return Plan(NOTHING, (*choice.findings, all_there))

@@ -8,6 +8,7 @@ from typing import List, Mapping, Optional, Sequence, Set, Tuple
 
 from oci_hpc_hooks.decide import abi
 from oci_hpc_hooks.decide.choice import Choice, No
+from oci_hpc_hooks.decide.runtime import must_not_be_coupled
 from oci_hpc_hooks.elf import loader, mpi
 from oci_hpc_hooks.errors import ImageError
 from oci_hpc_hooks.model import NOTE, WARNING, ElfFacts, Finding, ImageFacts, LdCache, ResolvedProfile
@@ -59,7 +60,7 @@ class _Proof:
         self.view = _View(facts, tree_root, choice)
         self.before = _View(facts, tree_root, Choice((), (), (), ()))
         plain = loader.Search(library_path=facts.library_path, cache=cache, default_dirs=facts.default_dirs, preload=facts.preload)
-        homes = sorted({posixpath.dirname(copy.path) for _, copy in choice.in_place})
+        homes = sorted({posixpath.dirname(copy.path) for _, copy in (*choice.in_place, *choice.runtime)})
         # A script may put a directory that holds a copy into LD_LIBRARY_PATH (conda activate, setvars).
         self.searches = [plain, *(replace(plain, library_path=(home, *facts.library_path)) for home in homes)]
 
@@ -79,6 +80,8 @@ class _Proof:
         for search in self.searches:
             link_map = loader.simulate(program, self.view, search)
             self._must_load(link_map, lacked)
+            if self.choice.runtime:
+                must_not_be_coupled(((item.identity, item.facts) for item in link_map.objects), self.choice.runtime)
             _must_have_functions(link_map)
             uses = self._takes_ours(program, link_map) or uses
         return uses
@@ -137,7 +140,7 @@ class _Proof:
             raise No("glibc-too-old", f"{needing} needs {worst.version} of {provider.facts.soname}, and the image's glibc is {actual} "
                      f"({self.facts.libc.path})",
                      f"rebuild the image on a distribution with glibc {worst.version[6:]} or newer, or let the site offer an MPI built "
-                     f"against glibc {actual} or older", "image author")
+                     f"against glibc {actual} or older, or bring its own C runtime (c_runtime in site.json)", "image author")
         raise No("version-missing", f"{needing} needs {worst.version} of {provider.facts.soname}, which {provider.path} does not define",
                  f"update {provider.facts.soname} in the image", "image author")
 

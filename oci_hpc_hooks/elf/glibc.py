@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Sequence, Tuple
 
 #: glibc's own sonames (its shlib-versions file), the loaders of all its architectures, and its NSS modules.
 _C_RUNTIME = re.compile(
@@ -15,3 +16,12 @@ _C_RUNTIME = re.compile(
 def is_c_runtime(name: str) -> bool:
     """Whether a soname, or a path that ends in one, is of the family of libc and loader."""
     return _C_RUNTIME.fullmatch(name.rpartition("/")[2]) is not None
+
+
+#: The symbol version of what glibc's own files share with each other; any release may change what it stands for.
+PRIVATE = "GLIBC_PRIVATE"
+
+
+def uses_internals(verneed: Sequence[Tuple[str, Tuple[str, ...]]]) -> bool:
+    """Whether a file with these needs works for sure only with the glibc that it was built with."""
+    return any(PRIVATE in versions and is_c_runtime(file) for file, versions in verneed)

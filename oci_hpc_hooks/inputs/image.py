@@ -13,7 +13,7 @@ import stat
 from dataclasses import replace
 from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple
 
-from oci_hpc_hooks.elf import ldcache, loader
+from oci_hpc_hooks.elf import glibc, ldcache, loader
 from oci_hpc_hooks.elf.facts import read_facts
 from oci_hpc_hooks.errors import ImageError, KernelError
 from oci_hpc_hooks.inputs.consumers import find as find_consumers
@@ -212,12 +212,18 @@ def gather(root: Root, container: Container, profiles: Sequence[ResolvedProfile]
     folders += [f"{posixpath.dirname(folder)}/{lib}" for folder in path_dirs for lib in ("lib", "lib64")]
     for home in sorted(_look_for_copies(tree, dict.fromkeys(folders), copies)):
         tree.spend("directories with copies of the MPI", 1, HOMES_LIMIT)
+        if copies.runtime:
+            tree.directory(f"{home}/gconv")  # modules of glibc
         # A script may put this directory into LD_LIBRARY_PATH.
         _follow(tree, programs, replace(search, library_path=(home, *library_path)), copies)
     consumers: Tuple[str, ...] = ()
     if not any(copies.replaced.intersection((item.name, item.facts.soname)) for item in loaded):
         consumers = find_consumers(root, copies.replaced, path_dirs, [*default_dirs, *library_path, *_cache_dirs(cache)])
         _follow(tree, consumers, search, copies)
+    if copies.runtime:
+        loaders = map(tree.resolve, LOADERS)  # those of programs that are not on the command line; the others have been looked at
+        for real in filter(None, loaders):
+            tree.facts(real)
     libc = _libc(tree, search)
     return ImageFacts(
         libc=libc,
@@ -252,8 +258,9 @@ class _Copies:
         self.compared: Set[str] = set()  # symbol by symbol: MPI itself, and what has no versions that could be compared
         for library in self.libraries:
             self.names |= {library.name, *library.replaces}
-            if library.role != "dependency" or not library.elf.verdef:
+            if library.role in ("replace", "add") or (library.role == "dependency" and not library.elf.verdef):
                 self.compared |= {library.name, *library.replaces}
+        self.runtime = any(library.role == "runtime" for library in self.libraries)
         self.stems = {_stem(name) for name in self.names}
         self.asked = self.names | {name for library in self.libraries for name in library.elf.needed}
         folders = {(posixpath.dirname(module.path), posixpath.dirname(library.path))
@@ -288,7 +295,17 @@ def _follow(tree: _Tree, programs: Sequence[str], search: loader.Search, copies:
             # What it takes from a library that may be replaced; and whether it is an MPI, of whatever family.
             if copies.compared.intersection(loaded.facts.needed) or loaded.name.startswith("libmpi"):
                 tree.facts_with_symbols(loaded.identity)
+        if copies.runtime:
+            _look_for_coupling(tree, link_map)
     return found
+
+
+def _look_for_coupling(tree: _Tree, link_map: loader.LinkMap) -> None:
+    """Reads the symbols of what uses internals of glibc without belonging to it, and those that glibc has for it."""
+    glibcs = [item for item in link_map.objects if glibc.is_c_runtime(item.facts.soname)]
+    coupled = [item for item in link_map.objects if item not in glibcs and glibc.uses_internals(item.facts.verneed)]
+    for item in (*coupled, *glibcs) if coupled else ():
+        tree.facts_with_symbols(item.identity)
 
 
 # ------------------------------------------------------------------------------------------------------------ programs
@@ -458,7 +475,7 @@ def _copies_in(tree: _Tree, folder: str, copies: _Copies) -> Set[str]:
     listing = tree.directory(folder)
     homes: Set[str] = set()
     for name in () if listing is None else sorted(copies.asked) if folder in tree.unlisted else listing.names:
-        if name in copies.asked or _stem(name) in copies.stems:
+        if name in copies.asked or _stem(name) in copies.stems or (copies.runtime and glibc.is_c_runtime(name)):
             real = tree.resolve(f"{folder}/{name}")
             if real and copies.look_at(tree, real, name) is not None:
                 homes |= {folder, posixpath.dirname(real)}

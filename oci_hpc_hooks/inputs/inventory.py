@@ -116,12 +116,13 @@ def _inventory(found: Dict[str, Any]) -> Inventory:
         site=_site(found["site"]),
         profiles=tuple(map(_profile, found["profiles"])),
         rests_on=tuple(Watched(watched["path"], _optional_file(watched["file"])) for watched in found["rests_on"]),
+        c_runtime=_profile(found["c_runtime"]) if found["c_runtime"] is not None else None,
     )
 
 
 def _site(found: Dict[str, Any]) -> Site:
     profiles = tuple(SiteProfile(entry["name"], tuple(entry["search"])) for entry in found["profiles"])
-    return Site(profiles, found["defaults"], found["on_refusal"], found["unproved"])
+    return Site(profiles, found["defaults"], found["on_refusal"], found["unproved"], found["c_runtime"], tuple(found["c_runtime_search"]))
 
 
 def _profile(found: Dict[str, Any]) -> ResolvedProfile:

@@ -1,7 +1,7 @@
 """Profiles resolved on this node: which files they mean here, and everything those need.
 
 The answer is what ld.so would find for a program that is linked to the profile's libraries, with the profile's directories in front of
-the node's ld.so.conf. The C runtime is never part of it: in a container that is the image's.
+the node's ld.so.conf. The C runtime is never part of it: in a container that is the image's, or comes as a set of its own.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from oci_hpc_hooks.model import (
     Profile,
     ProfileLibrary,
     ResolvedProfile,
+    Site,
     Watched,
 )
 
@@ -59,6 +60,7 @@ def scan(configuration: Configuration) -> Scan:
         resolution = _Resolution(node, profile, configuration.search(profile.name))
         resolved.append(resolution.run())
         notes[profile.name] = tuple(resolution.notes)
+    runtime = _c_runtime(node, configuration.site) if configuration.site.c_runtime == "host" else None
     inventory = Inventory(
         version=VERSION,
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -67,6 +69,7 @@ def scan(configuration: Configuration) -> Scan:
         site=configuration.site,
         profiles=tuple(resolved),
         rests_on=tuple(Watched(path, file) for path, file in sorted(node.watched.items())),
+        c_runtime=runtime,
     )
     return Scan(inventory, notes)
 
@@ -164,6 +167,13 @@ class _Node:
             found = list(filter(os.path.isdir, found))
         return found
 
+    def library(self, name: str, path: str, real: str, role: str, replaces: Tuple[str, ...] = ()) -> HostLibrary:
+        """A file whose facts have been read; the inventory rests on it."""
+        elf = self.facts(real)
+        assert elf is not None
+        self.watch(path)
+        return HostLibrary(name, path, real, role, replaces, file_id(os.stat(real)), _without_surplus(elf, role))
+
 
 class _Program:
     """A program linked to the given files, seen as one more file of the node: what ld.so loads for it is the closure."""
@@ -248,7 +258,7 @@ class _Resolution:
                 continue
             why = self._why_unfit(library, real)
             if not why:
-                return self._host_library(library.soname, path, real, library.role, library.replaces)
+                return self._node.library(library.soname, path, real, library.role, library.replaces)
             unfit[real] = f"{path} {why}"
             self._node.watch(path)
         says = self.problems if library.required else self.notes
@@ -320,7 +330,7 @@ class _Resolution:
                     lacking = ", ".join(sorted({missing for missing, _ in loaded.missing})) or "; ".join(_gaps(loaded))
                     self.notes.append(f"the module {path} is left out, this node does not load it either: it lacks {lacking}")
                     continue
-                plugins[path] = self._host_library(name, path, self._node.resolve(path), "plugin", ())
+                plugins[path] = self._node.library(name, path, self._node.resolve(path), "plugin")
                 known = {library.real for library in (*libraries, *plugins.values())}
                 for real, library in self._dependencies(loaded, known).items():
                     dependencies.setdefault(real, library)
@@ -331,23 +341,42 @@ class _Resolution:
 
     def _dependencies(self, loaded: loader.LinkMap, known: Iterable[str]) -> Dict[str, HostLibrary]:
         return {
-            item.identity: self._host_library(item.name, item.path, item.identity, "dependency", ())
+            item.identity: self._node.library(item.name, item.path, item.identity, "dependency")
             for item in loaded.objects
             if item.how != "program" and item.identity not in known and not glibc.is_c_runtime(item.name)
         }
 
-    def _host_library(self, name: str, path: str, real: str, role: str, replaces: Tuple[str, ...]) -> HostLibrary:
-        elf = self._node.facts(real)
-        assert elf is not None  # the loader's simulation and _why_unfit have read it
-        self._node.watch(path)
-        return HostLibrary(name, path, real, role, replaces, file_id(os.stat(real)), _without_surplus(elf, role))
+
+def _c_runtime(node: _Node, site: Site) -> ResolvedProfile:
+    """glibc as one set: what belongs to it in the first directory that has a libc.so.6."""
+    own = ldcache.lookup(node.cache, "libc.so.6", node.flags, ())
+    places = [directory for pattern in site.c_runtime_search for directory in node.expand(pattern)]
+    if not site.c_runtime_search:
+        places = [os.path.dirname(own.path)] if own is not None else list(node.default_dirs)
+    for directory in places:
+        if not node.resolve(f"{directory}/libc.so.6"):
+            continue
+        found: Dict[str, HostLibrary] = {}
+        for name in node.listdir(directory):
+            path = f"{directory}/{name}"
+            real = node.resolve(path) if glibc.is_c_runtime(name) else ""
+            elf = node.facts(real) if real else None
+            # Files are also there under names with their release (libc-2.31.so).
+            if elf is not None and elf.soname == name and (elf.elf_class, elf.little_endian, elf.machine) == node.abi:
+                found[name] = node.library(name, path, real, "runtime")
+        loaders = [name for name in found if name.startswith("ld")]
+        missing = [name for name in ("libc.so.6", "libm.so.6") if name not in found] + ["loader"] * (not loaders)
+        problems = [f"{directory} has no {name} that fits this node's programs" for name in missing]
+        return ResolvedProfile("c-runtime", {}, directory, tuple(found.values()), problems=tuple(problems))
+    where = ", ".join(places or site.c_runtime_search) or "the node's own directories"
+    return ResolvedProfile("c-runtime", {}, where, (), problems=(f"there is no libc.so.6 in {where}",))
 
 
 def _without_surplus(elf: ElfFacts, role: str) -> ElfFacts:
     """Only those symbols that a decision compares: an MPI's interface, and all of a library that has no versions to compare."""
     if role == "plugin":
         exports: Tuple[str, ...] = ()
-    elif elf.verdef:
+    elif elf.verdef and role != "runtime":
         exports = tuple(filter(mpi.matters, elf.exports)) if role in ("replace", "add") else ()
     else:
         exports = elf.exports

@@ -29,6 +29,9 @@ class Configuration:
 def site(document: Dict[str, Any]) -> Site:
     """A valid document as a :class:`Site`."""
     entries = [{"name": entry} if isinstance(entry, str) else entry for entry in document.get("profiles", ())]
+    runtime = document.get("c_runtime", "none")
+    if isinstance(runtime, dict):
+        document = {**document, "c_runtime": "host", "c_runtime_search": runtime["search"]}
     return validate.to_dataclass(Site, {**document, "profiles": entries})
 
 

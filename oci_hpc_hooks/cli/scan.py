@@ -24,6 +24,10 @@ def execute(args: argparse.Namespace) -> int:
         print("\n".join(_lines(profile, found.notes[profile.name])))
     if not found.inventory.profiles:
         print("no profile is on: a container that asks for an MPI gets none")
+    runtime = found.inventory.c_runtime
+    if runtime is not None:
+        told = runtime.problems[0] if runtime.problems else f"{len(runtime.libraries)} files of {runtime.source}"
+        print(f"C runtime for containers whose glibc is too old: {told}")
     if path:
         print(f"written to {path}")
     return 0

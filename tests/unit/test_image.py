@@ -14,10 +14,11 @@ from typing import Iterator, List, Mapping, Sequence
 import pytest
 
 from oci_hpc_hooks.decide import abi
+from oci_hpc_hooks.elf import glibc
 from oci_hpc_hooks.errors import ImageError
 from oci_hpc_hooks.inputs import consumers, image
 from oci_hpc_hooks.linux.paths import Root
-from oci_hpc_hooks.model import Container, ImageFacts, Mount
+from oci_hpc_hooks.model import Container, ImageFacts, Mount, ResolvedProfile
 from tests.unit.decide import world
 from tests.unit.elf.elf_bed import IMAGES, build, cache_of, made_up
 
@@ -60,12 +61,13 @@ class Tree:
         self.at(path).chmod(0o755)
         return path
 
-    def gather(self, *args: str, env: Sequence[str] = (), cwd: str = "/", read_only: bool = False) -> ImageFacts:
+    def gather(self, *args: str, env: Sequence[str] = (), cwd: str = "/", read_only: bool = False,
+               profiles: Sequence[ResolvedProfile] = (SITE,)) -> ImageFacts:
         where = Container(
             id="c", bundle="/b", rootfs=str(self.top), args=args, env=tuple(env), cwd=cwd, mounts=(Mount("/dev", "tmpfs", "tmpfs"),),
             annotations={}, labels={}, manifest_annotations={}, read_only=read_only)
         with Root(os.open(self.top, os.O_PATH | os.O_DIRECTORY)) as root:
-            return image.gather(root, where, [SITE])
+            return image.gather(root, where, profiles)
 
 
 @pytest.fixture
@@ -205,11 +207,11 @@ def test_no_glibc(tmp_path: Path) -> None:
     assert (facts.libc, facts.loader, facts.musl, facts.entrypoint) == (None, "", "", "missing")
 
 
-@pytest.mark.parametrize(("name", "glibc"), [
+@pytest.mark.parametrize(("name", "release"), [
     ("bookworm", "2.36"),
     ("bullseye", "2.31"),  # whose libc.so.6 defines no GLIBC_2.31
 ])
-def test_real_images(name: str, glibc: str) -> None:
+def test_real_images(name: str, release: str) -> None:
     top = IMAGES / name
     if not top.is_dir():
         pytest.skip(f"{top} is not built")
@@ -217,9 +219,43 @@ def test_real_images(name: str, glibc: str) -> None:
     tree.top = top
     found = tree.gather("mpihello", env=["PATH=/usr/local/bin:/usr/bin:/bin"])
     assert found.libc is not None
-    assert (abi.libc_version(found), found.entrypoint, found.loader) == (glibc, "elf", LOADER)
+    assert (abi.libc_version(found), found.entrypoint, found.loader) == (release, "elf", LOADER)
     assert found.default_dirs[0] == "/lib/x86_64-linux-gnu"
     assert [path for path, file in found.files.items() if file.elf.soname == "libmpich.so.12" and file.elf.exports]
+
+
+RUNTIME = ResolvedProfile("c-runtime", {}, "/opt/glibc", tuple(
+    world.host(f"/opt/glibc/{name}", world.elf(name, verdef=["GLIBC_2.99"]), "runtime")
+    for name in ("ld-linux-x86-64.so.2", "libc.so.6", "libm.so.6")))
+
+
+@pytest.mark.parametrize("name", ["bookworm", "bullseye"])
+def test_every_file_of_a_real_glibc(name: str) -> None:
+    """Where the site may bring its own, what the image has of glibc is looked at, whatever of it the site has; and what leans on it."""
+    if not (IMAGES / name).is_dir():
+        pytest.skip(f"build/images/{name} is not built")
+    tree = Tree.__new__(Tree)
+    tree.top = IMAGES / name
+    path = ["PATH=/usr/local/bin:/usr/bin:/bin"]
+    facts = tree.gather("getent", "passwd", env=path, profiles=[SITE, RUNTIME])
+    found = {facts.resolved[f"/{folder}/{file.name}"] for folder in ("lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu")
+             for file in (tree.top / folder).iterdir() if glibc.is_c_runtime(file.name)}
+    assert len(found) > 10 and found <= {*facts.files}
+    assert facts.resolved[LOADER] in found
+    assert any(folder.path.endswith("/gconv") and len(folder.names) > 100 for folder in facts.directories)
+    getent = facts.files["/usr/bin/getent"].elf
+    assert facts.libc is not None and glibc.uses_internals(getent.verneed)
+    assert "malloc" in facts.libc.elf.exports and getent.imports
+    plain = tree.gather("getent", "passwd", env=path)
+    assert not {*plain.files} >= found and plain.libc is not None and not plain.libc.elf.exports
+
+
+def test_a_loader_that_no_program_of_the_command_line_names(tree: Tree) -> None:
+    """Its copy must be the site's too, wherever the link leads."""
+    tree.at("/opt/hidden/ld.so").write_bytes(tree.at(LOADER).read_bytes())
+    tree.at(LOADER).unlink()
+    tree.at(LOADER).symlink_to("/opt/hidden/ld.so")
+    assert "/opt/hidden/ld.so" in tree.gather("/bin/none", profiles=[SITE, RUNTIME]).files
 
 
 def test_a_real_musl_image() -> None:

@@ -270,3 +270,45 @@ def test_node_s_own_programs_tell_its_machine() -> None:
     assert found.machine == os.uname().machine
     assert found.profiles == ()
     assert found.libc_version.startswith("2.")
+
+
+# -------------------------------------------------------------------------------------------------------- the C runtime
+
+def runtime_of(*search: object) -> Scan:
+    return scan(Configuration(Site(c_runtime="host", c_runtime_search=tuple(map(str, search))), (), ()))
+
+
+def test_no_c_runtime_unless_the_site_says_so() -> None:
+    assert scan(Configuration(Site(), (), ())).inventory.c_runtime is None
+
+
+def test_c_runtime_is_one_directory_s(tmp_path: Path) -> None:
+    for name in ("ld-linux-x86-64.so.2", "libc.so.6", "libm.so.6", "libnss_files.so.2", "libz.so.1"):
+        build(tmp_path / "new" / name)
+    (tmp_path / "new/libc-2.99.so").symlink_to("libc.so.6")
+    build(tmp_path / "other/libresolv.so.2")
+    found = runtime_of(tmp_path / "other", tmp_path / "n*")
+    assert found.inventory.c_runtime is not None and not found.inventory.c_runtime.problems
+    assert found.inventory.c_runtime.source == str(tmp_path / "new")
+    assert sorted(library.name for library in found.inventory.c_runtime.libraries) == [
+        "ld-linux-x86-64.so.2", "libc.so.6", "libm.so.6", "libnss_files.so.2"]
+    assert {library.role for library in found.inventory.c_runtime.libraries} == {"runtime"}
+    for path in (tmp_path / "new", tmp_path / "new/libm.so.6", tmp_path / "other"):
+        assert watched(found, path)
+
+
+def test_c_runtime_that_is_not_whole(tmp_path: Path) -> None:
+    build(tmp_path / "lib/libc.so.6")
+    found = runtime_of(tmp_path / "lib").inventory.c_runtime
+    assert found is not None
+    assert found.problems == tuple(f"{tmp_path}/lib has no {name} that fits this node's programs" for name in ("libm.so.6", "loader"))
+    nowhere = runtime_of(tmp_path / "no").inventory.c_runtime
+    assert nowhere is not None and "there is no libc.so.6 in" in nowhere.problems[0]
+
+
+def test_c_runtime_of_the_node(tmp_path: Path) -> None:
+    found = runtime_of().inventory
+    assert found.c_runtime is not None and not found.c_runtime.problems
+    if tmp_path.stat().st_uid == 0:
+        inventory.write(found, str(tmp_path / "state"))
+        assert inventory.load(str(tmp_path / "state")) == found

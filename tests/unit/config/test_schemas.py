@@ -31,6 +31,7 @@ SITE: Dict[str, Any] = {
     "defaults": {"org.supercontainers.mpi": "auto"},
     "on_refusal": "refuse",
     "unproved": "run",
+    "c_runtime": {"search": ["/opt/glibc/lib"]},
 }
 WHOLE = {"profile": PROFILE, "site": SITE}
 
@@ -75,6 +76,9 @@ GOOD: List[Tuple[str, str, object]] = [
     ("site", "defaults/org.supercontainers.mpi", "mpich"),
     ("site", "on_refusal", "run-without"),
     ("site", "unproved", "refuse"),
+    ("site", "c_runtime", "host"),
+    ("site", "c_runtime", "none"),
+    ("site", "c_runtime", REMOVE),
 ]
 
 LIBRARY = {"soname": "libmpi.so.12", "role": "add"}
@@ -173,6 +177,17 @@ BAD: List[Tuple[str, str, object, str, str]] = [
     ("site", "defaults/org.supercontainers.mpi", "atuo", '$.defaults["org.supercontainers.mpi"]', 'did you mean "auto"?'),
     ("site", "on_refusal", "run", "$.on_refusal", '"run" is none of: "refuse", "run-without"'),
     ("site", "unproved", "runs", "$.unproved", '"runs" is none of: "run", "refuse"; did you mean "run"?'),
+    ("site", "c_runtime", "hots", "$.c_runtime", "is not none, host, or an object with search"),
+    ("site", "c_runtime", 1, "$.c_runtime", "is not none, host, or an object with search"),
+    ("site", "c_runtime", {}, "$.c_runtime", 'the key "search" is missing'),
+    ("site", "c_runtime/serach", [], "$.c_runtime", 'did you mean "search"?'),
+    ("site", "c_runtime/search", "/opt", "$.c_runtime.search", "is not a list"),
+    ("site", "c_runtime/search", [], "$.c_runtime.search", "0 entries, at least 1 wanted"),
+    ("site", "c_runtime/search", ["/a", "/a"], "$.c_runtime.search", "an entry occurs twice"),
+    ("site", "c_runtime/search", [f"/{n}" for n in range(257)], "$.c_runtime.search", "257 entries, at most 256 possible"),
+    ("site", "c_runtime/search/0", "lib", "$.c_runtime.search[0]", DIRECTORY),
+    ("site", "c_runtime/search/0", 1, "$.c_runtime.search[0]", DIRECTORY),
+    ("site", "c_runtime/search/0", "/" + "x" * 5000, "$.c_runtime.search[0]", "5001 characters, at most 4095 possible"),
 ]
 
 

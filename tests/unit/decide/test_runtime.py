@@ -1,0 +1,143 @@
+"""Step 5 of the ladder: the site's C runtime over an image's that is too old."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Optional, Sequence
+
+import pytest
+
+from oci_hpc_hooks.decide.plan import plan
+from oci_hpc_hooks.elf import loader
+from oci_hpc_hooks.model import ERROR, NOTE, PROVED, REFUSED, ImageFacts, Plan, Request, ResolvedProfile, Site, Wish
+from tests.unit.decide import world
+from tests.unit.decide.world import APP, IMAGE_MPI, LIBC, LOADER, Image, codes, container, elf, glibc_versions, mpich_image, profile
+
+WANTED = Request(mpi=Wish("mpich", "label org.supercontainers.mpi=mpich", True))
+SITE = profile(world.site_mpi(glibc="GLIBC_2.38"), world.site_fabric())
+GLIBC = "/opt/glibc/lib"
+COPY = "/opt/old/libc.so.6"
+
+
+def runtime(glibc: int = 41, *, problems: Sequence[str] = (), without: Sequence[str] = ()) -> ResolvedProfile:
+    libraries = [
+        world.host(f"{GLIBC}/ld-linux-x86-64.so.2", elf("ld-linux-x86-64.so.2", verdef=["GLIBC_2.3", "GLIBC_PRIVATE"]), "runtime"),
+        world.host(f"{GLIBC}/libc.so.6", elf("libc.so.6", needed=["ld-linux-x86-64.so.2"], verdef=glibc_versions(glibc), exports=["malloc"],
+                                             verneed={"ld-linux-x86-64.so.2": ["GLIBC_PRIVATE"]}), "runtime"),
+        world.host(f"{GLIBC}/libm.so.6", elf("libm.so.6", verdef=["GLIBC_2.2.5", "GLIBC_2.29", "GLIBC_2.38"]), "runtime"),
+    ]
+    return ResolvedProfile("c-runtime", {}, GLIBC, tuple(item for item in libraries if item.name not in without), problems=tuple(problems))
+
+
+def decide(facts: ImageFacts, set_: Optional[ResolvedProfile]) -> Plan:
+    node = world.inventory(SITE, site=Site(c_runtime="host" if set_ else "none"))
+    return plan(container(), WANTED, replace(node, c_runtime=set_), facts)
+
+
+def old_image() -> Image:
+    return mpich_image(31).add("/lib64/libm.so.6", elf("libm.so.6", verdef=["GLIBC_2.2.5", "GLIBC_2.29"]))
+
+
+def error(made: Plan) -> str:
+    assert made.verdict == REFUSED and not made.in_place
+    (told,) = [finding for finding in made.findings if finding.severity == ERROR]
+    assert told.code == "glibc-too-old"
+    return f"{told.what}. {told.remedy}"
+
+
+def test_not_without_permission() -> None:
+    told = error(decide(old_image().facts(APP), None))
+    assert "GLIBC_2.38" in told and "c_runtime in site.json" in told
+
+
+def test_every_copy_as_one_set() -> None:
+    image = old_image().add(COPY, elf("libc.so.6", verdef=glibc_versions(28)))
+    made = decide(image.facts(APP, library_path=["/opt/old"]), runtime())
+    assert made.verdict == PROVED
+    placed = {bind.target: bind.source for bind in made.in_place}
+    assert placed == {
+        IMAGE_MPI: world.SITE_MPI,
+        LOADER: f"{GLIBC}/ld-linux-x86-64.so.2",
+        LIBC: f"{GLIBC}/libc.so.6",
+        COPY: f"{GLIBC}/libc.so.6",
+        "/lib64/libm.so.6": f"{GLIBC}/libm.so.6",
+    }
+    assert {bind.target: bind.over for bind in made.in_place} == {path: world.file_id(path) for path in placed}
+    assert not [bind for bind in made.tree if bind.source.startswith(GLIBC)]
+    assert made.cache is not None and not [entry for entry in made.cache.entries if entry.name.startswith(("libc.", "libm.", "ld-"))]
+    (told,) = [finding for finding in made.findings if finding.code == "c-runtime"]
+    assert told.severity == NOTE and "glibc 2.31 is replaced by the site's 2.41" in told.what and GLIBC in told.what
+
+
+def test_only_when_nothing_less_will_do() -> None:
+    made = decide(mpich_image(38).facts(APP), runtime())
+    assert made.verdict == PROVED and "c-runtime" not in codes(made)
+    assert [bind.target for bind in made.in_place] == [IMAGE_MPI]
+
+
+def test_links_lead_to_one_file() -> None:
+    image = old_image().remove(LOADER).add("/lib64/ld-2.31.so", elf("ld-linux-x86-64.so.2")).link(LOADER, "/lib64/ld-2.31.so")
+    made = decide(image.facts(APP), runtime())
+    assert made.verdict == PROVED
+    assert "/lib64/ld-2.31.so" in {bind.target for bind in made.in_place}
+
+
+@pytest.mark.parametrize(("image", "set_", "says"), [
+    (old_image(), runtime(problems=["/opt/glibc/lib has no loader"]), "/opt/glibc/lib has no loader"),
+    (old_image(), runtime(without=["ld-linux-x86-64.so.2"]), f"no counterpart of the image's {LOADER}"),
+    (old_image(), runtime(37), "is too old as well"),
+    (old_image(), runtime(30), "its libc.so.6 lacks GLIBC_2.31"),
+    (old_image().add("/lib64/libm.so.6", elf("libm.so.6", verdef=["GLIBC_2.99"])), runtime(), "its libm.so.6 lacks GLIBC_2.99"),
+], ids=["incomplete", "no loader", "too old as well", "older than the image", "a member older than the image's"])
+def test_a_set_that_does_not_fit(image: Image, set_: ResolvedProfile, says: str) -> None:
+    told = error(decide(image.facts(APP), set_))
+    assert says in told and "GLIBC_2.38" in told and "libmpi.so.12" in told
+
+
+def test_another_librarys_version_is_told_as_ever() -> None:
+    mpi = world.host(world.SITE_MPI, elf("libmpi.so.12", needed=["libz.so.1", "libc.so.6"], exports=world.MPICH,
+                                         verneed={"libz.so.1": ["ZLIB_9"]}), "replace")
+    image = old_image().add("/usr/lib64/libz.so.1", elf("libz.so.1", verdef=["ZLIB_1"]), cached=True)
+    node = replace(world.inventory(profile(mpi)), c_runtime=runtime())
+    made = plan(container(), WANTED, node, image.facts(APP))
+    assert made.verdict == REFUSED
+    assert codes(made) == ["version-missing"] and "C runtime" not in made.findings[0].what
+
+
+def with_nss(*imports: str) -> Image:
+    """An image whose program loads a library that shares internals with its glibc."""
+    image = old_image().add(LIBC, elf("libc.so.6", verdef=glibc_versions(31), exports=["malloc", "__libc_inner"]))
+    image.add("/usr/lib64/libinner.so.1", elf("libinner.so.1", needed=["libc.so.6"], verneed={"libc.so.6": ["GLIBC_PRIVATE"]},
+                                              imports=imports), cached=True)
+    return image.add(APP, world.program("libmpi.so.12", "libinner.so.1"))
+
+
+def test_what_the_new_libc_lacks_is_refused() -> None:
+    told = error(decide(with_nss("malloc", "__libc_inner").facts(APP), runtime()))
+    assert "/usr/lib64/libinner.so.1 of the image uses __libc_inner" in told
+
+
+def test_what_shares_internals_is_told() -> None:
+    made = decide(with_nss("malloc").facts(APP), runtime())
+    assert made.verdict == PROVED
+    (told,) = [finding for finding in made.findings if finding.code == "c-runtime-coupled"]
+    assert "/usr/lib64/libinner.so.1" in told.what
+
+
+def test_modules_of_the_images_glibc_are_told() -> None:
+    image = old_image().add("/lib64/gconv/EUC-JP.so", elf(""))
+    (told,) = [finding for finding in decide(image.facts(APP), runtime()).findings if finding.code == "c-runtime-coupled"]
+    assert "/lib64/gconv" in told.what
+
+
+def test_every_directory_with_a_copy_is_simulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    searched = set()
+    simulate = loader.simulate
+
+    def watch(program: str, view: loader.View, search: loader.Search) -> loader.LinkMap:
+        searched.add(search.library_path[:1])
+        return simulate(program, view, search)
+
+    monkeypatch.setattr(loader, "simulate", watch)
+    decide(old_image().add(COPY, elf("libc.so.6", verdef=glibc_versions(28))).facts(APP), runtime())
+    assert {("/opt/old",), ("/lib64",), ("/usr/lib64",), ()} <= searched

@@ -121,15 +121,13 @@ def _plan_with_fitting_libc(container: Container, facts: ImageFacts, profile: Re
     try:
         return _plan_profile(container, facts, profile)
     except No as no:
-        if runtime is None or no.code not in ("glibc-too-old", "version-missing"):
+        if runtime is None or no.code != "glibc-too-old":
             raise
         too_old = no
     try:
         over, replaced, findings = lay_over(facts, runtime)
         made = _plan_profile(container, over, profile, replaced)
     except No as no:
-        if no.code == too_old.code == "version-missing":
-            raise too_old from None  # it was not the C library that lacked it
         why = f"the site's C runtime ({runtime.source}) is too old as well" if no.code == too_old.code else no.what
         raise No(too_old.code, f"{too_old.what}; {why}", f"{too_old.remedy}; or {no.remedy}", too_old.who) from None
     in_place = [Bind(library.real, library.file, copy.path, "the site's C runtime, over the image's", copy.file)

@@ -135,11 +135,13 @@ class _Proof:
         worst = max(gaps, key=lambda gap: (gap.version.startswith("GLIBC_"), abi.version_key(gap.version)))
         needing = _describe(loaded, worst.needed_by)
         provider = loaded[worst.provider]
-        if abi.newest((worst.version,), "GLIBC_") and self.facts.libc is not None:
+        if worst.version.startswith("GLIBC_") and self.facts.libc is not None:
+            release = abi.newest((worst.version,), "GLIBC_")[6:]  # GLIBC_ABI_DT_RELR has none
+            wanted = f"glibc {release} or newer" if release else "a newer glibc"
             actual = abi.libc_version(self.facts)
             raise No("glibc-too-old", f"{needing} needs {worst.version} of {provider.facts.soname}, and the image's glibc is {actual} "
                      f"({self.facts.libc.path})",
-                     f"rebuild the image on a distribution with glibc {worst.version[6:]} or newer, or let the site offer an MPI built "
+                     f"rebuild the image on a distribution with {wanted}, or let the site offer an MPI built "
                      f"against glibc {actual} or older, or bring its own C runtime (c_runtime in site.json)", "image author")
         raise No("version-missing", f"{needing} needs {worst.version} of {provider.facts.soname}, which {provider.path} does not define",
                  f"update {provider.facts.soname} in the image", "image author")

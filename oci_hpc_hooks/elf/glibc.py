@@ -12,10 +12,17 @@ _C_RUNTIME = re.compile(
     r"|libnsl\.so\.1"
 )
 
+_NSS_OF_OTHERS = re.compile(r"libnss_(?!(compat|db|dns|files|hesiod|nis|nisplus)\.so)")
+
 
 def is_c_runtime(name: str) -> bool:
     """Whether a soname, or a path that ends in one, is of the family of libc and loader."""
     return _C_RUNTIME.fullmatch(name.rpartition("/")[2]) is not None
+
+
+def is_part_of_glibc(name: str) -> bool:
+    """The same without the NSS modules of others (libnss_systemd, libnss_sss), which are found beside glibc's."""
+    return is_c_runtime(name) and _NSS_OF_OTHERS.match(name.rpartition("/")[2]) is None
 
 
 #: The symbol version of what glibc's own files share with each other; any release may change what it stands for.

@@ -359,7 +359,7 @@ def _c_runtime(node: _Node, site: Site) -> ResolvedProfile:
         found: Dict[str, HostLibrary] = {}
         for name in node.listdir(directory):
             path = f"{directory}/{name}"
-            real = node.resolve(path) if glibc.is_c_runtime(name) else ""
+            real = node.resolve(path) if glibc.is_part_of_glibc(name) else ""
             elf = node.facts(real) if real else None
             # Files are also there under names with their release (libc-2.31.so).
             if elf is not None and elf.soname == name and (elf.elf_class, elf.little_endian, elf.machine) == node.abi:

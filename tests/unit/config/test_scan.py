@@ -283,7 +283,7 @@ def test_no_c_runtime_unless_the_site_says_so() -> None:
 
 
 def test_c_runtime_is_one_directory_s(tmp_path: Path) -> None:
-    for name in ("ld-linux-x86-64.so.2", "libc.so.6", "libm.so.6", "libnss_files.so.2", "libz.so.1"):
+    for name in ("ld-linux-x86-64.so.2", "libc.so.6", "libm.so.6", "libnss_files.so.2", "libnss_systemd.so.2", "libz.so.1"):
         build(tmp_path / "new" / name)
     (tmp_path / "new/libc-2.99.so").symlink_to("libc.so.6")
     build(tmp_path / "other/libresolv.so.2")

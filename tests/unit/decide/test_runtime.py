@@ -94,6 +94,17 @@ def test_a_set_that_does_not_fit(image: Image, set_: ResolvedProfile, says: str)
     assert says in told and "GLIBC_2.38" in told and "libmpi.so.12" in told
 
 
+def test_what_has_no_number() -> None:
+    """GLIBC_ABI_DT_RELR (glibc 2.36) is a version without one."""
+    node = world.inventory(profile(world.site_mpi(glibc="GLIBC_ABI_DT_RELR"), world.site_fabric()))
+    told = error(plan(container(), WANTED, node, old_image().facts(APP)))
+    assert "needs GLIBC_ABI_DT_RELR of libc.so.6" in told and "a newer glibc" in told
+    new = runtime()
+    libraries = [replace(item, elf=replace(item.elf, verdef=(*item.elf.verdef, "GLIBC_ABI_DT_RELR"))) for item in new.libraries]
+    node = replace(node, c_runtime=replace(new, libraries=tuple(libraries)))
+    assert plan(container(), WANTED, node, old_image().facts(APP)).verdict == PROVED
+
+
 def test_another_librarys_version_is_told_as_ever() -> None:
     mpi = world.host(world.SITE_MPI, elf("libmpi.so.12", needed=["libz.so.1", "libc.so.6"], exports=world.MPICH,
                                          verneed={"libz.so.1": ["ZLIB_9"]}), "replace")

@@ -76,6 +76,8 @@ IMAGES: Mapping[str, Recipe] = {
     "bookworm-mpich": _labelled("bookworm-mpich-nolabel", "2.36", "mpihello"),
     "bookworm-openmpi-nolabel": Recipe(tar="bookworm-openmpi.tar"),
     "bookworm-openmpi": _labelled("bookworm-openmpi-nolabel", "2.36", "ompihello", mpi="openmpi"),
+    "bookworm-both-nolabel": Recipe(tar="bookworm-both.tar"),
+    "bookworm-both": _labelled("bookworm-both-nolabel", "2.36", "ompihello", mpi="openmpi"),
     "bullseye-mpich-nolabel": Recipe(tar="bullseye.tar"),
     "bullseye-mpich": _labelled("bullseye-mpich-nolabel", "2.31", "mpihello"),
     "nocache-nolabel": Recipe(tar="nocache.tar"),

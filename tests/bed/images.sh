@@ -1,7 +1,8 @@
 #!/bin/bash
 # Builds, once, what the containers of the test bed are made of, from Debian's own packages:
 #
-#   build/images/NAME/       root file systems: bookworm, bookworm-openmpi, bullseye, musl, static
+#   build/images/NAME/       root file systems: bookworm, bookworm-openmpi, bookworm-both, bullseye,
+#                            musl, static
 #   build/images/NAME.tar    the same, for `podman import`; nocache.tar is bookworm without /etc/ld.so.cache
 #   build/images/registry    Debian's docker-registry
 #   build/chroots/bullseye   Debian 11 with Python 3.9, for the unit tests; python39 beside it holds their packages
@@ -13,8 +14,8 @@
 # with which labels, is said in bed.py.
 #
 #   tests/bed/images.sh           everything
-#   tests/bed/images.sh NAME...   bookworm, bookworm-openmpi, bullseye, musl, static, registry, mpich5, openmpi4, openmpi5,
-#                                 trixie, chroot, python39
+#   tests/bed/images.sh NAME...   bookworm, bookworm-openmpi, bookworm-both, bullseye, musl, static, registry,
+#                                 mpich5, openmpi4, openmpi5, trixie, chroot, python39
 set -euo pipefail
 umask 022
 
@@ -183,6 +184,13 @@ build_bookworm-openmpi() {
     rootfs_tar images/bookworm-openmpi images/bookworm-openmpi.tar
 }
 
+build_bookworm-both() {
+    debian bookworm images/bookworm-both libopenmpi3 openmpi-bin openmpi-common libmpich12 mpich
+    compile_openmpi bookworm images/bookworm-both
+    compile_mpi bookworm images/bookworm-both
+    rootfs_tar images/bookworm-both images/bookworm-both.tar
+}
+
 build_bullseye() {
     debian bullseye images/bullseye libmpich12 mpich
     compile_mpi bullseye images/bullseye
@@ -254,11 +262,11 @@ build_trixie() {
 
 # ---------------------------------------------------------------- main
 
-if [ $# = 0 ]; then set -- mpich5 openmpi4 openmpi5 bookworm bookworm-openmpi bullseye musl static registry trixie chroot python39; fi
+if [ $# = 0 ]; then set -- mpich5 openmpi4 openmpi5 bookworm bookworm-openmpi bookworm-both bullseye musl static registry trixie chroot python39; fi
 for target in "$@"; do
     case $target in
         bookworm) make_once bookworm images/bookworm images/bookworm.tar images/nocache.tar ;;
-        bookworm-openmpi) make_once bookworm-openmpi images/bookworm-openmpi images/bookworm-openmpi.tar ;;
+        bookworm-openmpi|bookworm-both) make_once "$target" "images/$target" "images/$target.tar" ;;
         bullseye) make_once bullseye images/bullseye images/bullseye.tar ;;
         musl) make_once musl images/musl images/musl.tar ;;
         static) make_once static images/static images/static.tar ;;

@@ -166,6 +166,7 @@ class Profile:
     libraries: Tuple[ProfileLibrary, ...]
     search: Tuple[str, ...] = ()  # directories that may hold the libraries, and their dependencies, before the node's own ld.so.cache
     plugins: Tuple[str, ...] = ()  # directories of modules that are dlopened, "$ORIGIN" = directory of the first library
+    immovable: Tuple[str, ...] = ()  # patterns of files that the libraries open by their absolute path: with these it cannot be offered
     source: str = ""  # the file it was read from
 
 

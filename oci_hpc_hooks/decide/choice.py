@@ -164,3 +164,11 @@ def lost_functions(choice: Choice) -> Iterator[Finding]:
             yield Finding(WARNING, "mpi-functions", f"the site's {library.name} lacks {len(lost)} MPI functions that {copy.path} of the "
                           f"image has, {lost[0]} among them; the programs of the command line do not use them",
                           remedy="let the site offer a newer MPI if other programs of the image need them", who="site admin")
+
+
+def needs_launcher(choice: Choice) -> Iterator[Finding]:
+    """Open MPI up to 4 looks for its launcher by the prefix that it was built for or by environment, which no hook can set."""
+    if any(library.name.startswith("libopen-rte.so.") for library in choice.libraries):
+        yield Finding(NOTE, "launcher-environment", "the site's Open MPI is of a release before 5: its ranks need OPAL_PREFIX, OMPI_* and "
+                      "PMIX_* of the mpirun that starts the containers, and a program that nobody has launched needs "
+                      "OMPI_MCA_ess_singleton_isolated=1", remedy="give podman run --env for them", who="user")

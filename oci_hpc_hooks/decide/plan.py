@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 
 from oci_hpc_hooks.decide import abi
-from oci_hpc_hooks.decide.choice import Choice, No, choose, has_copies, lost_functions
+from oci_hpc_hooks.decide.choice import Choice, No, choose, has_copies, lost_functions, needs_launcher
 from oci_hpc_hooks.decide.proof import prove
 from oci_hpc_hooks.decide.request import AUTO, NOBODY, OVERRIDE
 from oci_hpc_hooks.decide.runtime import Replaced, lay_over
@@ -149,7 +149,7 @@ def _plan_profile(container: Container, facts: ImageFacts, profile: ResolvedProf
     cache = _merged_cache(facts, choice, tree_root)
     proved, findings = prove(facts, profile, choice, cache, tree_root)
     modules = _modules(profile, choice, facts)
-    findings = [*choice.findings, *findings, *lost_functions(choice)]
+    findings = [*choice.findings, *findings, *lost_functions(choice), *needs_launcher(choice)]
     findings += [Finding(NOTE, "modules", f"{cover.target} of the image is covered by the site's /{cover.folder}: modules and libraries "
                          "come as one set") for cover in modules]
     if facts.cache is None and facts.cache_file is not None:

@@ -83,6 +83,7 @@ class _Proof:
             if self.choice.runtime:
                 must_not_be_coupled(((item.identity, item.facts) for item in link_map.objects), self.choice.runtime)
             _must_have_functions(link_map)
+            _must_be_one_build(program, link_map)
             uses = self._takes_ours(program, link_map) or uses
         return uses
 
@@ -164,12 +165,30 @@ def _must_have_functions(link_map: loader.LinkMap) -> None:
     if host is None:
         return
     for loaded in link_map.objects:
-        lost = sorted(name for name in loaded.facts.imports if name.startswith(mpi.STANDARD) and name not in offered)
+        lost = sorted(name for name in loaded.facts.imports
+                      if name.startswith((*mpi.STANDARD, mpi.OPENMPI_MARK)) and name not in offered)
         if lost and not loaded.identity.startswith(_HOST):
             more = f" and {len(lost) - 1} more functions" if len(lost) > 1 else ""
             raise No("mpi-symbols", f"{loaded.path} uses {lost[0]}{more}, which {host.facts.soname} (the site's "
                      f"{host.identity[len(_HOST):]}) does not have",
                      "build the program with an MPI that is no newer than the site's, or let the site offer a newer one", "image author")
+
+
+def _must_be_one_build(program: str, link_map: loader.LinkMap) -> None:
+    """Open MPI's inner libraries serve only what was built with them. Raises No."""
+    inner = [loaded for loaded in link_map.objects if loaded.facts.soname.startswith(mpi.OPENMPI_INNER)]
+    ours = next((loaded for loaded in inner if loaded.identity.startswith(_HOST)), None)
+    if ours is None:
+        return
+    for loaded in inner:
+        if not loaded.identity.startswith(_HOST):
+            raise No("mixed-build", f"{program} would load both {loaded.path} of the image and {ours.facts.soname} (the site's "
+                     f"{ours.identity[len(_HOST):]}): two Open MPIs in one process",
+                     f"link the program without {loaded.facts.soname}: plain mpicc does not add it", "image author")
+    if not any(mpi.family(loaded.facts.exports) for loaded in link_map.objects):
+        raise No("launcher", f"{program} belongs to the image's own Open MPI and would run on {ours.facts.soname} (the site's "
+                 f"{ours.identity[len(_HOST):]}), which is another build", "start the MPI program itself as the container's command, "
+                 "under the site's mpirun or srun outside; an Open MPI 5 of the site would serve this launcher too", "user")
 
 
 def prove(facts: ImageFacts, profile: ResolvedProfile, choice: Choice, cache: LdCache, tree_root: str) -> Tuple[bool, List[Finding]]:

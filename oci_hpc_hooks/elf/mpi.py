@@ -12,6 +12,8 @@ from typing import Iterable
 OPENMPI_MARK = "ompi_"
 #: MPICH and its descendants (Intel MPI, Cray MPICH, MVAPICH2) export their internals, or since 4.0 at least the QMPI interface.
 MPICH_MARKS = ("MPIR_", "MPIDI_", "QMPI_", "MPID_")
+#: Libraries below Open MPI's libmpi, without any promise between two builds: its launcher of releases up to 4 crashes on another's.
+OPENMPI_INNER = ("libopen-pal.so.", "libopen-rte.so.")
 STANDARD = ("MPI_", "PMPI_", "MPIX_", "PMPIX_")
 
 

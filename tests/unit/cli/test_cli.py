@@ -70,7 +70,8 @@ def valid(output: str, name: str) -> Any:
 
 
 def mask_shipped(node: Node) -> None:
-    (node.etc / "profiles.d/mpich.json").write_text('{"version": 1, "name": "mpich", "masked": true}')
+    for name in ("mpich", "openmpi"):
+        (node.etc / f"profiles.d/{name}.json").write_text(json.dumps({"version": 1, "name": name, "masked": True}))
 
 
 # -------------------------------------------------------------------------------------------------------------- scan

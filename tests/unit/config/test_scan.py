@@ -241,6 +241,20 @@ def test_modules_and_what_they_need(tmp_path: Path) -> None:
     assert watched(found, tmp_path / "plugins")
 
 
+def test_modules_that_are_opened_by_their_path(tmp_path: Path) -> None:
+    """An Open MPI with its modules in files of their own: in a container they would lie elsewhere than where it looks."""
+    build(tmp_path / "libtestmpi.so.12", exports=MPICH)
+    wanted = profile([tmp_path], immovable=("$ORIGIN/openmpi/mca_*.so",))
+    (tmp_path / "openmpi").mkdir()
+    (tmp_path / "openmpi/libfabric.so.1").touch()
+    found = run(wanted)
+    assert found.inventory.profiles[0].problems == ()
+    assert watched(found, tmp_path / "openmpi")
+    (tmp_path / "openmpi/mca_btl_sm.so").touch()
+    (problem,) = resolved(wanted).problems
+    assert problem.startswith(f"libtestmpi.so.12 opens {tmp_path}/openmpi/mca_btl_sm.so by this path")
+
+
 # -------------------------------------------------------------------------------------------------------- the inventory
 
 def test_inventory_rests_on_what_was_read(tmp_path: Path) -> None:

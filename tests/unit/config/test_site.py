@@ -47,11 +47,12 @@ def told(etc: Path) -> List[str]:
 def test_no_configuration_at_all(tmp_path: Path) -> None:
     found = configuration(str(tmp_path / "nothing"))
     assert found.site == Site()
-    assert [profile.name for profile in found.profiles] == ["mpich"]
+    assert [profile.name for profile in found.profiles] == ["mpich", "openmpi"]
     assert found.consulted == (
         str(tmp_path / "nothing/site.json"),
         str(resources.PROFILES),
         str(resources.PROFILES / "mpich.json"),
+        str(resources.PROFILES / "openmpi.json"),
         str(tmp_path / "nothing/profiles.d"),
     )
 
@@ -86,13 +87,13 @@ def test_documents_become_dataclasses(etc: Path) -> None:
 
 def test_own_profile_takes_the_place_of_the_shipped_one(etc: Path) -> None:
     put(etc / "profiles.d/mpich.json", own("mpich"))
-    (profile,) = configuration(str(etc)).profiles
-    assert profile.description == "ours"
+    profile, _ = configuration(str(etc)).profiles
+    assert (profile.name, profile.description) == ("mpich", "ours")
 
 
 def test_masked_profile_is_off(etc: Path) -> None:
     put(etc / "profiles.d/mpich.json", {"version": 1, "name": "mpich", "masked": True})
-    assert configuration(str(etc)).profiles == ()
+    assert [profile.name for profile in configuration(str(etc)).profiles] == ["openmpi"]
     site = put(etc / "site.json", {"version": 1, "profiles": ["mpich"]})
     assert told(etc) == [f"{site}: $.profiles[0]: the profile 'mpich' is masked in profiles.d; remove the mask or this entry"]
 
@@ -100,7 +101,7 @@ def test_masked_profile_is_off(etc: Path) -> None:
 def test_other_files_are_passed_over(etc: Path) -> None:
     for name in ("README", ".hidden.json", "mpich.json~", "a.json.rpmnew"):
         (etc / "profiles.d" / name).write_text("not JSON")
-    assert len(configuration(str(etc)).profiles) == 1
+    assert [profile.name for profile in configuration(str(etc)).profiles] == ["mpich", "openmpi"]
 
 
 def test_all_errors_of_all_files(etc: Path) -> None:

@@ -52,8 +52,8 @@ def _must_be_newer(facts: ImageFacts, runtime: ResolvedProfile, replaced: Replac
 def _left_behind(facts: ImageFacts, places: Set[str]) -> Iterator[Finding]:
     """What shares internals with the image's own C runtime and stays, as getent and iconv do: mostly it works."""
     coupled = [path for path, file in sorted(facts.files.items()) if path not in places and glibc.uses_internals(file.elf.verneed)]
-    homes = {posixpath.dirname(path) for path in places}
-    coupled += [folder.path for folder in facts.directories if folder.names and folder.path in {f"{home}/gconv" for home in homes}]
+    # Not always beside libc: before the /usr merge that was in /lib, and they in /usr/lib.
+    coupled += [folder.path for folder in facts.directories if folder.names and posixpath.basename(folder.path) == "gconv"]
     if coupled:
         more = f" and {len(coupled) - 1} more" if len(coupled) > 1 else ""
         yield Finding(NOTE, "c-runtime-coupled", f"{coupled[0]}{more} of the image were built with the C library that is replaced, share "

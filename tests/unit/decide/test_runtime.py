@@ -135,10 +135,11 @@ def test_what_shares_internals_is_told() -> None:
     assert "/usr/lib64/libinner.so.1" in told.what
 
 
-def test_modules_of_the_images_glibc_are_told() -> None:
-    image = old_image().add("/lib64/gconv/EUC-JP.so", elf(""))
+@pytest.mark.parametrize("folder", ["/lib64", "/usr/lib64"])
+def test_modules_of_the_images_glibc_are_told(folder: str) -> None:
+    image = old_image().add(f"{folder}/gconv/EUC-JP.so", elf(""))
     (told,) = [finding for finding in decide(image.facts(APP), runtime()).findings if finding.code == "c-runtime-coupled"]
-    assert "/lib64/gconv" in told.what
+    assert f"{folder}/gconv" in told.what
 
 
 def test_every_directory_with_a_copy_is_simulated(monkeypatch: pytest.MonkeyPatch) -> None:

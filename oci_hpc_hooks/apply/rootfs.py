@@ -18,11 +18,9 @@ from oci_hpc_hooks.linux.syscalls import O_PATH, move_mount
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, List
+    from typing import Any, Callable
 
     from oci_hpc_hooks.linux.paths import Root
-
-    FileRow = List[Any]  # [path, inode, size, mtime_ns]
 
 #: What mountinfo shows as the source of our tree: the mark by which a second hook sees that the work is done. An image cannot forge it.
 MARK = "oci-hpc-hooks"
@@ -30,9 +28,7 @@ MARK = "oci-hpc-hooks"
 #: Bytes kept for the tree beyond the generated cache: empty files and directories cost one page each.
 TREE_PAGE = 4096
 
-
 NEW_FILE = posix.O_CREAT | posix.O_EXCL | posix.O_NOFOLLOW | posix.O_WRONLY | posix.O_CLOEXEC
-
 
 #: Files in a tree beyond which the usual soft limit of 1024 descriptors could be met: each takes two.
 PLENTY = 400
@@ -54,39 +50,39 @@ def check_image(record: dict[str, Any], root: Root) -> None:
     for path, inode, size, mtime_ns in record["image_files"]:
         posix.close(open_unchanged(root, path, inode, size, mtime_ns))
     for path, inode, mtime_ns in record["image_dirs"]:
-        fd = root.find(path)
-        if fd < 0:
-            if inode:
-                raise Stale(path)
+        if inode:
+            posix.close(open_directory(root, path, inode, mtime_ns))
             continue
-        now = posix.fstat(fd)
-        posix.close(fd)
-        if now.st_ino != inode or now.st_mtime_ns != mtime_ns:
+        fd = root.find(path)
+        if fd >= 0:
+            posix.close(fd)
             raise Stale(path)
 
 
 def open_unchanged(root: Root, path: str, inode: int, size: int, mtime_ns: int) -> int:
     """An O_PATH descriptor for a file of the image that is still the one described; Stale otherwise."""
     fd = root.find(path)
-    if fd < 0:
-        raise Stale(path)
-    now = posix.fstat(fd)
-    if now.st_ino == inode and now.st_size == size and now.st_mtime_ns == mtime_ns and S_ISREG(now.st_mode):
-        return fd
-    posix.close(fd)
+    if fd >= 0:
+        if same_file(posix.fstat(fd), inode, size, mtime_ns):
+            return fd
+        posix.close(fd)
     raise Stale(path)
 
 
 def open_directory(root: Root, path: str, inode: int, mtime_ns: int) -> int:
     """The same for a directory; its size says nothing."""
     fd = root.find(path)
-    if fd < 0:
-        raise Stale(path)
-    now = posix.fstat(fd)
-    if now.st_ino == inode and now.st_mtime_ns == mtime_ns and S_ISDIR(now.st_mode):
-        return fd
-    posix.close(fd)
+    if fd >= 0:
+        now = posix.fstat(fd)
+        if now.st_ino == inode and now.st_mtime_ns == mtime_ns and S_ISDIR(now.st_mode):
+            return fd
+        posix.close(fd)
     raise Stale(path)
+
+
+def same_file(now: posix.stat_result, inode: int, size: int, mtime_ns: int) -> bool:
+    """Whether this is the regular file that the plan saw."""
+    return now.st_ino == inode and now.st_size == size and now.st_mtime_ns == mtime_ns and S_ISREG(now.st_mode)
 
 
 class Injection:
@@ -210,8 +206,7 @@ class Injection:
             if error.errno not in ABSENT:
                 raise
             raise Stale(path) from None
-        now = posix.fstat(fd)
-        if now.st_ino != inode or now.st_size != size or now.st_mtime_ns != mtime_ns or not S_ISREG(now.st_mode):
+        if not same_file(posix.fstat(fd), inode, size, mtime_ns):
             raise Stale(path)
         folder = path.rpartition("/")[0]
         if folder not in self.folders:

@@ -208,18 +208,19 @@ def gather(root: Root, container: Container, profiles: Sequence[ResolvedProfile]
 
     copies = _Copies(profiles)
     loaded = _follow(tree, programs, search, copies)
-    folders = [*_homes(loaded), *default_dirs, *library_path, *_cache_dirs(cache), *_rpaths(tree, programs)]
+    library_dirs = [*default_dirs, *library_path, *_cache_dirs(cache)]
+    consumers: Tuple[str, ...] = ()
+    if not any(copies.replaced.intersection((item.name, item.facts.soname)) for item in loaded):
+        consumers = find_consumers(root, copies.replaced, path_dirs, library_dirs)
+        _follow(tree, consumers, search, copies)
+    folders = [*_homes(loaded), *library_dirs, *_rpaths(tree, programs)]
     folders += [f"{posixpath.dirname(folder)}/{lib}" for folder in path_dirs for lib in ("lib", "lib64")]
     for home in sorted(_look_for_copies(tree, dict.fromkeys(folders), copies)):
         tree.spend("directories with copies of the MPI", 1, HOMES_LIMIT)
         if copies.runtime:
             tree.directory(f"{home}/gconv")  # modules of glibc
         # A script may put this directory into LD_LIBRARY_PATH.
-        _follow(tree, programs, replace(search, library_path=(home, *library_path)), copies)
-    consumers: Tuple[str, ...] = ()
-    if not any(copies.replaced.intersection((item.name, item.facts.soname)) for item in loaded):
-        consumers = find_consumers(root, copies.replaced, path_dirs, [*default_dirs, *library_path, *_cache_dirs(cache)])
-        _follow(tree, consumers, search, copies)
+        _follow(tree, (*programs, *consumers), replace(search, library_path=(home, *library_path)), copies)
     if copies.runtime:
         loaders = map(tree.resolve, LOADERS)  # those of programs that are not on the command line; the others have been looked at
         for real in filter(None, loaders):
@@ -322,19 +323,19 @@ def _programs(tree: _Tree, container: Container, path_dirs: Sequence[str]) -> Tu
         head = tree.head(real)
         if head.startswith(b"#!"):
             if first:
-                kind = "script"
+                kind, first = "script", False  # whatever its interpreter is
             interpreter = head[2:].split(b"\n")[0].split()
             real = _which(tree, os.fsdecode(interpreter[0]), "/", ()) if interpreter else ""
         elf = tree.facts(real) if real else None
         if elf is None:
             continue
         if not elf.dynamic or not elf.interp:
-            if first and kind == "missing" and index == 0 and len(container.args) > 1:
+            if first and index == 0 and len(container.args) > 1:
                 continue  # catatonit, tini: a static init that starts the rest of the words
-            if first and kind == "missing":
+            if first:
                 kind = "static"
             continue
-        if first and kind == "missing":
+        if first:
             kind = "elf"
         if real not in programs:
             programs.append(real)
@@ -360,7 +361,7 @@ def _which(tree: _Tree, word: str, cwd: str, path_dirs: Sequence[str]) -> str:
 
 def _loaders(tree: _Tree, programs: Sequence[str]) -> Tuple[str, str]:
     """The path of the glibc loader that counts (the programs' own first) and of a musl loader; "" where there is none."""
-    glibc = musl = ""
+    ours = musl = ""
     candidates = [tree.files[program].elf.interp for program in programs if program in tree.files]
     for interp in (*candidates, *LOADERS):
         if not tree.resolve(interp):
@@ -368,12 +369,12 @@ def _loaders(tree: _Tree, programs: Sequence[str]) -> Tuple[str, str]:
         if "/ld-musl" in interp:
             musl = musl or interp
         else:
-            glibc = glibc or interp
+            ours = ours or interp
     lib = tree.directory("/lib")
     for name in lib.names if lib else ():
         if name.startswith("ld-musl-"):
             musl = musl or f"/lib/{name}"
-    return glibc, musl
+    return ours, musl
 
 
 def _loader_constants(tree: _Tree, interp: str) -> Tuple[str, Tuple[str, ...]]:
@@ -434,10 +435,15 @@ def _rpaths(tree: _Tree, programs: Sequence[str]) -> Iterator[str]:
     for program in programs:
         elf = tree.facts(program)
         if elf is not None:
-            for folder in (*elf.rpath, *elf.runpath):
-                expanded = folder.replace("${ORIGIN}", "$ORIGIN").replace("$ORIGIN", posixpath.dirname(program))
-                if expanded.startswith("/") and "$" not in expanded:
-                    yield expanded.rstrip("/") or "/"
+            yield from _from_origin((*elf.rpath, *elf.runpath), posixpath.dirname(program))
+
+
+def _from_origin(entries: Iterable[str], origin: str) -> Iterator[str]:
+    """The directories that search path entries stand for in a file that lies in ``origin``; those with other tokens are left out."""
+    for entry in entries:
+        folder = entry.replace("${ORIGIN}", "$ORIGIN").replace("$ORIGIN", origin)
+        if folder.startswith("/") and "$" not in folder:
+            yield folder.rstrip("/") or "/"
 
 
 # ------------------------------------------------------------------------------------------------------------ copies
@@ -452,11 +458,10 @@ def _look_for_copies(tree: _Tree, folders: Iterable[str], copies: _Copies) -> Se
         for place in (folder, *_hwcaps(tree, folder)):
             homes |= _copies_in(tree, place, copies)
     # A file that is bound over the image's copy has that copy's directory as its $ORIGIN.
+    paths = {path for library in copies.libraries for path in (*library.elf.rpath, *library.elf.runpath)}
     for home in homes:
-        for entry in {path for library in copies.libraries for path in (*library.elf.rpath, *library.elf.runpath)}:
-            folder = entry.replace("${ORIGIN}", "$ORIGIN").replace("$ORIGIN", home).rstrip("/")
-            if folder.startswith("/") and "$" not in folder:
-                _copies_in(tree, folder, copies)
+        for folder in _from_origin(paths, home):
+            _copies_in(tree, folder, copies)
         for relative in copies.module_folders:
             if not relative.startswith("."):
                 tree.directory(posixpath.join(home, relative))

@@ -96,8 +96,6 @@ def remember(places: report.Places, record: Dict[str, Any], cache: bytes) -> Non
         pass
 
 
-
-
 def _forget_oldest(folder: str) -> None:
     """Takes a quarter of the plans away when there are too many; also what a killed process left half written."""
     with os.scandir(folder) as entries:

@@ -148,5 +148,3 @@ def dumps(value: Any) -> str:
     if isinstance(value, dict):
         return "{" + ",".join([f"{dumps(str(key))}:{dumps(item)}" for key, item in value.items()]) + "}"
     return "[" + ",".join([dumps(item) for item in value]) + "]"
-
-

@@ -61,7 +61,7 @@ def execute(args: argparse.Namespace) -> int:
     if args.json:
         cli.print_json(document(args.target, container, plan))
     else:
-        print("\n".join(_lines(args.target, container, plan)))
+        print("\n".join(_lines(document(args.target, container, plan))))
     return EXIT[plan.verdict]
 
 
@@ -92,7 +92,8 @@ def _look(target: str) -> Iterator[Tuple[str, Mapping[str, Any]]]:
         raise UsageError(f"there is no directory {target}")
     if os.geteuid() != 0:
         # Only inside podman's user namespace can an unprivileged user mount an image; the rest of this command goes on there.
-        os.execvp("podman", ["podman", "unshare", sys.executable, "-I", os.path.abspath(sys.argv[0]), *sys.argv[1:]])
+        with _needs_podman():
+            os.execvp("podman", ["podman", "unshare", sys.executable, "-I", os.path.abspath(sys.argv[0]), *sys.argv[1:]])
     image = json.loads(_podman("image", "inspect", target))[0]
     tree = _podman("image", "mount", image["Id"]).strip()
     try:
@@ -101,12 +102,18 @@ def _look(target: str) -> Iterator[Tuple[str, Mapping[str, Any]]]:
         _podman("image", "unmount", image["Id"])
 
 
-def _podman(*arguments: str) -> str:
+@contextlib.contextmanager
+def _needs_podman() -> Iterator[None]:
     try:
-        done = subprocess.run(["podman", *arguments], capture_output=True, text=True, check=False)
+        yield
     except FileNotFoundError:
         raise UsageError("podman, which is needed to look into an image, is not installed", remedy="install it, or name the "
                          "directory of a root filesystem", who="user") from None
+
+
+def _podman(*arguments: str) -> str:
+    with _needs_podman():
+        done = subprocess.run(["podman", *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
         raise UsageError(f"podman {' '.join(arguments)}: {done.stderr.strip() or 'failed'}", remedy="pull or build the image first",
                          who="user")
@@ -135,16 +142,13 @@ def document(target: str, container: Container, plan: Plan) -> Dict[str, Any]:
     }
 
 
-def _lines(target: str, container: Container, plan: Plan) -> List[str]:
-    lines = [f"{target}: {SAYS[plan.verdict]}"]
-    for finding in plan.findings:
-        told = HookError(finding.what, origin=finding.origin, remedy=finding.remedy, who=finding.who)
-        lines.append(f"  {finding.severity}: {told}")
-    for bind in (*plan.in_place, *plan.tree):
-        place = bind.target if bind in plan.in_place else f"{plan.tree_root}/{bind.target}"
-        lines.append(f"  {bind.source} -> {place} ({bind.why})")
-    for cover in plan.modules:
-        lines.append(f"  {plan.tree_root}/{cover.folder} -> {cover.target} ({COVER})")
-    if plan.cache_target and plan.tree:
-        lines.append(f"  a loader cache with the site's libraries -> {plan.cache_target}")
+def _lines(said: Mapping[str, Any]) -> List[str]:
+    """The same for people."""
+    lines = [f"{said['target']}: {SAYS[said['verdict']]}"]
+    for finding in said["findings"]:
+        told = HookError(finding["what"], origin=finding["origin"], remedy=finding["remedy"], who=finding["who"])
+        lines.append(f"  {finding['severity']}: {told}")
+    lines += [f"  {file['source']} -> {file['target']} ({file['why']})" for file in said["files"]]
+    if said["loader_cache"]:
+        lines.append(f"  a loader cache with the site's libraries -> {said['loader_cache']}")
     return lines

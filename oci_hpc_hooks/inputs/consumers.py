@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import posixpath
 import stat
-from typing import TYPE_CHECKING, Iterable, Iterator, List, Sequence, Set, Tuple
+from typing import TYPE_CHECKING, Dict, Iterable, Iterator, List, Sequence, Set, Tuple
 
 from oci_hpc_hooks.elf.facts import read_facts
 from oci_hpc_hooks.errors import ImageError, KernelError
@@ -17,11 +17,11 @@ from oci_hpc_hooks.errors import ImageError, KernelError
 if TYPE_CHECKING:
     from oci_hpc_hooks.linux.paths import Root
 
-#: Files whose first pages are read, directories of Python packages that are walked, consumers that are followed.
+#: Files whose first pages are read, names that are looked at, directories of Python packages that are walked, consumers that are followed.
 FILES_LIMIT = 20_000
+NAMES_LIMIT = 200_000
 PACKAGE_DIRECTORIES_LIMIT = 4_000
 CONSUMERS_LIMIT = 64
-_NAMES_LIMIT = 100_000
 _DEPTH = 3  # site-packages/mpi4py/MPI.….so is at 1, site-packages/petsc4py/lib/ARCH/PETSc.….so at 3
 
 
@@ -29,16 +29,47 @@ def find(root: Root, names: Set[str], path_dirs: Sequence[str], library_dirs: It
     """Real paths of the ELF files that need one of ``names``: at most CONSUMERS_LIMIT, those of PATH first."""
     found: List[str] = []
     seen: Set[Tuple[int, int]] = set()
+    listing = _Listing(root)
     prefixes = dict.fromkeys(posixpath.dirname(folder.rstrip("/")) or "/" for folder in path_dirs)
-    folders = [*path_dirs, *library_dirs, *_package_dirs(root, prefixes)]
-    for folder in dict.fromkeys(folders):
-        for name in _names(root, folder):
+    for folder in dict.fromkeys((*path_dirs, *library_dirs, *_package_dirs(listing, prefixes))):
+        for name in listing.names(folder):
             if len(seen) >= FILES_LIMIT or len(found) >= CONSUMERS_LIMIT:
                 return tuple(found)
             real = _if_needs(root, f"{folder}/{name}", names, seen)
             if real:
                 found.append(real)
     return tuple(found)
+
+
+class _Listing:
+    """Directories of the image, each read once. A hostile image may have links to one large directory without end: when NAMES_LIMIT
+    names have been read, every further directory counts as empty."""
+
+    def __init__(self, root: Root) -> None:
+        self._root = root
+        self._left = NAMES_LIMIT
+        self._known: Dict[str, Tuple[str, ...]] = {}
+
+    def names(self, folder: str) -> Tuple[str, ...]:
+        if folder not in self._known:
+            self._known[folder] = tuple(sorted(self._read(folder)))
+            self._left -= len(self._known[folder])
+        return self._known[folder]
+
+    def _read(self, folder: str) -> List[str]:
+        if self._left <= 0:
+            return []
+        try:
+            handle = self._root.find(folder)
+            if handle < 0:
+                return []
+            try:
+                with os.scandir(f"/proc/self/fd/{handle}") as entries:
+                    return [entry.name for _, entry in zip(range(self._left), entries)]
+            finally:
+                os.close(handle)
+        except (KernelError, OSError):
+            return []
 
 
 def _if_needs(root: Root, path: str, names: Set[str], seen: Set[Tuple[int, int]]) -> str:
@@ -63,26 +94,11 @@ def _if_needs(root: Root, path: str, names: Set[str], seen: Set[Tuple[int, int]]
         return ""  # no ELF file, or none that could be started
 
 
-def _names(root: Root, folder: str) -> Iterator[str]:
-    try:
-        handle = root.find(folder)
-        if handle < 0:
-            return
-        try:
-            with os.scandir(f"/proc/self/fd/{handle}") as entries:
-                names = [entry.name for _, entry in zip(range(_NAMES_LIMIT), entries)]
-        finally:
-            os.close(handle)
-    except (KernelError, OSError):
-        return
-    yield from sorted(names)
-
-
-def _package_dirs(root: Root, prefixes: Iterable[str]) -> Iterator[str]:
+def _package_dirs(listing: _Listing, prefixes: Iterable[str]) -> Iterator[str]:
     """Directories of Python packages below the prefixes that PATH names, the packages' own directories included."""
     left = PACKAGE_DIRECTORIES_LIMIT
     for prefix in prefixes:
-        for python in _names(root, f"{prefix.rstrip('/')}/lib"):
+        for python in listing.names(f"{prefix.rstrip('/')}/lib"):
             if not python.startswith("python3"):
                 continue
             level = [f"{prefix.rstrip('/')}/lib/{python}/{name}" for name in ("site-packages", "dist-packages")]
@@ -92,7 +108,7 @@ def _package_dirs(root: Root, prefixes: Iterable[str]) -> Iterator[str]:
                     left -= 1
                     if left < 0:
                         return
-                    names = list(_names(root, folder))
+                    names = listing.names(folder)
                     if any(".so" in name for name in names):
                         yield folder
                     below += [f"{folder}/{name}" for name in names if "." not in name and name != "__pycache__"]

@@ -22,8 +22,9 @@ umask 022
 
 HERE=$(cd "$(dirname "$0")" && pwd -P)
 BUILD=$(readlink -f "$HERE/../../build")
-# The mirror that this machine takes its own packages from; it has the other Debian releases too.
-MIRROR=${BED_MIRROR:-$(apt-get indextargets --format '$(REPO_URI) $(CODENAME)' 'Created-By: Packages' | awk '$2 !~ /-/ { print $1; exit }')}
+# The mirror that this machine takes its own packages from; it has the other Debian releases too. BED_MIRROR names another.
+# awk reads to the end: apt-get must not die of a closed pipe.
+MIRROR=${BED_MIRROR:-$(apt-get indextargets --format '$(REPO_URI) $(CODENAME)' 'Created-By: Packages' | awk '$2 !~ /-/ && !n++ { print $1 }')}
 LIBDIR=usr/lib/x86_64-linux-gnu
 cd "$BUILD"
 mkdir -p images chroots site stamps cache

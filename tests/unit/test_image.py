@@ -561,3 +561,26 @@ def test_consumers_in_a_hostile_image(tree: Tree, monkeypatch: pytest.MonkeyPatc
     assert facts.consumers == ("/usr/bin/app",)
     monkeypatch.setattr(consumers, "FILES_LIMIT", 0)
     assert tree.gather(shell, env=["PATH=/usr/bin:/bin"]).consumers == ()
+
+
+def test_links_without_end_to_one_large_directory(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No file is read twice, and yet each name would have to be looked up below each link."""
+    monkeypatch.setattr(consumers, "NAMES_LIMIT", 500)
+    tree.mpi("/usr/lib")
+    shell = tree.program("/bin/shell")
+    large = tree.at("/large/x").parent
+    for number in range(200):
+        (large / f"pkg{number}").symlink_to("/large")
+    packages = tree.at("/usr/lib/python3.11/site-packages/x").parent
+    for number in range(200):
+        (packages / f"link{number}").symlink_to("/large")
+    looked: List[str] = []
+    find = Root.find
+
+    def counted(self: Root, path: str) -> int:
+        looked.append(path)
+        return find(self, path)
+
+    monkeypatch.setattr(Root, "find", counted)
+    assert tree.gather(shell, env=["PATH=/usr/bin:/bin"]).consumers == ()
+    assert len(looked) < 1500

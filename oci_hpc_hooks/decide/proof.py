@@ -92,7 +92,7 @@ class _Proof:
         names = self.choice.names
         uses = False
         for loaded in link_map.objects:
-            family = mpi.family(loaded.facts.exports)
+            family = mpi.family(loaded.facts)
             if family not in ("", wanted):
                 raise No("family", f"{wanted} is wanted, and {program} loads {loaded.path}, which is {family} by its symbols",
                          "correct the label, or start the program that it means", "image author")
@@ -185,7 +185,7 @@ def _must_be_one_build(program: str, link_map: loader.LinkMap) -> None:
             raise No("mixed-build", f"{program} would load both {loaded.path} of the image and {ours.facts.soname} (the site's "
                      f"{ours.identity[len(_HOST):]}): two Open MPIs in one process",
                      f"link the program without {loaded.facts.soname}: plain mpicc does not add it", "image author")
-    if not any(mpi.family(loaded.facts.exports) for loaded in link_map.objects):
+    if not any(mpi.family(loaded.facts) for loaded in link_map.objects):
         raise No("launcher", f"{program} belongs to the image's own Open MPI and would run on {ours.facts.soname} (the site's "
                  f"{ours.identity[len(_HOST):]}), which is another build", "start the MPI program itself as the container's command, "
                  "under the site's mpirun or srun outside; an Open MPI 5 of the site would serve this launcher too", "user")

@@ -47,5 +47,6 @@ def implementation(elf: ElfFacts) -> str:
 
 
 def matters(name: str) -> bool:
-    """Whether an exported symbol is worth keeping: MPI's own interface, and what tells the family."""
-    return name.startswith((*STANDARD, OPENMPI_MARK, *MPICH_MARKS))
+    """Whether an exported symbol belongs to MPI: its interface in C, C++ and Fortran, or the internals that an implementation's own
+    bindings take from it. Worth keeping of a library whose other symbols have versions."""
+    return "mpi" in name.lower()

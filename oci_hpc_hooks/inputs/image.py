@@ -215,12 +215,16 @@ def gather(root: Root, container: Container, profiles: Sequence[ResolvedProfile]
         _follow(tree, consumers, search, copies)
     folders = [*_homes(loaded), *library_dirs, *_rpaths(tree, programs)]
     folders += [f"{posixpath.dirname(folder)}/{lib}" for folder in path_dirs for lib in ("lib", "lib64")]
-    for home in sorted(_look_for_copies(tree, dict.fromkeys(folders), copies)):
+    homes = sorted(_look_for_copies(tree, dict.fromkeys(folders), copies))
+    # What the image has of what the site's libraries need is loaded although none of the programs asks for it.
+    provided = sorted({real for path, real in tree.resolved.items() if real and posixpath.basename(path) in copies.asked})
+    _follow(tree, provided, search, copies)
+    for home in homes:
         tree.spend("directories with copies of the MPI", 1, HOMES_LIMIT)
         if copies.runtime:
             tree.directory(f"{home}/gconv")  # modules of glibc
         # A script may put this directory into LD_LIBRARY_PATH.
-        _follow(tree, (*programs, *consumers), replace(search, library_path=(home, *library_path)), copies)
+        _follow(tree, (*programs, *consumers, *provided), replace(search, library_path=(home, *library_path)), copies)
     if copies.runtime:
         loaders = map(tree.resolve, LOADERS)  # those of programs that are not on the command line; the others have been looked at
         for real in filter(None, loaders):

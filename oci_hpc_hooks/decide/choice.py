@@ -26,8 +26,8 @@ class No(Exception):
 class Choice:
     """What is injected of a profile: libraries for the tree, and the copies of the image that they are bound over.
 
-    ``others`` are copies under the same names that belong to another MPI family and stay. ``runtime`` is the site's C runtime over the
-    image's, where it comes too.
+    ``others`` are copies under the same names that stay: of another MPI family, or a PMIx that the image's launcher needs. ``runtime`` is
+    the site's C runtime over the image's, where it comes too.
     """
 
     libraries: Tuple[HostLibrary, ...]
@@ -76,8 +76,12 @@ def has_copies(profile: ResolvedProfile, facts: ImageFacts) -> bool:
     )
 
 
-def choose(facts: ImageFacts, profile: ResolvedProfile) -> Choice:
-    """MPI itself, then the dependencies that the image does not serve better. Raises No."""
+def choose(facts: ImageFacts, profile: ResolvedProfile, keep_pmix: bool = True) -> Choice:
+    """MPI itself, then the dependencies that the image does not serve better. Raises No.
+
+    The image's PMIx stays for its launcher, which uses internals of it, while the site's MPI finds the site's in the tree; with
+    ``keep_pmix`` off it is one more dependency.
+    """
     found = copies(profile, facts)
     findings: List[Finding] = []
     in_place: List[Tuple[HostLibrary, ImageFile]] = []
@@ -100,7 +104,7 @@ def choose(facts: ImageFacts, profile: ResolvedProfile) -> Choice:
         if index == 0 or mine:
             chosen[library.name] = library
             in_place += [(library, copy) for copy in mine]
-    _add_dependencies(facts, profile, found, chosen, in_place, findings)
+    _add_dependencies(facts, profile, found, chosen, in_place, others, findings, keep_pmix)
     return Choice(tuple(chosen.values()), tuple(in_place), tuple(others), tuple(findings))
 
 
@@ -111,7 +115,8 @@ def _refuse_other_family(profile: ResolvedProfile, theirs: Sequence[ImageFile]) 
 
 
 def _add_dependencies(facts: ImageFacts, profile: ResolvedProfile, found: Mapping[str, List[ImageFile]],
-                      chosen: Dict[str, HostLibrary], in_place: List[Tuple[HostLibrary, ImageFile]], findings: List[Finding]) -> None:
+                      chosen: Dict[str, HostLibrary], in_place: List[Tuple[HostLibrary, ImageFile]], others: List[ImageFile],
+                      findings: List[Finding], keep_pmix: bool) -> None:
     by_name = {library.name: library for library in profile.libraries}
     queue = [name for library in chosen.values() for name in library.elf.needed]
     kept: Set[str] = set()
@@ -121,6 +126,11 @@ def _add_dependencies(facts: ImageFacts, profile: ResolvedProfile, found: Mappin
             continue
         library = by_name[name]
         mine = found.get(library.path, [])
+        if keep_pmix and mine and name.startswith(mpi.PMIX_SONAME):
+            chosen[name] = library
+            others += mine
+            queue += library.elf.needed
+            continue
         if any(_whose(library, copy, facts, profile, found) == abi.IMAGE for copy in mine):
             kept.add(name)
             findings.append(Finding(NOTE, "image-kept", f"the image's own {name} serves both sides and is kept"))
@@ -164,6 +174,24 @@ def lost_functions(choice: Choice) -> Iterator[Finding]:
             yield Finding(WARNING, "mpi-functions", f"the site's {library.name} lacks {len(lost)} MPI functions that {copy.path} of the "
                           f"image has, {lost[0]} among them; the programs of the command line do not use them",
                           remedy="let the site offer a newer MPI if other programs of the image need them", who="site admin")
+
+
+def must_fit_launcher(choice: Choice, programs: Sequence[str], keeps_pmix: bool) -> None:
+    """Open MPI's launcher of 5 does not serve ranks of 4, nor does any run on another's PMIx. Raises No."""
+    program = next((path for path in programs if posixpath.basename(path).startswith(mpi.LAUNCHERS)), "")
+    if not program:
+        return
+    ours = next((library for library in choice.libraries if library.name.startswith("libopen-rte.so.")), None)
+    of_5 = any(name.startswith(mpi.OPENMPI_INNER) and not name.endswith(".so.40")
+               for library, copy in choice.in_place if library.role == "replace" for name in copy.elf.needed)
+    if ours is not None and of_5:
+        why = f"which is of release 5, and the site's {ours.path} of one before, whose ranks it does not serve"
+    elif not keeps_pmix and any(library.name.startswith(mpi.PMIX_SONAME) for library, _ in choice.in_place):
+        why = "and would run on the site's PMIx, since the image's is too old for the site's MPI"
+    else:
+        return
+    raise No("launcher", f"{program} belongs to the image's own Open MPI, {why}",
+             "start the MPI program itself as the container's command, under the site's mpirun or srun outside", "user")
 
 
 def needs_launcher(choice: Choice) -> Iterator[Finding]:

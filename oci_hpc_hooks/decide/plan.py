@@ -12,8 +12,8 @@ from dataclasses import replace
 from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 
 from oci_hpc_hooks.decide import abi
-from oci_hpc_hooks.decide.choice import Choice, No, choose, has_copies, lost_functions, needs_launcher
-from oci_hpc_hooks.decide.proof import prove
+from oci_hpc_hooks.decide.choice import Choice, No, choose, has_copies, lost_functions, must_fit_launcher, needs_launcher
+from oci_hpc_hooks.decide.proof import PMIX_TOO_OLD, prove
 from oci_hpc_hooks.decide.request import AUTO, NOBODY, OVERRIDE
 from oci_hpc_hooks.decide.runtime import Replaced, lay_over
 from oci_hpc_hooks.elf import ldcache
@@ -119,14 +119,14 @@ def _plan_with_fitting_libc(container: Container, facts: ImageFacts, profile: Re
                             runtime: Optional[ResolvedProfile]) -> Plan:
     """The plan for one profile; with the site's C runtime only where it is allowed and nothing less will do. Raises No, ImageError."""
     try:
-        return _plan_profile(container, facts, profile)
+        return _plan_with_fitting_pmix(container, facts, profile)
     except No as no:
         if runtime is None or no.code != "glibc-too-old":
             raise
         too_old = no
     try:
         over, replaced, findings = lay_over(facts, runtime)
-        made = _plan_profile(container, over, profile, replaced)
+        made = _plan_with_fitting_pmix(container, over, profile, replaced)
     except No as no:
         why = f"the site's C runtime ({runtime.source}) is too old as well" if no.code == too_old.code else no.what
         raise No(too_old.code, f"{too_old.what}; {why}", f"{too_old.remedy}; or {no.remedy}", too_old.who) from None
@@ -135,19 +135,32 @@ def _plan_with_fitting_libc(container: Container, facts: ImageFacts, profile: Re
     return replace(made, findings=(*findings, *made.findings), in_place=(*made.in_place, *in_place))
 
 
-def _plan_profile(container: Container, facts: ImageFacts, profile: ResolvedProfile, replaced: Replaced = ()) -> Plan:
+def _plan_with_fitting_pmix(container: Container, facts: ImageFacts, profile: ResolvedProfile, replaced: Replaced = ()) -> Plan:
+    """The plan for one profile, with the image's PMIx replaced only where the site's MPI would meet it and it does not do. Raises No,
+    ImageError."""
+    try:
+        return _plan_profile(container, facts, profile, replaced)
+    except No as no:
+        if no.code != PMIX_TOO_OLD:
+            raise
+        return _plan_profile(container, facts, profile, replaced, keep_pmix=False)
+
+
+def _plan_profile(container: Container, facts: ImageFacts, profile: ResolvedProfile, replaced: Replaced,
+                  keep_pmix: bool = True) -> Plan:
     """The plan for one profile, in an image whose C runtime is ``replaced`` or its own. Raises No, ImageError."""
     if profile.problems:
         raise No("profile-unavailable", f"profile {profile.name} is not available on this node: {profile.problems[0]}",
                  f"mend what {profile.source or profile.name} names and run oci-hpc-hooks scan", "site admin")
     _gates(facts, profile)
-    choice = replace(choose(facts, profile), runtime=replaced)
+    choice = replace(choose(facts, profile, keep_pmix), runtime=replaced)
     if not choice.libraries:
         all_there = Finding(NOTE, "all-there", f"the image has everything that profile {profile.name} would add")
         return Plan(NOTHING, (*choice.findings, all_there))
     tree_root, tree_make = _tree_place(container, facts)
     cache = _merged_cache(facts, choice, tree_root)
     proved, findings = prove(facts, profile, choice, cache, tree_root)
+    must_fit_launcher(choice, facts.programs, keep_pmix)
     modules = _modules(profile, choice, facts)
     findings = [*choice.findings, *findings, *lost_functions(choice), *needs_launcher(choice)]
     findings += [Finding(NOTE, "modules", f"{cover.target} of the image is covered by the site's /{cover.folder}: modules and libraries "

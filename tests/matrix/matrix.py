@@ -1,8 +1,8 @@
 """``make matrix``: every image with every MPI of a site, for real, beside what the hooks decide about it.
 
 Each cell is started with the hooks. What they accept must run two ranks on the site's MPI with every symbol bound at the start; what
-they refuse must not run by any mounts made by hand under the same site policy (truth.py). The exit status is 1 if one cell is a false accept
-or a false refusal.
+they refuse must not run by any mounts made by hand under the same site policy (truth.py). The exit status is 1 if one cell is a false
+accept or a false refusal.
 
 Results are kept in build/matrix until the code, the image, the site's MPI or the cell changes: a run that was stopped goes on where it was.
 """
@@ -23,8 +23,8 @@ from typing import Any
 from tests.bed import bed
 from tests.bed.bed import Engine
 from tests.bed.site import Site
-from tests.matrix.cells import HOSTS, INSIDE, OUTSIDE, PLAIN, ROWS, Host, Row
-from tests.matrix.truth import LIMIT, by_hand, is_the_sites, with_hooks
+from tests.matrix.cells import HOSTS, INSIDE, PLAIN, ROWS, Host, Row
+from tests.matrix.truth import by_hand, is_the_sites, with_hooks
 
 FOLDER = bed.BUILD / "matrix"
 PAGE = bed.ROOT / "docs/compatibility.md"
@@ -80,7 +80,7 @@ class Sites:
         key = (host.name, engine.account.name)
         if key not in self._made:
             site = Site(self.folder / f"site{len(self._made)}", engine.account)
-            policy = {"c_runtime": {"search": [str(host.c_runtime)]}} if host.c_runtime else {}
+            policy: dict[str, Any] = {"c_runtime": {"search": [str(host.c_runtime)]}} if host.c_runtime else {}
             site.configure(search=[host.lib] if host.family == "mpich" else [], openmpi=[host.lib] if host.family == "openmpi" else [],
                            **policy)
             site.scan()
@@ -100,7 +100,7 @@ def judge(cell: Cell, sites: Sites) -> Judgement:
     site = sites.of(host, engine)
     outcome, verdict = with_hooks(engine, row, host, site)
     if verdict.verdict in ("proved", "unproved"):
-        good = row.ranks == PLAIN and outcome.status == 0 or is_the_sites(engine, row, host, site, outcome)
+        good = (row.ranks == PLAIN and outcome.status == 0) or is_the_sites(engine, row, host, site, outcome)
         judged = RIGHT if good else FALSE_ACCEPT
         evidence = f"two ranks on {outcome.version}, {outcome.loaded}" if good else outcome.said or f"ran on {outcome.version or 'nothing'}"
     elif verdict.verdict == "nothing" and (row.asks == "auto" or row.ranks == PLAIN):
@@ -119,7 +119,7 @@ def judge(cell: Cell, sites: Sites) -> Judgement:
 
 def _code() -> str:
     files = [*sorted((bed.ROOT / "oci_hpc_hooks").rglob("*.py")), *sorted((bed.ROOT / "oci_hpc_hooks").rglob("*.json")),
-             *sorted(Path(__file__).parent.glob("*.py"))]
+             Path(__file__).with_name("truth.py")]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
@@ -154,7 +154,7 @@ class Memory:
 REASONS = {
     "no-profile": "the image wants the other MPI family, which this site does not offer",
     "glibc-too-old": "the site's MPI needs a newer glibc than the image has, and the site does not let its own take the place",
-    "launcher": "the image's own mpirun belongs to its own Open MPI and would crash on the site's build; let the site's mpirun start the containers",
+    "launcher": "the image's own mpirun does not serve ranks of the site's build; let the site's mpirun start the containers",
     "mixed-build": "the program would load parts of two Open MPI installations",
     "mpi-symbols": "the program calls MPI functions that the site's MPI does not have",
     "musl": "the image is built on musl, and no glibc library loads there",
@@ -184,11 +184,12 @@ def table(results: dict[Cell, Judgement]) -> str:
     accepted = sum(result.verdict in ("proved", "unproved") for result in results.values())
     refused = sum(result.verdict == "refused" for result in results.values())
     others = [cell for cell in results if cell.engine != "crun-root"]
-    lines += ["", f"{len(results)} containers as root with crun and, of them, {len(others)} again with runc and rootless: {accepted} accepted, "
-              f"{refused} refused, {len(results) - accepted - refused} left alone; {len(wrong)} of these verdicts "
-              f"{'was' if len(wrong) == 1 else 'were'} wrong.", "", "| code | means |", "| --- | --- |"]
+    lines += ["", f"{len(results) - len(others)} cells as root with crun, and {len(others)} of them again with runc and rootless: "
+              f"{accepted} accepted, {refused} refused, {len(results) - accepted - refused} left alone; false accepts and refusals: "
+              f"{len(wrong)}.", "", "| code | means |", "| --- | --- |"]
     codes = sorted({result.code for result in results.values() if result.verdict in ("refused", "nothing")})
-    lines += [f"| {code} | {REASONS.get(code) or next(result.message for result in results.values() if result.code == code)} |" for code in codes]
+    for code in codes:
+        lines.append(f"| `{code}` | {REASONS.get(code) or next(result.message for result in results.values() if result.code == code)} |")
     return "\n".join(lines)
 
 

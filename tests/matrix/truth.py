@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ _NAMES = (
     ("libmpi_usempif08.so.40",),
     ("libmpi_cxx.so.40",),
 )
-_GLIBC = re.compile(r"(ld-linux-x86-64\.so\.2|lib(c|m|mvec|pthread|dl|rt|util|resolv|anl|nsl|BrokenLocale|nss_\w+|thread_db|memusage|pcprofile)\.so\.\d+)$")
+_GLIBC = re.compile(r"(ld-linux-x86-64|lib(c|m|mvec|pthread|dl|rt|util|resolv|anl|nsl|BrokenLocale|nss_\w+|thread_db))\.so\.\d+$")
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ def alone(engine: Engine, row: Row, host: Host) -> Outcome:
 def with_hooks(engine: Engine, row: Row, host: Host, site: Site) -> tuple[Outcome, Verdict]:
     """The image with the site's hooks."""
     record = site.cache_dir / "cid"
+    for cache in (site.cache_dir, engine.account.runtime_dir / "oci-hpc-hooks"):  # root's, a user's: what is remembered leaves no entry
+        shutil.rmtree(cache / "plans", ignore_errors=True)
     options = [f"--annotation=org.supercontainers.mpi={row.asks}"]
     if row.ranks != OUTSIDE:
         options.append(f"--cidfile={record}")
@@ -102,7 +105,7 @@ def is_the_sites(engine: Engine, row: Row, host: Host, site: Site, outcome: Outc
 
 def by_hand(engine: Engine, row: Row, host: Host, folder: Path) -> tuple[str, list[str]]:
     """The first way of mounting by hand that runs two ranks on the site's MPI ("" if none does), and what each other ended with."""
-    ended = []
+    ended: list[str] = []
     for way, options in _ways(row, host, folder):
         outcome = _start(engine, row, host, options)
         if outcome.version == host.version:
@@ -153,21 +156,28 @@ def _ways(row: Row, host: Host, folder: Path) -> Iterator[tuple[str, list[str]]]
     names = folder / "names"
     _give_all_names(host, names)
     mounts = [f"--volume={host.lib.parent}:{host.lib.parent}:ro", f"--volume={names}:{names}:ro"]
-    path = f"--env=LD_LIBRARY_PATH={names}:{host.lib}"
+    private = [str(names / name) for name in ("mpich", "openmpi") if (host.lib / name).is_dir()]
+    paths = {"LD_LIBRARY_PATH": [str(names)], "LD_LIBRARY_PATH with private folders": [str(names), *private]}
     over = list(_over_copies(row, host))
-    yield "LD_LIBRARY_PATH", [*mounts, path]
-    if over:
-        yield "over the image's MPI", [*mounts, path, *over]
-    if host.c_runtime:
-        glibc = list(_over_glibc(row, host.c_runtime))
-        yield "LD_LIBRARY_PATH, glibc over the image's", [*mounts, path, *glibc]
-        if over:
-            yield "over the image's MPI and glibc", [*mounts, path, *over, *glibc]
+    for glibc in ([], list(_over_glibc(row, host.c_runtime)) if host.c_runtime else []):
+        for way, folders in paths.items():
+            way += ", glibc over the image's" if glibc else ""
+            options = [*mounts, f"--env=LD_LIBRARY_PATH={':'.join(folders)}", *glibc]
+            if glibc or not host.c_runtime:
+                yield way, options
+                if over:
+                    yield f"{way}, over the image's MPI", [*options, *over]
+            if row.asks not in (host.family, "auto"):
+                return
 
 
 def _give_all_names(host: Host, names: Path) -> None:
-    """Links under all names that a program may ask for; the library's own directory stays what it was."""
-    names.mkdir(exist_ok=True)
+    """The site's directory as links, and one more link for each name that a program may ask for."""
+    if names.exists():
+        return
+    names.mkdir()
+    for entry in host.lib.iterdir():
+        (names / entry.name).symlink_to(entry)
     for line in _NAMES:
         files = [host.lib / name for name in line if (host.lib / name).exists()]
         for name in line if files else ():

@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """mpihello.c, for mpi4py."""
 
-from mpi4py import MPI
+from mpi4py import MPI  # type: ignore[import-not-found]
 
 comm = MPI.COMM_WORLD
 version = MPI.Get_library_version().split("\n")[0].strip("\x00").replace("\t", " ")

@@ -126,18 +126,26 @@ def _add_dependencies(facts: ImageFacts, profile: ResolvedProfile, found: Mappin
             continue
         library = by_name[name]
         mine = found.get(library.path, [])
-        if keep_pmix and mine and name.startswith(mpi.PMIX_SONAME):
-            chosen[name] = library
-            others += mine
-            queue += library.elf.needed
-            continue
-        if any(_whose(library, copy, facts, profile, found) == abi.IMAGE for copy in mine):
-            kept.add(name)
+        stays = keep_pmix and name.startswith(mpi.PMIX_SONAME)
+        if not stays and any(_whose(library, copy, facts, profile, found) == abi.IMAGE for copy in mine):
             findings.append(Finding(NOTE, "image-kept", f"the image's own {name} serves both sides and is kept"))
-            continue
+            if _is_for_all(name, facts):
+                kept.add(name)
+                continue
+            stays = True  # in a folder of its own, where the site's libraries do not look: they get theirs
         chosen[name] = library
-        in_place += [(library, copy) for copy in mine]
+        if stays:
+            others += mine
+        else:
+            in_place += [(library, copy) for copy in mine]
         queue += library.elf.needed
+
+
+def _is_for_all(name: str, facts: ImageFacts) -> bool:
+    """Whether ld.so finds a library of the image for whoever asks, without paths of its own."""
+    paths = [entry.path for entry in facts.cache.entries if entry.name == name] if facts.cache is not None else []
+    paths += [f"{folder}/{name}" for folder in (*facts.library_path, *facts.default_dirs)]
+    return any(map(facts.resolved.get, paths))
 
 
 def _whose(library: HostLibrary, copy: ImageFile, facts: ImageFacts, profile: ResolvedProfile,

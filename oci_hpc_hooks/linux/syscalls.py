@@ -51,6 +51,7 @@ MOUNT_ATTR_NOSUID = 0x02
 MOUNT_ATTR_NODEV = 0x04
 
 MS_PRIVATE = 1 << 18
+MS_SHARED = 1 << 20
 MNT_DETACH = 2
 
 FSOPEN_CLOEXEC = 1
@@ -198,6 +199,12 @@ def setns(fd: int, nstype: int) -> None:
     """setns(2): moves this process into the namespace that ``fd`` names."""
     if _LibcCall(dlsym(_LIBC, "setns"))(fd, nstype) < 0:
         _fail(f"setns({fd}, {nstype:#x})")
+
+
+def unshare(flags: int) -> None:
+    """unshare(2): gives this process namespaces of its own."""
+    if _LibcCall(dlsym(_LIBC, "unshare"))(flags) < 0:
+        _fail(f"unshare({flags:#x})")
 
 
 def statx_mount_id(fd: int) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import posix
 
-from oci_hpc_hooks.inputs import container
+from oci_hpc_hooks.inputs import container, jsontext
 from oci_hpc_hooks.inputs.container import MARK
 
 TYPE_CHECKING = False
@@ -66,9 +66,7 @@ def answer(stdin: bytes, config: dict[str, Any], leave: bool) -> None:
         hooks = config["hooks"]
         hooks["createRuntime"] = [entry for entry in hooks["createRuntime"] if not container.own_hook(entry)]
     if (ours and not leave) or is_injected(config):
-        from oci_hpc_hooks import report
-
-        data = report.dumps(config).encode()
+        data = jsontext.dumps(config).encode()
     view = memoryview(data)
     while view:
         view = view[posix.write(1, view):]

@@ -101,7 +101,8 @@ def proposed(config: dict[str, object]) -> State:
     (``…-containers/ID/userdata/…``), which tell the bundle too. "" where neither tells.
     """
     group = jsontext.string(_linux(config), "cgroupsPath", at(_CONFIG, "linux"), "").replace(":", "-")
-    identity = group.rpartition("libpod-")[2]
+    _, mark, identity = group.rpartition("libpod-")
+    identity = identity if mark else ""
     bundle = ""
     for _, _, source, _ in mounts(config):
         above, mark, _ = source.partition("/userdata/")

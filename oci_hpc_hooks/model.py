@@ -127,11 +127,20 @@ class Request:
 # ---------------------------------------------------------------------------------------------------------------- site
 
 @dataclass(frozen=True)
+class Variant:
+    """The same libraries built another way, against an older C library: for images that are too old for the profile's own."""
+
+    name: str
+    search: Tuple[str, ...]  # directories with shell patterns; the libraries themselves are taken from nowhere else
+
+
+@dataclass(frozen=True)
 class SiteProfile:
     """One entry of site.json ``profiles``: which profile is on, and where this site keeps its files."""
 
     name: str
     search: Tuple[str, ...] = ()  # directories looked in before those of the profile
+    variants: Tuple[Variant, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -168,6 +177,7 @@ class Profile:
     plugins: Tuple[str, ...] = ()  # directories of modules that are dlopened, "$ORIGIN" = directory of the first library
     immovable: Tuple[str, ...] = ()  # patterns of files that the libraries open by their absolute path: with these it cannot be offered
     source: str = ""  # the file it was read from
+    variants: Tuple[Variant, ...] = ()
 
 
 # ---------------------------------------------------------------------------------------------------------------- inventory
@@ -187,7 +197,7 @@ class HostLibrary:
 
 @dataclass(frozen=True)
 class ResolvedProfile:
-    """A profile resolved on this node. ``problems`` not empty: it cannot be offered, and why."""
+    """A profile, or one of its variants, resolved on this node. ``problems`` not empty: it cannot be offered, and why."""
 
     name: str
     provides: Mapping[str, str]
@@ -195,6 +205,14 @@ class ResolvedProfile:
     libraries: Tuple[HostLibrary, ...]  # what is replaced or added first, then the dependency closure
     plugins: Tuple[HostLibrary, ...] = ()
     problems: Tuple[str, ...] = ()
+    variant: str = ""  # the variant's name, "" for the profile as such
+    glibc: str = ""  # the glibc release, such as "2.34", that has every version which these files need of it; "" = any
+    variants: Tuple[ResolvedProfile, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """ "profile mpich", "variant el7 of profile mpich", for people."""
+        return f"variant {self.variant} of profile {self.name}" if self.variant else f"profile {self.name}"
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,15 @@ from oci_hpc_hooks.model import NOTE, WARNING, Finding, HostLibrary, ImageFacts,
 
 
 class No(Exception):
-    """This profile cannot serve this container: the parts of the finding that says so."""
+    """This profile cannot serve this container: the parts of the finding that says so. ``brief`` is ``what`` among other reasons."""
 
-    def __init__(self, code: str, what: str, remedy: str, who: str) -> None:
+    def __init__(self, code: str, what: str, remedy: str, who: str, brief: str = "") -> None:
         super().__init__(what)
         self.code = code
         self.what = what
         self.remedy = remedy
         self.who = who
+        self.brief = brief or what
 
 
 @dataclass(frozen=True)

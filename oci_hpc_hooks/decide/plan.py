@@ -9,6 +9,7 @@ from __future__ import annotations
 import posixpath
 import re
 from dataclasses import replace
+from functools import partial
 from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 
 from oci_hpc_hooks.decide import abi
@@ -115,21 +116,52 @@ def _claims(request: Request, facts: ImageFacts) -> Iterator[Finding]:
 
 # ---------------------------------------------------------------------------------------------------------------- one profile
 
+#: What keeps a profile from serving an image that is too old for it, where the same built against older libraries may fit.
+TOO_OLD = ("glibc-too-old", "version-missing", "shared-dependency")
+
+
 def _plan_with_fitting_libc(container: Container, facts: ImageFacts, profile: ResolvedProfile,
                             runtime: Optional[ResolvedProfile]) -> Plan:
-    """The plan for one profile; with the site's C runtime only where it is allowed and nothing less will do. Raises No, ImageError."""
+    """The plan for one profile. Only where the image is too old for it: by the first of its variants that fits, the one that needs
+    the oldest glibc in front, or with the site's C runtime, where that is allowed. Raises No, ImageError."""
     try:
         return _plan_profile(container, facts, profile)
     except No as no:
-        if runtime is None or no.code != "glibc-too-old":
+        if no.code not in TOO_OLD:
             raise
         too_old = no
+    steps = [(variant.title, partial(_plan_variant, container, facts, variant, too_old))
+             for variant in sorted(profile.variants, key=lambda variant: abi.version_key(variant.glibc))]
+    if runtime is not None and too_old.code == "glibc-too-old":
+        steps.append((f"the site's C runtime ({runtime.source})", partial(_plan_with_runtime, container, facts, profile, runtime)))
+    failed: List[Finding] = []
+    remedies = [too_old.remedy]
+    for title, step in steps:
+        try:
+            made = step()
+        except No as no:
+            failed.append(Finding(NOTE, "variant-unfit", f"{title} does not help: {no.brief}"))
+            if no.code != too_old.code:
+                remedies.append(no.remedy)
+            continue
+        return replace(made, findings=(*failed, *made.findings))
+    raise No(too_old.code, "; ".join([too_old.what, *(finding.what for finding in failed)]), "; or ".join(dict.fromkeys(remedies)),
+             too_old.who)
+
+
+def _plan_variant(container: Container, facts: ImageFacts, variant: ResolvedProfile, too_old: No) -> Plan:
+    made = _plan_profile(container, facts, variant)
+    taken = Finding(NOTE, "variant", f"{variant.title} is taken, which needs glibc {variant.glibc or 'of any release'}: of the profile "
+                    f"itself, {too_old.brief}")
+    return replace(made, findings=(taken, *made.findings))
+
+
+def _plan_with_runtime(container: Container, facts: ImageFacts, profile: ResolvedProfile, runtime: ResolvedProfile) -> Plan:
+    over, replaced, findings = lay_over(facts, runtime)
     try:
-        over, replaced, findings = lay_over(facts, runtime)
         made = _plan_profile(container, over, profile, replaced)
     except No as no:
-        why = f"the site's C runtime ({runtime.source}) is too old as well" if no.code == too_old.code else no.what
-        raise No(too_old.code, f"{too_old.what}; {why}", f"{too_old.remedy}; or {no.remedy}", too_old.who) from None
+        raise No(no.code, no.what, no.remedy, no.who, "it is too old as well" if no.code == "glibc-too-old" else "") from None
     in_place = [Bind(library.real, library.file, copy.path, "the site's C runtime, over the image's", copy.file)
                 for library, copy in replaced]
     return replace(made, findings=(*findings, *made.findings), in_place=(*made.in_place, *in_place))
@@ -138,8 +170,9 @@ def _plan_with_fitting_libc(container: Container, facts: ImageFacts, profile: Re
 def _plan_profile(container: Container, facts: ImageFacts, profile: ResolvedProfile, replaced: Replaced = ()) -> Plan:
     """The plan for one profile, in an image whose C runtime is ``replaced`` or its own. Raises No, ImageError."""
     if profile.problems:
-        raise No("profile-unavailable", f"profile {profile.name} is not available on this node: {profile.problems[0]}",
-                 f"mend what {profile.source or profile.name} names and run oci-hpc-hooks scan", "site admin")
+        raise No("profile-unavailable", f"{profile.title} is not available on this node: {profile.problems[0]}",
+                 f"mend what {profile.source or profile.name} names and run oci-hpc-hooks scan", "site admin",
+                 f"the scan says: {profile.problems[0]}")
     _gates(facts, profile)
     choice = replace(choose(facts, profile), runtime=replaced)
     if not choice.libraries:
@@ -160,7 +193,7 @@ def _plan_profile(container: Container, facts: ImageFacts, profile: ResolvedProf
         verdict=PROVED if proved else UNPROVED,
         findings=tuple(findings),
         profile=profile.name,
-        tree=tuple(Bind(library.real, library.file, path.lstrip("/"), f"{library.role} of profile {profile.name}")
+        tree=tuple(Bind(library.real, library.file, path.lstrip("/"), f"{library.role} of {profile.title}")
                    for path, library in files.items()),
         in_place=tuple(Bind(library.real, library.file, copy.path, f"stands in for the image's {copy.elf.soname or copy.path}", copy.file)
                        for library, copy in choice.in_place),

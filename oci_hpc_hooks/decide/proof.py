@@ -140,10 +140,11 @@ class _Proof:
             release = abi.newest((worst.version,), "GLIBC_")[6:]  # GLIBC_ABI_DT_RELR has none
             wanted = f"glibc {release} or newer" if release else "a newer glibc"
             actual = abi.libc_version(self.facts)
-            raise No("glibc-too-old", f"{needing} needs {worst.version} of {provider.facts.soname}, and the image's glibc is {actual} "
-                     f"({self.facts.libc.path})",
+            needs = f"{needing} needs {worst.version} of {provider.facts.soname}"
+            raise No("glibc-too-old", f"{needs}, and the image's glibc is {actual} ({self.facts.libc.path})",
                      f"rebuild the image on a distribution with {wanted}, or let the site offer an MPI built "
-                     f"against glibc {actual} or older, or bring its own C runtime (c_runtime in site.json)", "image author")
+                     f"against glibc {actual} or older (variants in site.json), or bring its own C runtime (c_runtime in site.json)",
+                     "image author", needs)
         raise No("version-missing", f"{needing} needs {worst.version} of {provider.facts.soname}, which {provider.path} does not define",
                  f"update {provider.facts.soname} in the image", "image author")
 

@@ -253,6 +253,7 @@ class _Copies:
     """The names under which an image may hold what the profiles bring."""
 
     def __init__(self, profiles: Sequence[ResolvedProfile]) -> None:
+        profiles = [offer for profile in profiles for offer in (profile, *profile.variants)]
         self.libraries = [library for profile in profiles for library in profile.libraries]
         self.names: Set[str] = set()
         self.replaced = {name for library in self.libraries if library.role == "replace" for name in (library.name, *library.replaces)}

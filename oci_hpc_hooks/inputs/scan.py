@@ -29,10 +29,11 @@ from oci_hpc_hooks.model import (
     ProfileLibrary,
     ResolvedProfile,
     Site,
+    Variant,
     Watched,
 )
 
-VERSION = 1
+VERSION = 2
 CACHE = "/etc/ld.so.cache"
 
 _MOST_NAMES = 100_000  # in one directory
@@ -40,7 +41,7 @@ _MOST_NAMES = 100_000  # in one directory
 
 @dataclass(frozen=True)
 class Scan:
-    """The inventory, and per profile what is worth knowing but does not keep it from being offered."""
+    """The inventory, and by ``title`` of each profile and variant what is worth knowing but does not keep it from being offered."""
 
     inventory: Inventory
     notes: Mapping[str, Tuple[str, ...]]
@@ -57,9 +58,12 @@ def scan(configuration: Configuration) -> Scan:
     resolved = []
     notes: Dict[str, Tuple[str, ...]] = {}
     for profile in configuration.profiles:
-        resolution = _Resolution(node, profile, configuration.search(profile.name))
-        resolved.append(resolution.run())
-        notes[profile.name] = tuple(resolution.notes)
+        offers = []
+        for variant in (Variant("", (*configuration.search(profile.name), *profile.search)), *configuration.variants(profile)):
+            resolution = _Resolution(node, profile, variant)
+            offers.append(resolution.run())
+            notes[offers[-1].title] = tuple(resolution.notes)
+        resolved.append(replace(offers[0], variants=tuple(offers[1:])))
     runtime = _c_runtime(node, configuration.site) if configuration.site.c_runtime == "host" else None
     inventory = Inventory(
         version=VERSION,
@@ -193,13 +197,13 @@ class _Program:
 
 
 class _Resolution:
-    """One profile on this node."""
+    """One profile on this node, as such (a variant without a name) or as one of its variants."""
 
-    def __init__(self, node: _Node, profile: Profile, site_search: Sequence[str]) -> None:
+    def __init__(self, node: _Node, profile: Profile, variant: Variant) -> None:
         self._node = node
         self._profile = profile
-        patterns = (*site_search, *profile.search)
-        self._directories = list(dict.fromkeys(directory for pattern in patterns for directory in node.expand(pattern)))
+        self._variant = variant.name
+        self._directories = list(dict.fromkeys(directory for pattern in variant.search for directory in node.expand(pattern)))
         self.problems: List[str] = []
         self.notes: List[str] = []
 
@@ -220,6 +224,8 @@ class _Resolution:
             libraries=tuple(libraries),
             plugins=tuple(plugins),
             problems=tuple(self.problems),
+            variant=self._variant,
+            glibc=glibc.release_needed(library.elf.verneed for library in (*libraries, *plugins)),
         )
 
     # ---------------------------------------------------------------------------------------------- the profile's own
@@ -251,6 +257,8 @@ class _Resolution:
         for directory in self._directories:
             for name in names:
                 yield os.path.join(directory, name)
+        if self._variant:
+            return  # what the node's own loader has belongs to the profile as such
         for name in names:
             entry = ldcache.lookup(self._node.cache, name, self._node.flags, ())
             if entry is not None:
@@ -281,8 +289,9 @@ class _Resolution:
     def _places(self, library: ProfileLibrary) -> str:
         if library is not self._profile.libraries[0]:
             return f"the directory of {self._profile.libraries[0].soname}"
-        directories = ", ".join(self._directories) or "the profile's directories (none of them exists on this node)"
-        return f"{directories} and wherever the node's own loader looks"
+        whose = "variant" if self._variant else "profile"
+        directories = ", ".join(self._directories) or f"the {whose}'s directories (none of them exists on this node)"
+        return directories if self._variant else f"{directories} and wherever the node's own loader looks"
 
     def _why_unfit(self, library: ProfileLibrary, real: str) -> str:
         elf = self._node.facts(real)

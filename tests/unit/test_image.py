@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -89,6 +90,17 @@ def copies(facts: ImageFacts) -> List[str]:
 
 
 # -------------------------------------------------------------------------------------------------------------------- copies
+
+def test_of_what_a_variant_brings(tree: Tree) -> None:
+    """Its closure may have libraries that the profile itself has not."""
+    profile = world.profile(world.site_mpi())
+    variant = dataclasses.replace(world.profile(world.site_mpi(), world.site_fabric(verdef=())), variant="el7")
+    build(tree.at("/usr/lib/libfabric.so.1"), soname="libfabric.so.1", source="void fi_getinfo(void) {}")
+    app = tree.program("/bin/app", "libmpi.so.12")
+    assert not tree.gather(app, tree.mpi("/usr/lib"), profiles=[profile]).files["/usr/lib/libfabric.so.1"].elf.exports
+    facts = tree.gather(app, profiles=[dataclasses.replace(profile, variants=(variant,))])
+    assert "fi_getinfo" in facts.files["/usr/lib/libfabric.so.1"].elf.exports
+
 
 def test_in_a_default_directory(tree: Tree) -> None:
     facts = tree.gather(tree.program("/bin/app", "libmpi.so.12"), tree.mpi("/usr/lib"))

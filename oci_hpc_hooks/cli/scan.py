@@ -46,7 +46,9 @@ def _lines(profile: ResolvedProfile, notes: Mapping[str, Sequence[str]]) -> Iter
     if not profile.problems:
         dependencies = sum(library.role == "dependency" for library in profile.libraries)
         yield f"  with them come {dependencies} libraries that they need and {len(profile.plugins)} modules"
-        yield f"  all of it needs glibc {profile.glibc or 'of any release'}"
+        yield f"  its libraries load with glibc {profile.glibc or '2'} or newer" + (", modules may need more" if profile.plugins else "")
+        if profile.sets:
+            yield f"  as one set each: {', '.join(one.name for one in profile.sets)}"
     for note in notes[profile.title]:
         yield f"  note: {note}"
     for variant in profile.variants:

@@ -182,22 +182,26 @@ def _plan_profile(container: Container, facts: ImageFacts, profile: ResolvedProf
     cache = _merged_cache(facts, choice, tree_root)
     proved, findings = prove(facts, profile, choice, cache, tree_root)
     modules = _modules(profile, choice, facts)
+    directories, missing = _set_directories(choice, facts)
     findings = [*choice.findings, *findings, *lost_functions(choice), *needs_launcher(choice)]
     findings += [Finding(NOTE, "modules", f"{cover.target} of the image is covered by the site's /{cover.folder}: modules and libraries "
                          "come as one set") for cover in modules]
+    findings += missing
     if facts.cache is None and facts.cache_file is not None:
         findings.append(Finding(NOTE, "cache-unreadable", f"{facts.cache_path} of the image is no loader cache and is replaced: "
                                 f"{facts.unreadable.get(facts.cache_real, 'it cannot be read')}"))
-    files = {library.path: library for library in (*choice.libraries, *profile.plugins)}
+    files = {library.path: library for library in (*choice.libraries, *profile.plugins, *choice.modules)}
+    plain = {file.path: Bind(file.real, file.file, file.path.lstrip("/"), f"configuration of the {one.name} set")
+             for one in choice.sets for file in one.files}
     return Plan(
         verdict=PROVED if proved else UNPROVED,
         findings=tuple(findings),
         profile=profile.name,
-        tree=tuple(Bind(library.real, library.file, path.lstrip("/"), f"{library.role} of {profile.title}")
-                   for path, library in files.items()),
+        tree=(*(Bind(library.real, library.file, path.lstrip("/"), f"{library.role} of {profile.title}")
+                for path, library in files.items()), *plain.values()),
         in_place=tuple(Bind(library.real, library.file, copy.path, f"stands in for the image's {copy.elf.soname or copy.path}", copy.file)
                        for library, copy in choice.in_place),
-        modules=modules,
+        modules=(*modules, *directories),
         cache_target=facts.cache_path,
         cache_over=facts.cache_file,
         cache=cache,
@@ -263,3 +267,24 @@ def _modules(profile: ResolvedProfile, choice: Choice, facts: ImageFacts) -> Tup
             if not relative.startswith(".") and target in there:
                 covers.setdefault(target, Cover(folder.lstrip("/"), target, there[target].inode, there[target].mtime_ns))
     return tuple(covers.values())
+
+
+def _set_directories(choice: Choice, facts: ImageFacts) -> Tuple[Tuple[Cover, ...], List[Finding]]:
+    """What the libraries of sets open by its path: directories that the image has are covered. Of those that it lacks, one of
+    configuration is made; modules alone are found by name in the loader's cache."""
+    there = {directory.path: directory for directory in facts.directories if directory.inode}
+    covers: Dict[str, Cover] = {}
+    findings: List[Finding] = []
+    for one in choice.sets:
+        plain = {posixpath.dirname(file.path) for file in one.files}
+        for path in sorted(plain | {posixpath.dirname(module.path) for module in one.modules}):
+            if path in there:
+                covers[path] = Cover(path.lstrip("/"), path, there[path].inode, there[path].mtime_ns)
+            elif path in plain and path in facts.makeable:
+                covers[path] = Cover(path.lstrip("/"), path, 0, 0)
+            elif path in plain:
+                findings.append(Finding(
+                    WARNING, "fabric-set", f"the {one.name} set needs {path}, which the image lacks and which cannot be made in this "
+                    f"container: {one.libraries[0]} finds no devices without it", remedy=f"add an empty directory {path} to the image",
+                    who="image author"))
+    return tuple(covers.values()), findings

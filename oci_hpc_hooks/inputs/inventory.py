@@ -13,7 +13,19 @@ from typing import Any, Dict, List, Optional, Sequence
 
 from oci_hpc_hooks.errors import ConfigError, InputError
 from oci_hpc_hooks.inputs import jsontext, trust
-from oci_hpc_hooks.model import ElfFacts, FileId, HostLibrary, Inventory, ResolvedProfile, Site, SiteProfile, Variant, Watched
+from oci_hpc_hooks.model import (
+    ElfFacts,
+    FileId,
+    HostFile,
+    HostLibrary,
+    Inventory,
+    ResolvedProfile,
+    ResolvedSet,
+    Site,
+    SiteProfile,
+    Variant,
+    Watched,
+)
 
 NAME = "inventory.json"
 VERSION = 2
@@ -140,6 +152,17 @@ def _profile(found: Dict[str, Any]) -> ResolvedProfile:
         variant=found["variant"],
         glibc=found["glibc"],
         variants=tuple(map(_profile, found["variants"])),
+        sets=tuple(map(_set, found["sets"])),
+    )
+
+
+def _set(found: Dict[str, Any]) -> ResolvedSet:
+    return ResolvedSet(
+        name=found["name"],
+        private=found["private"],
+        libraries=tuple(found["libraries"]),
+        modules=tuple(map(_library, found["modules"])),
+        files=tuple(HostFile(file["path"], file["real"], FileId(**file["file"])) for file in found["files"]),
     )
 
 

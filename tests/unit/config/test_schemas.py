@@ -25,6 +25,8 @@ PROFILE: Dict[str, Any] = {
     "plugins": ["$ORIGIN/mpich/ucx"],
     "immovable": ["$ORIGIN/openmpi/mca_*.so"],
     "variants": [{"name": "el7", "search": ["/opt/mpich-el7/lib"]}],
+    "sets": [{"name": "verbs", "when": "libibverbs.so.1", "libraries": ["librdmacm.so.1"], "directories": ["/etc/libibverbs.d"],
+              "private": "IBVERBS_PRIVATE_"}],
 }
 SITE: Dict[str, Any] = {
     "$schema": "site.schema.json",
@@ -68,6 +70,8 @@ GOOD: List[Tuple[str, str, object]] = [
     ("profile", "immovable/0", "$ORIGIN/../lib/openmpi/mca_?*.so"),
     ("profile", "provides/mpi", "openmpi"),
     ("profile", "variants", REMOVE),
+    ("profile", "sets", REMOVE),
+    ("profile", "sets/0", {"name": "verbs", "when": "libibverbs.so.1"}),
     ("profile", "variants", []),
     ("site", "profiles/1/variants", REMOVE),
     ("profile", "libraries/0/soname", "libstdc++.so.6"),
@@ -90,6 +94,7 @@ GOOD: List[Tuple[str, str, object]] = [
 ]
 
 LIBRARY = {"soname": "libmpi.so.12", "role": "add"}
+SET = {"name": "verbs", "when": "libibverbs.so.1"}
 VARIANT = {"name": "el7", "search": ["/opt/el7"]}
 NAME = "is not a name of lower-case letters, digits, dots, dashes and underscores, at most 64"
 DIRECTORY = "is not an absolute path without empty, . or .. parts, colons or a slash at the end"
@@ -180,6 +185,25 @@ BAD: List[Tuple[str, str, object, str, str]] = [
     ("profile", "variants/0/search", [], "$.variants[0].search", "0 entries, at least 1 wanted"),
     ("profile", "variants/0/search", ["/a", "/a"], "$.variants[0].search", "an entry occurs twice"),
     ("profile", "variants/0/search", [f"/{n}" for n in range(257)], "$.variants[0].search", "257 entries, at most 256 possible"),
+    ("profile", "sets", {}, "$.sets", "{} is not a list"),
+    ("profile", "sets", [SET] * 17, "$.sets", "17 entries, at most 16 possible"),
+    ("profile", "sets/0", "verbs", "$.sets[0]", "is not an object"),
+    ("profile", "sets/0/wehn", "x", "$.sets[0]", 'did you mean "when"?'),
+    ("profile", "sets/0/name", REMOVE, "$.sets[0]", 'the key "name" is missing'),
+    ("profile", "sets/0/name", "Verbs", "$.sets[0].name", NAME),
+    ("profile", "sets/0/name", 1, "$.sets[0].name", NAME),
+    ("profile", "sets/0/when", "libibverbs", "$.sets[0].when", SONAME),
+    ("profile", "sets/0/libraries", "x", "$.sets[0].libraries", "is not a list"),
+    ("profile", "sets/0/libraries", ["a.so", "a.so"], "$.sets[0].libraries", "an entry occurs twice"),
+    ("profile", "sets/0/libraries", [f"a{n}.so" for n in range(65)], "$.sets[0].libraries", "65 entries, at most 64 possible"),
+    ("profile", "sets/0/directories", "/etc", "$.sets[0].directories", "is not a list"),
+    ("profile", "sets/0/directories", ["/a", "/a"], "$.sets[0].directories", "an entry occurs twice"),
+    ("profile", "sets/0/directories", [f"/{n}" for n in range(17)], "$.sets[0].directories", "17 entries, at most 16 possible"),
+    ("profile", "sets/0/directories/0", "etc", "$.sets[0].directories[0]", PLUGIN),
+    ("profile", "sets/0/directories/0", 1, "$.sets[0].directories[0]", PLUGIN),
+    ("profile", "sets/0/directories/0", "/" + "x" * 5000, "$.sets[0].directories[0]", "5001 characters, at most 4095 possible"),
+    ("profile", "sets/0/private", "a-b", "$.sets[0].private", "is not a beginning of symbol versions"),
+    ("profile", "sets/0/private", 1, "$.sets[0].private", "is not a beginning of symbol versions"),
     ("site", "default", {}, "$", 'the key "default" is unknown; did you mean "defaults"?'),
     ("site", "$schema", "profile.schema.json", "$.$schema", "is not a reference to site.schema.json"),
     ("site", "$schema", 1, "$.$schema", "is not a reference to site.schema.json"),

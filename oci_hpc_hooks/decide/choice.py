@@ -211,6 +211,8 @@ def _take_sets(profile: ResolvedProfile, facts: ImageFacts, rules: _Dependencies
             yield replace(fell_back, what=fell_back.what + no.what)
             continue
         unfit = [library for name, library in trial.items() if name not in chosen and not _fits_libc(library, facts)]
+        if one.libraries[0] in trial and one.libraries[0] not in chosen and not any(_fits_libc(module, facts) for module in one.modules):
+            unfit += one.modules
         if unfit:
             why = f"{unfit[0].name} (the site's {unfit[0].path}) needs a newer glibc than the image's"
             yield replace(fell_back, what=fell_back.what + why)
@@ -220,8 +222,19 @@ def _take_sets(profile: ResolvedProfile, facts: ImageFacts, rules: _Dependencies
         if one.libraries[0] in chosen:
             yield Finding(NOTE, "fabric-set", f"the {one.name} set comes from the site: its libraries, {len(one.modules)} modules and "
                           f"{len(one.files)} files of configuration")
+            yield from _left_alone(one, rules, chosen)
         elif {*one.libraries} & {*rules.kept}:
             yield from _images_own(one, wanted, rules, facts)
+
+
+def _left_alone(one: ResolvedSet, rules: _Dependencies, chosen: Mapping[str, HostLibrary]) -> Iterator[Finding]:
+    """Files of the image that belong to its own build of a set, and have no counterpart in the site's."""
+    for file in rules.staying:
+        for name, versions in file.elf.verneed:
+            lost = sorted({*versions} - {*chosen[name].elf.verdef}) if name in one.libraries and name in chosen else []
+            if lost:
+                yield Finding(WARNING, "fabric-set", f"{file.path} of the image needs {lost[-1]} of {name}, which the site's lacks: what "
+                              "uses it would not start", remedy="install its counterpart on this node, and scan", who="site admin")
 
 
 def _images_own(one: ResolvedSet, wanted: Sequence[str], rules: _Dependencies, facts: ImageFacts) -> Iterator[Finding]:

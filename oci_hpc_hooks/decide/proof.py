@@ -85,7 +85,7 @@ class _Proof:
                     unfit.append(no)
                     yield Finding(NOTE, "module-unfit", f"the site's {module.path} does not load in this image: {no.brief}")
             if one.modules and len(unfit) == len(one.modules):
-                raise No("fabric-set", f"no module of the site's {one.name} set loads in this image: {unfit[0].brief}", unfit[0].remedy,
+                raise No(unfit[0].code, f"no module of the site's {one.name} set loads in this image: {unfit[0].brief}", unfit[0].remedy,
                          unfit[0].who)
 
     def loads_mpi(self, program: str) -> bool:

@@ -272,6 +272,7 @@ class _Copies:
         self.module_folders = {posixpath.relpath(*pair) for pair in folders}
         sets = [group for profile in profiles for group in profile.sets]
         self.asked |= {name for group in sets for module in group.modules for name in module.elf.needed}
+        self.asked |= {name for group in sets for name in group.libraries}
         paths = [module.path for group in sets for module in group.modules] + [file.path for group in sets for file in group.files]
         self.set_folders = {posixpath.dirname(path) for path in paths}
         # Beside a copy in the image, where that one has its own.
@@ -526,16 +527,20 @@ def _libc_version(tree: _Tree, libc: Optional[ImageFile]) -> str:
 
 
 def _makeable(root: Root, missing: Iterable[str]) -> Tuple[str, ...]:
-    """Of directories that are missing, those whose parent is on the root filesystem. The parent is not watched: engines write into /etc."""
+    """Of paths that are no directories, those where one could be made: nothing is there, and the parent is on the root filesystem.
+
+    The parent is not watched: engines write into /etc at every start.
+    """
     found = []
     for path in missing:
-        handle = root.find(posixpath.dirname(path))
-        if handle >= 0:
-            try:
-                if stat.S_ISDIR(os.fstat(handle).st_mode) and mount_id(handle) == mount_id(root.fd):
-                    found.append(path)
-            finally:
-                os.close(handle)
+        parent, there = root.find(posixpath.dirname(path)), root.find(path)
+        try:
+            if there < 0 <= parent and stat.S_ISDIR(os.fstat(parent).st_mode) and mount_id(parent) == mount_id(root.fd):
+                found.append(path)
+        finally:
+            for handle in (parent, there):
+                if handle >= 0:
+                    os.close(handle)
     return tuple(found)
 
 

@@ -402,6 +402,8 @@ class _Resolution:
             if self._is_loadable(path) and name not in {library.name for library in dependencies.values()}:
                 loaded = self._simulate([center.path, path], search)
                 if not _gaps(loaded):
+                    member = self._node.library(name, path, self._node.resolve(path), "dependency")
+                    dependencies.setdefault(member.real, member)
                     for real, library in self._dependencies(loaded, {library.real for library in libraries}).items():
                         dependencies.setdefault(real, library)
         modules: List[HostLibrary] = []

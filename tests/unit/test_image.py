@@ -19,7 +19,7 @@ from oci_hpc_hooks.elf import glibc
 from oci_hpc_hooks.errors import ImageError
 from oci_hpc_hooks.inputs import consumers, image
 from oci_hpc_hooks.linux.paths import Root
-from oci_hpc_hooks.model import Container, ImageFacts, Mount, ResolvedProfile
+from oci_hpc_hooks.model import Container, HostFile, ImageFacts, Mount, ResolvedProfile, ResolvedSet
 from tests.unit.decide import world
 from tests.unit.elf.elf_bed import IMAGES, build, cache_of, made_up
 
@@ -106,6 +106,29 @@ def test_in_a_default_directory(tree: Tree) -> None:
     facts = tree.gather(tree.program("/bin/app", "libmpi.so.12"), tree.mpi("/usr/lib"))
     assert copies(facts) == ["/usr/lib/libmpi.so.12"]
     assert facts.resolved["/usr/lib/libmpi.so.12"] == "/usr/lib/libmpi.so.12"
+
+
+def test_directories_of_a_set(tree: Tree) -> None:
+    """What the image has of them, and where one could be made; ``/etc`` itself, which engines change at every start, is not watched."""
+    module = world.host("/usr/lib/sets/modules/libx.so", world.elf("", needed=["libhelper.so.1"]), "plugin")
+    files = [HostFile(path, path, world.file_id(path)) for path in ("/etc/set.d/x", "/no/such/set.d/x", "/etc/set.file/x")]
+    one = ResolvedSet("set", "", ("libset.so.1",), (module,), tuple(files))
+    profiles = [dataclasses.replace(world.profile(world.site_mpi()), sets=(one,))]
+    app = tree.program("/bin/app", "libmpi.so.12")
+    tree.mpi("/usr/lib")
+    for path in ("/etc/set.file", "/usr/lib/sets/modules/libold.so", "/usr/lib/libhelper.so.1"):
+        tree.at(path).touch()
+    facts = tree.gather(app, profiles=profiles)
+    assert facts.makeable == ("/etc/set.d",)
+    found = {folder.path: folder for folder in facts.directories}
+    assert found["/usr/lib/sets/modules"].names == ("libold.so",) and found["/etc/set.d"].inode == 0
+    assert "/etc" not in found
+    assert "/usr/lib/libhelper.so.1" in facts.resolved
+    assert tree.gather(app, profiles=profiles, read_only=True).makeable == ()
+    tree.at("/etc/set.d/old").touch()
+    facts = tree.gather(app, profiles=profiles)
+    assert facts.makeable == ()
+    assert {folder.path: folder for folder in facts.directories}["/etc/set.d"].inode == os.stat(tree.at("/etc/set.d")).st_ino
 
 
 @pytest.mark.parametrize("kind", ["rpath", "runpath"])

@@ -112,11 +112,17 @@ class Injection:
             fd = self.keep(open_unchanged(self.root, target, inode, size, mtime_ns))
             self.refuse_shared(fd, target)
             self.in_place.append((source, fd))
-        self.covers: list[tuple[str, int]] = []
+        self.covers: list[tuple[str, int, str]] = []
         for folder, target, inode, mtime_ns in record["modules"]:
-            fd = self.keep(open_directory(self.root, target, inode, mtime_ns))
+            if inode:
+                name = ""
+                fd = self.keep(open_directory(self.root, target, inode, mtime_ns))
+            else:
+                path, name = target.rsplit("/", 1)
+                fd = self.keep(self.root.open(path or "/"))
+                self.refuse_volume(fd, target)
             self.refuse_shared(fd, target)
-            self.covers.append((folder, fd))
+            self.covers.append((folder, fd, name))
         self.open_cache_target()
 
     def open_tree_place(self) -> None:
@@ -240,7 +246,9 @@ class Injection:
             mounts.make_read_only(self.tree)
         for source, (_, target) in zip(self.sources, self.in_place):
             self.mount(source, target)
-        for folder, target in self.covers:
+        for folder, target, name in self.covers:
+            if name:
+                target = self.create(target, name, directory=True)
             self.mount(self.keep(mounts.clone(self.tree, folder)), target)
         if record["cache"] is not None:
             target = self.cache_target

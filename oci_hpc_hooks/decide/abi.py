@@ -47,14 +47,11 @@ IMAGE = "image"
 def provider(host: ElfFacts, image: ElfFacts, users: Iterable[ElfFacts]) -> Tuple[Optional[str], str]:
     """Whose copy of a shared dependency both sides are to use, decided by versions and symbols; (None, why) if neither serves.
 
-    With symbol versions the larger set wins; of private ones (IBVERBS_PRIVATE_33), which each release renames, only those count that
-    ``users`` need, the files of the image that stay. Without, the host's closure was built against the host's copy, so that one wins if it
-    has every symbol that ``users`` take from the image's copy.
+    With symbol versions the larger set wins. Without, the host's closure was built against the host's copy, so that one wins if it
+    has every symbol that ``users``, the files of the image that stay, take from the image's copy.
     """
     if host.verdef and image.verdef:
-        needed = {version for user in users for file, versions in user.verneed if file == image.soname for version in versions}
-        missing = sorted((version for version in {*image.verdef} - {*host.verdef} if "_PRIVATE" not in version or version in needed),
-                         key=version_key)
+        missing = sorted({*image.verdef} - {*host.verdef}, key=version_key)
         if not missing:
             return HOST, ""
         if {*host.verdef} <= {*image.verdef}:

@@ -69,12 +69,6 @@ def test_a_shared_dependency_with_versions(host: Sequence[str], image: Sequence[
     assert abi.provider(elf("libx.so.1", verdef=host), elf("libx.so.1", verdef=image), ())[0] == whose
 
 
-@pytest.mark.parametrize(("needed", "whose"), [([], abi.HOST), (["X_PRIVATE_33"], None)])
-def test_private_versions_count_where_they_are_needed(needed: Sequence[str], whose: Optional[str]) -> None:
-    host, image = elf("libx.so.1", verdef=["X_1", "X_2", "X_PRIVATE_34"]), elf("libx.so.1", verdef=["X_1", "X_PRIVATE_33"])
-    assert abi.provider(host, image, [elf("libuser.so.1", verneed={"libx.so.1": needed})])[0] == whose
-
-
 @pytest.mark.parametrize(("host", "image", "used", "whose"), [
     (["a", "b"], ["a", "b"], ["a", "b"], abi.HOST),
     (["a"], ["a", "b"], ["a"], abi.HOST),  # nobody uses what the host's copy lacks

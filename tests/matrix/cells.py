@@ -70,6 +70,7 @@ ROWS = (
     Row("PyPI's mpi4py, asks for mpich", "mpi4py-wheel", "mpi4py", "mpich", PYTHON, OUTSIDE),
     Row("Fortran, MPICH 4.0", "fortran", "bookworm", "mpich", ("mpihello-fortran",)),
     Row("Fortran, Open MPI 4.1", "fortran-openmpi", "bookworm-openmpi", "openmpi", ("ompihello-fortran",), OUTSIDE),
+    Row("the MPI standard's ABI", "bookworm-abi-nolabel", "bookworm-abi", "mpi-abi", ("abihello",)),
     Row("no /etc/ld.so.cache", "nocache-nolabel", "bookworm", "mpich", ("mpihello",)),
     Row("distroless", "distroless", "distroless", "mpich", ("mpihello",), OUTSIDE),
     Row("musl", "musl-nolabel", "musl", "mpich", ("muslhello",), PLAIN),

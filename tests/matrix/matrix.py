@@ -82,7 +82,7 @@ class Sites:
             site = Site(self.folder / f"site{len(self._made)}", engine.account)
             policy: dict[str, Any] = {"c_runtime": {"search": [str(host.c_runtime)]}} if host.c_runtime else {}
             site.configure(search=[host.lib] if host.family == "mpich" else [], openmpi=[host.lib] if host.family == "openmpi" else [],
-                           **policy)
+                           abi=[host.lib] if (host.lib / "libmpi_abi.so.1").exists() else [], **policy)
             site.scan()
             site.register()
             self._made[key] = site

@@ -28,6 +28,7 @@ _NAMES = (
     ("libmpi.so.12", "libmpich.so.12"),
     ("libmpifort.so.12", "libmpichfort.so.12"),
     ("libmpicxx.so.12", "libmpichcxx.so.12"),
+    ("libmpi_abi.so.1",),
     ("libmpi.so.40",),
     ("libmpi_mpifh.so.40",),
     ("libmpi_usempi_ignore_tkr.so.40",),

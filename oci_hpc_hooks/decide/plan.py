@@ -132,7 +132,7 @@ def _plan_with_fitting_libc(container: Container, facts: ImageFacts, profile: Re
         too_old = no
     steps = [(variant.title, partial(_plan_variant, container, facts, variant, too_old))
              for variant in sorted(profile.variants, key=lambda variant: abi.version_key(variant.glibc))]
-    if runtime is not None and too_old.code == "glibc-too-old":
+    if runtime is not None and too_old.code in ("glibc-too-old", "shared-dependency"):
         steps.append((f"the site's C runtime ({runtime.source})", partial(_plan_with_runtime, container, facts, profile, runtime)))
     failed: List[Finding] = []
     remedies = [too_old.remedy]

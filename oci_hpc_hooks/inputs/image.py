@@ -215,7 +215,8 @@ def gather(root: Root, container: Container, profiles: Sequence[ResolvedProfile]
         _follow(tree, consumers, search, copies)
     folders = [*_homes(loaded), *library_dirs, *_rpaths(tree, programs)]
     folders += [f"{posixpath.dirname(folder)}/{lib}" for folder in path_dirs for lib in ("lib", "lib64")]
-    homes = sorted(_look_for_copies(tree, dict.fromkeys(folders), copies))
+    found = _look_for_copies(tree, dict.fromkeys(folders), copies)
+    homes = sorted(found | _look_for_copies(tree, sorted(found.difference(folders)), copies))  # links lead to more
     # What the image has of what the site's libraries need is loaded although none of the programs asks for it.
     provided = sorted({real for path, real in tree.resolved.items() if real and posixpath.basename(path) in copies.asked})
     _follow(tree, provided, search, copies)

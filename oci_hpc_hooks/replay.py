@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from oci_hpc_hooks.warm import Start
 
 #: Goes into every key: a plan remembered by another version of the record is not found.
-RECORD_VERSION = 1
+RECORD_VERSION = 2
 
 #: What a program could be given by its environment that changes what its loader does.
 LOADER_VARIABLES = ("PATH=", "LD_", "GLIBC_TUNABLES=")
@@ -61,9 +61,18 @@ class Service:
         except (FileNotFoundError, ProcessLookupError):
             raise InputError(f"process {pid}, the container's first, is gone: the runtime has given up on it") from None
 
-    def inject(self, record: dict[str, Any], cache: bytes) -> None:
+    def inject(self, record: dict[str, Any], cache: bytes, path: str) -> None:
+        """Applies a plan that was found on this path, and says so in the log. Raises as :func:`rootfs.inject`."""
         self.journal = report.open_log(self.places)
-        rootfs.inject(record, cache, self.root, self.table, container.mount_label(self.start.config), self.join)
+        label = container.mount_label(self.start.config)
+        way, because = rootfs.inject(record, cache, self.root, self.table, label, self.join)
+        findings = record["findings"]
+        if because:
+            what = f"the loader's cache is mounted, not a file of the container's own, and ldconfig inside fails: {because}"
+            note = {"severity": "note", "code": "loader-cache", "what": what, "origin": "", "remedy": "", "who": ""}
+            findings = [*findings, note]
+        self.log(record["verdict"], path, profile=record["profile"], files=len(record["tree"]) + len(record["in_place"]),
+                 loader_cache=way, findings=findings)
 
     def join(self) -> None:
         if not self.entered:
@@ -201,6 +210,4 @@ def replay(service: Service, record: dict[str, Any], cache: bytes) -> None:
         if any(finding["severity"] != "note" for finding in record["findings"]):  # told at each start
             service.log("nothing", "warm", findings=record["findings"])
         return
-    service.inject(record, cache)
-    service.log(record["verdict"], "warm", profile=record["profile"], files=len(record["tree"]) + len(record["in_place"]),
-              findings=record["findings"])
+    service.inject(record, cache, "warm")

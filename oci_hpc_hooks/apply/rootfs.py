@@ -102,7 +102,7 @@ class Injection:
         self.folders: list[str] = []  # directories of the host that are known not to be noexec
         self.attached: list[int] = []  # mount descriptors, in order
         self.created: list[tuple[int, str, bool]] = []  # (descriptor of the parent, name, is a directory)
-        self.files: list[tuple[int, str, bytes]] = []  # of a cache in the container's own layer: parent, name, content; the cache last
+        self.files: list[tuple[int, str, bytes, bool]] = []  # for the container's own layer: parent, name, content, takes a file's place
         self.written: list[tuple[int, str, str]] = []  # parent, name to come, name so far
         self.bound_because = ""  # why a cache that was to be a file is bound
         self.done = False
@@ -167,11 +167,11 @@ class Injection:
         try:
             there = self.keep(posix.open(name, O_PATH | posix.O_NOFOLLOW | posix.O_CLOEXEC, dir_fd=parent))
         except FileNotFoundError:
-            pass
-        else:
-            if not S_ISREG(posix.fstat(there).st_mode) or mounts.mount_id(there) != self.root_mount:
-                return f"{path} is no file of the container's own layer"
-        self.files.append((parent, name, content))
+            self.files.append((parent, name, content, False))
+            return ""
+        if not S_ISREG(posix.fstat(there).st_mode) or mounts.mount_id(there) != self.root_mount:
+            return f"{path} is no file of the container's own layer"
+        self.files.append((parent, name, content, True))
         return ""
 
     def refuse_shared(self, fd: int, target: str) -> None:
@@ -272,14 +272,14 @@ class Injection:
         self.done = True
 
     def write_files(self) -> None:
-        """Writes the cache and what goes with it under names of their own; with no room for them, the cache is bound."""
+        """Writes both files, under other names where there are such already; with no room for them, the cache is bound."""
         if self.bound_because:
             return
         try:
-            for parent, name, content in self.files:
-                new = f".{name}.{hexlify(posix.urandom(8)).decode()}"
-                self.created.append((parent, new, False))
+            for parent, name, content, replaces in self.files:
+                new = f".{name}.{hexlify(posix.urandom(8)).decode()}" if replaces else name
                 write_new(parent, new, content, 0o644)
+                self.created.append((parent, new, False))
                 self.written.append((parent, name, new))
         except OSError as error:
             self.bound_because = f"it cannot be written: {error.strerror}"
@@ -287,23 +287,19 @@ class Injection:
             self.take_back()
 
     def place_files(self) -> None:
-        """Gives both files their names: the drop-in first, and the cache as the last effect of all."""
+        """Gives both files their names: the cache as the last effect of all, so that no other has to be taken back for it."""
         (parent, name, new), cache = self.written
-        old = new + "~"
-        try:
+        old = f"{new}~"
+        if new != name:
             posix.link(name, old, src_dir_fd=parent, dst_dir_fd=parent, follow_symlinks=False)
-        except FileNotFoundError:
-            old = ""
-        rename(parent, new, name)
+            rename(parent, new, name)
         try:
-            rename(cache[0], cache[2], cache[1])
+            rename(*cache[::2], cache[1])
         except OSError:
-            if old:
+            if new != name:
                 rename(parent, old, name)
-            else:
-                posix.unlink(name, dir_fd=parent)
             raise
-        if old:
+        if new != name:
             posix.unlink(old, dir_fd=parent)
 
     def mount(self, source: int, target: int) -> None:
@@ -364,12 +360,15 @@ class Injection:
 
 
 def write_new(parent: int, name: str, content: bytes, mode: int) -> None:
-    """A new file in the directory ``parent``. It is not synced: a container does not outlive its node."""
+    """A new file in the directory ``parent``, or none. It is not synced: a container does not outlive its node."""
     fd = posix.open(name, NEW_FILE, mode, dir_fd=parent)
     try:
         view = memoryview(content)
         while view:
             view = view[posix.write(fd, view):]
+    except OSError:
+        posix.unlink(name, dir_fd=parent)
+        raise
     finally:
         posix.close(fd)
 

@@ -151,7 +151,7 @@ def _plan_profile(container: Container, facts: ImageFacts, profile: ResolvedProf
     drop_in = None
     if way == "file":
         try:
-            cache, drop_in = _cache_as_file(container, facts, profile, choice, tree_root, proved)
+            cache, drop_in = _cache_as_file(container, facts, profile, choice, cache, tree_root, proved)
         except (No, ImageError) as no:
             findings.append(Finding(NOTE, "loader-cache", "the loader's cache is mounted, not a file of the container's own, and ldconfig "
                                                           f"inside fails: {no.what}"))
@@ -210,18 +210,18 @@ def _tree_place(container: Container, facts: ImageFacts) -> Tuple[str, str]:
              "directory that the site's files could be mounted over", "add an empty directory /mnt to the image", "image author")
 
 
-def _cache_as_file(container: Container, facts: ImageFacts, profile: ResolvedProfile, choice: Choice, tree_root: str,
+def _cache_as_file(container: Container, facts: ImageFacts, profile: ResolvedProfile, choice: Choice, bound: LdCache, tree_root: str,
                    proved: bool) -> Tuple[LdCache, DropIn]:
-    """The cache as a file of the container's own, if with it, and with what ldconfig would make of it, all is as ``proved`` with a cache
-    that is bound. Raises No, ImageError."""
+    """The cache as a file of the container's own, if with it, and with what ldconfig would make of it, all is as with one that is
+    ``bound``: ``proved`` or not. Raises No, ImageError."""
     why = loader_cache.obstacle(container, facts, choice, tree_root)
-    cache = loader_cache.merged(facts, choice, tree_root, stays=True)
-    for candidate in () if why else (cache, loader_cache.rebuilt(facts, choice, tree_root)):
-        if prove(facts, profile, choice, candidate, tree_root)[0] != proved:
-            why = "after an ldconfig in it there would be no proof any more"
-    if why:
-        raise No("loader-cache", why, "", "")
-    return cache, loader_cache.drop_in(facts, choice, tree_root)
+    if not why:
+        cache = loader_cache.merged(facts, choice, tree_root, stays=True)
+        others = (cache, loader_cache.rebuilt(facts, choice, tree_root))
+        if all(prove(facts, profile, choice, other, tree_root)[0] == proved for other in others if other != bound):
+            return cache, loader_cache.drop_in(facts, choice, tree_root)
+        why = "after an ldconfig there would be no proof any more"
+    raise No("loader-cache", why, "", "")
 
 
 def _modules(profile: ResolvedProfile, choice: Choice, facts: ImageFacts) -> Tuple[Cover, ...]:

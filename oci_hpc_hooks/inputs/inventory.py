@@ -122,7 +122,8 @@ def _inventory(found: Dict[str, Any]) -> Inventory:
 
 def _site(found: Dict[str, Any]) -> Site:
     profiles = tuple(SiteProfile(entry["name"], tuple(entry["search"])) for entry in found["profiles"])
-    return Site(profiles, found["defaults"], found["on_refusal"], found["unproved"], found["c_runtime"], tuple(found["c_runtime_search"]))
+    return Site(profiles, found["defaults"], found["on_refusal"], found["unproved"], found["c_runtime"], tuple(found["c_runtime_search"]),
+                found["loader_cache"])
 
 
 def _profile(found: Dict[str, Any]) -> ResolvedProfile:

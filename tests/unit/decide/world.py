@@ -72,6 +72,7 @@ class Image:
         self.musl = ""
         self.has_cache = True
         self.cache_real = "/etc/ld.so.cache"
+        self.drop_ins = "/etc/ld.so.conf.d"
         self.add(LOADER, elf("ld-linux-x86-64.so.2", machine=machine))
         self.add(LIBC, elf("libc.so.6", verdef=glibc_versions(glibc), machine=machine))
 
@@ -121,6 +122,8 @@ class Image:
             files={path: ImageFile(path, file_id(path), facts) for path, facts in self.files.items()},
             directories=tuple(Directory(folder, 7, 11 if names else 0, tuple(names)) for folder, names in folders.items()),
             unreadable=self.unreadable,
+            drop_ins=self.drop_ins,
+            conf=Watched("/etc/ld.so.conf", file_id("/etc/ld.so.conf")) if self.drop_ins else None,
         )
 
 

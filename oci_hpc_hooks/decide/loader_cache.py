@@ -61,6 +61,8 @@ def obstacle(container: Container, facts: ImageFacts, choice: Choice, tree_root:
     """Why the cache cannot be a file of the container's own, "" if nothing that is known here speaks against it."""
     if container.read_only:
         return "its root filesystem is read-only"
+    if not container.image_id:
+        return "no engine has made it a layer of its own over an image"
     if facts.cache_path != CACHE_PATH:
         return f"its loader reads {facts.cache_path}, which no ldconfig writes"
     if facts.cache_real not in ("", facts.cache_path):

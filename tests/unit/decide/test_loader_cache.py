@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from dataclasses import replace
+from pathlib import Path
 from typing import Callable, Optional
 
 import pytest
 
 from oci_hpc_hooks.decide import loader_cache
-from oci_hpc_hooks.decide.choice import Choice
+from oci_hpc_hooks.decide.choice import Choice, choose
 from oci_hpc_hooks.decide.plan import TREE_IN_DEV, TREE_IN_ROOTFS, plan
 from oci_hpc_hooks.decide.request import request
 from oci_hpc_hooks.elf import ldcache
-from oci_hpc_hooks.model import PROVED, CacheEntry, Container, ImageFacts, Inventory, Plan, Site
+from oci_hpc_hooks.model import PROVED, CacheEntry, Container, ImageFacts, Inventory, LdCache, Plan, Site
 from tests.unit.decide import world
 from tests.unit.decide.world import APP, IMAGE_MPI, MPICH, OPENMPI, SITE_FABRIC, SITE_MPI, Image, codes, elf, program
+from tests.unit.elf.elf_bed import build, cache_of, facts_of
+from tests.unit.test_image import STUB, Tree
 
 NODE = world.inventory(world.profile(world.site_mpi(), world.site_fabric()))
 LABELS = {"org.supercontainers.mpi": "mpich"}
@@ -97,10 +102,14 @@ def test_bound_all_the_same(facts: Callable[[Image], ImageFacts], says: str) -> 
     assert note.severity == "note" and says in note.what and "ldconfig inside fails" in note.what
 
 
-def test_a_read_only_root_is_never_written() -> None:
-    made = decide(world.mpich_image().facts(APP), where=world.container(read_only=True))
+@pytest.mark.parametrize("where, says", [
+    (world.container(read_only=True), "its root filesystem is read-only"),
+    (replace(world.container(), image_id=""), "no engine has made it a layer"),  # somebody's folder: podman run --rootfs, a bundle
+])
+def test_a_root_that_is_never_written(where: Container, says: str) -> None:
+    made = decide(world.mpich_image().facts(APP), where=where)
     assert made.verdict == PROVED and made.drop_in is None
-    assert "read-only" in next(finding.what for finding in made.findings if finding.code == "loader-cache")
+    assert says in next(finding.what for finding in made.findings if finding.code == "loader-cache")
 
 
 @pytest.mark.parametrize("folder", ["/opt/my lib", "/opt/a#b", "/opt/a=b", "/opt/a,b", "/opt/é", "/opt/a\nb"])
@@ -180,6 +189,58 @@ def test_ldconfig_enters_sonames_and_the_images_directories_first() -> None:
         ("libfabric.so.1", TREE_IN_DEV + SITE_FABRIC),
     ]
     assert ldcache.lookup(made, "libmpich.so.12", FLAGS, ()) is None
+
+
+def test_ldconfig_makes_what_was_foretold(tmp_path: Path) -> None:
+    """In a tree of real files, with the site's copied to where they would be bound, the real ldconfig is run, with the drop-in."""
+    if os.geteuid() != 0:
+        pytest.skip("ldconfig -r needs root")
+    tree = Tree(tmp_path)
+    made = tmp_path.parent / f"{tmp_path.name}-host"
+    made.mkdir()
+    for folder, name in (("/opt/old", "libmpich.so.12.1"), ("/usr/lib", "libmpich.so.12.2")):  # by its soname, as Debian has it
+        build(tree.at(f"{folder}/{name}"), soname="libmpich.so.12", source=STUB)
+        tree.at(f"{folder}/libmpich.so.12").symlink_to(name)
+    for folder in ("/opt/old", "/usr/lib", "/opt/z"):
+        build(tree.at(f"{folder}/libown.so.1"), soname="libown.so.1", source="void own(void) {}")
+    tree.at("/etc/ld.so.conf").write_text("include ld.so.conf.d/*.conf\n")
+    tree.at("/etc/ld.so.conf.d/a.conf").write_text("/opt/z\n/opt/old\n")
+    ldconfig = ["/sbin/ldconfig", "-r", str(tree.top)]
+    subprocess.run(ldconfig, check=True, capture_output=True)
+    libraries = []
+    for name, needed, source in (("libmpi.so.12", ["libfabric.so.1"], STUB), ("libfabric.so.1", [], "void fi(void) {}")):
+        path = made / name
+        build(path, soname=name, needed=needed, source=source, stub="void fi(void) {}")
+        role, replaces = ("replace", ("libmpich.so.12",)) if name == "libmpi.so.12" else ("dependency", ())
+        library = world.host(str(path), facts_of(path, symbols=True), role, replaces=replaces)
+        libraries.append(replace(library, path=f"/opt/site/lib/{name}"))
+    profile = world.profile(*libraries)
+    program = tree.program("/bin/app", "libmpich.so.12")
+    facts = tree.gather(program, profiles=[profile])
+    choice = choose(facts, profile)
+    assert {copy.path for _, copy in choice.in_place} == {"/opt/old/libmpich.so.12.1", "/usr/lib/libmpich.so.12.2"}
+    foretold = loader_cache.rebuilt(facts, choice, TREE_IN_DEV)
+
+    for library, copy in choice.in_place:
+        tree.copy(library.real, copy.path)
+    for library in choice.libraries:
+        tree.copy(library.real, TREE_IN_DEV + library.path)
+    drop_in = loader_cache.drop_in(facts, choice, TREE_IN_DEV)
+    tree.at(drop_in.path).write_text(drop_in.text)
+    subprocess.run(ldconfig, check=True, capture_output=True)
+    real = cache_of(str(tree.top))
+    assert real is not None
+
+    def served(cache: LdCache) -> dict[str, str]:
+        """By name, the file that the first entry leads to; which of its links has the honour is no matter."""
+        first: dict[str, str] = {}
+        for entry in cache.entries:
+            first.setdefault(entry.name, os.path.realpath(tree.at(entry.path)))
+        return first
+
+    assert served(foretold) == served(real)
+    assert served(real)["libmpi.so.12"] == str(tree.at("/opt/old/libmpich.so.12.1")) and "libmpich.so.12" not in served(real)
+    assert served(real)["libfabric.so.1"] == str(tree.at(f"{TREE_IN_DEV}/opt/site/lib/libfabric.so.1"))
 
 
 def test_a_copy_that_ldconfig_would_put_before_the_sites_is_the_sites() -> None:

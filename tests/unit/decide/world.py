@@ -147,7 +147,8 @@ def container(*args: str, annotations: Optional[Mapping[str, str]] = None, label
               manifest: Optional[Mapping[str, str]] = None, mounts: Sequence[Mount] = (DEV,), read_only: bool = False) -> Container:
     return Container(
         id="c1", bundle="/bundle", rootfs="/rootfs", args=args or ("/usr/bin/app",), env=(), cwd="/", mounts=tuple(mounts),
-        annotations=dict(annotations or {}), labels=dict(labels or {}), manifest_annotations=dict(manifest or {}), read_only=read_only)
+        annotations=dict(annotations or {}), labels=dict(labels or {}), manifest_annotations=dict(manifest or {}), read_only=read_only,
+        image_id="1234")
 
 
 # A site's MPICH with one dependency, and an image of an MPICH program.

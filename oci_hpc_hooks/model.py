@@ -153,6 +153,7 @@ class Site:
     unproved: str = "run"  # or "refuse"
     c_runtime: str = "none"  # or "host": where a container's glibc is too old, the site's takes its place
     c_runtime_search: Tuple[str, ...] = ()  # directories that it may be taken from; empty = the node's own
+    loader_cache: str = "file"  # in the container's own layer, where that can be; or "bind": always mounted over the image's
 
 
 @dataclass(frozen=True)
@@ -339,6 +340,8 @@ class ImageFacts:
     consumers: Tuple[str, ...] = ()  # real paths of what uses MPI in PATH, libraries and Python packages, where the programs do not
     libc_version: str = ""  # as libc.so.6 says it itself
     makeable: Tuple[str, ...] = ()  # directories of sets that the image lacks and that could be made in its own filesystem
+    drop_ins: str = ""  # the directory whose *.conf files ldconfig in the image reads, "" if it reads none
+    conf: Optional[Watched] = None  # the ld.so.conf that says so
 
 
 # ---------------------------------------------------------------------------------------------------------------- plan
@@ -369,6 +372,15 @@ class Cover:
 
 
 @dataclass(frozen=True)
+class DropIn:
+    """A file for ldconfig: with it, a cache that ldconfig makes anew inside the container still leads to what was injected."""
+
+    path: str  # in the image
+    text: str
+    rests_on: Watched  # the image's ld.so.conf, which includes it
+
+
+@dataclass(frozen=True)
 class Plan:
     """Ordered actions and findings. Applying it needs no further decision."""
 
@@ -383,3 +395,4 @@ class Plan:
     cache: Optional[LdCache] = None
     tree_root: str = ""  # where the tree appears in the container
     tree_make: str = ""  # "dev": a directory in the runtime's own /dev tmpfs; "create": in the rootfs; "": over an existing empty one
+    drop_in: Optional[DropIn] = None  # the cache is a file in the container's own layer, with this one; None = it is bound

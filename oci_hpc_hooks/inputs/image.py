@@ -29,9 +29,11 @@ from oci_hpc_hooks.model import (
     ImageFile,
     LdCache,
     ResolvedProfile,
+    Watched,
 )
 
 CACHE_LIMIT = 64 << 20  # a node with 10,000 libraries has a cache of 1 MB
+CONF_LIMIT = 64 << 10  # ld.so.conf is a line or a few
 LOADER_LIMIT = 8 << 20  # ld.so is 0.2 to 0.3 MB
 LIBC_LIMIT = 32 << 20  # libc.so.6 has 2 MB
 NAMES_LIMIT = 200_000  # names in one directory
@@ -44,6 +46,7 @@ HOMES_LIMIT = 256
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # podman's, where the image sets none
 CACHE_PATH = "/etc/ld.so.cache"
+CONF_PATH = "/etc/ld.so.conf"
 
 #: PT_INTERP of the glibc ABIs (glibc's shlib-versions), looked for where no program of the arguments names one.
 LOADERS = ("/lib64/ld-linux-x86-64.so.2", "/lib/ld-linux-aarch64.so.1", "/lib64/ld64.so.2", "/lib/ld64.so.1",
@@ -227,6 +230,7 @@ def gather(root: Root, container: Container, profiles: Sequence[ResolvedProfile]
             tree.facts(real)
     missing = [folder for folder in sorted(copies.set_folders) if tree.directory(folder) is None]
     libc = _libc(tree, search)
+    drop_ins, conf = _drop_ins(root)
     return ImageFacts(
         makeable=() if container.read_only else _makeable(root, missing),
         libc=libc,
@@ -248,6 +252,8 @@ def gather(root: Root, container: Container, profiles: Sequence[ResolvedProfile]
         directories=tuple(folder if folder else Directory(path, 0, 0, ()) for path, folder in tree.directories.items()),
         unreadable=tree.unreadable,
         preload=preload,
+        drop_ins=drop_ins,
+        conf=conf,
     )
 
 
@@ -435,6 +441,29 @@ def _cache(root: Root, tree: _Tree, real: str) -> Tuple[Optional[LdCache], Optio
         return None, file
     finally:
         os.close(fd)
+
+
+def _drop_ins(root: Root) -> Tuple[str, Optional[Watched]]:
+    """The directory that the image's ld.so.conf includes *.conf files of, as glibc's ldconfig reads it, and that file."""
+    try:
+        fd = root.open_regular(CONF_PATH)
+        if fd < 0:
+            return "", None
+        try:
+            status = os.fstat(fd)
+            lines = read_bounded(fd, CONF_PATH, CONF_LIMIT).splitlines()
+        finally:
+            os.close(fd)
+    except (ImageError, OSError):
+        return "", None
+    for line in lines:
+        words = os.fsdecode(line.partition(b"#")[0]).split()
+        if words[:1] == ["include"]:
+            for pattern in words[1:]:
+                folder, name = posixpath.split(posixpath.join(posixpath.dirname(CONF_PATH), pattern))
+                if name in ("*.conf", "*") and "*" not in folder:
+                    return folder, Watched(CONF_PATH, FileId(status.st_ino, status.st_size, status.st_mtime_ns))
+    return "", None
 
 
 def _cache_dirs(cache: Optional[LdCache]) -> Iterable[str]:

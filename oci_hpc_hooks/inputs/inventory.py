@@ -138,7 +138,8 @@ def _site(found: Dict[str, Any]) -> Site:
                     tuple(Variant(variant["name"], tuple(variant["search"])) for variant in entry["variants"]))
         for entry in found["profiles"]
     )
-    return Site(profiles, found["defaults"], found["on_refusal"], found["unproved"], found["c_runtime"], tuple(found["c_runtime_search"]))
+    return Site(profiles, found["defaults"], found["on_refusal"], found["unproved"], found["c_runtime"], tuple(found["c_runtime_search"]),
+                found["loader_cache"])
 
 
 def _profile(found: Dict[str, Any]) -> ResolvedProfile:

@@ -19,7 +19,7 @@ from oci_hpc_hooks.elf import glibc
 from oci_hpc_hooks.errors import ImageError
 from oci_hpc_hooks.inputs import consumers, image
 from oci_hpc_hooks.linux.paths import Root
-from oci_hpc_hooks.model import Container, HostFile, ImageFacts, Mount, ResolvedProfile, ResolvedSet
+from oci_hpc_hooks.model import Container, FileId, HostFile, ImageFacts, Mount, ResolvedProfile, ResolvedSet, Watched
 from tests.unit.decide import world
 from tests.unit.elf.elf_bed import IMAGES, build, cache_of, made_up
 
@@ -162,6 +162,43 @@ def test_in_the_cache(tree: Tree) -> None:
     assert facts.cache == cache_of(str(tree.top))
     assert facts.cache_file is not None
     assert facts.cache_file.inode == tree.at("/etc/ld.so.cache").stat().st_ino
+
+
+@pytest.mark.parametrize("text, folder", [
+    ("include /etc/ld.so.conf.d/*.conf", "/etc/ld.so.conf.d"),
+    ("include ld.so.conf.d/*.conf", "/etc/ld.so.conf.d"),  # from its own folder
+    ("# a comment\n/opt/lib\n  include /etc/a.conf /etc/b/*  # both", "/etc/b"),
+    ("# include /etc/ld.so.conf.d/*.conf", ""),
+    ("include /etc/*/x.conf", ""),
+    ("includes /etc/ld.so.conf.d/*.conf", ""),
+    ("/opt/lib\n", ""),
+    ("", ""),
+])
+def test_where_ldconfig_reads_more_directories(tree: Tree, text: str, folder: str) -> None:
+    tree.at("/etc/ld.so.conf").write_text(text)
+    facts = tree.gather("/bin/none")
+    assert facts.drop_ins == folder
+    status = tree.at("/etc/ld.so.conf").stat()
+    assert facts.conf == (Watched("/etc/ld.so.conf", FileId(status.st_ino, status.st_size, status.st_mtime_ns)) if folder else None)
+
+
+@pytest.mark.parametrize("hostile", ["fifo", "folder", "link", "loop", "giant", "bytes"])
+def test_an_ld_so_conf_that_is_none(tree: Tree, hostile: str) -> None:
+    path = tree.at("/etc/ld.so.conf")
+    if hostile == "fifo":
+        os.mkfifo(path)
+    elif hostile == "folder":
+        path.mkdir()
+    elif hostile == "giant":
+        path.write_text("include /etc/ld.so.conf.d/*.conf\n")
+        os.truncate(path, 1 << 40)
+    elif hostile == "bytes":
+        path.write_bytes(b"include\n\xff\0 include\0")
+    else:
+        (tree.top.parent / "outside").write_text("include /etc/ld.so.conf.d/*.conf\n")
+        path.symlink_to(tree.top.parent / "outside" if hostile == "link" else path)
+    facts = tree.gather("/bin/none")
+    assert (facts.drop_ins, facts.conf) == ("", None)
 
 
 def test_in_a_path_of_a_library(tree: Tree) -> None:

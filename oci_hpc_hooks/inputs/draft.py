@@ -118,6 +118,9 @@ def draft(files: Sequence[str], name: str = "", library_path: Sequence[str] = ()
     found, said = _resolve(document)
     document["description"] = _description(first, family, found)
     validate.check(json.dumps(document).encode(), "profile", DRAFT)
+    problems = profiles.semantic_problems(document, f"{document['name']}.json")
+    if problems:
+        raise validate.Invalid(problems)
     return Draft({key: value for key, value in document.items() if value != []}, (*remarks, *said))
 
 
@@ -195,14 +198,20 @@ def _bindings(first: _Library) -> Iterator[_Library]:
 def _entry(library: _Library, model: Profile, *, required: bool) -> Dict[str, Any]:
     """A library as a profile has it; under which other names images carry it, the shipped profile knows."""
     entry: Dict[str, Any] = {"soname": library.name, "role": "replace" if any(map(mpi.matters, library.elf.exports)) else "add"}
+    names = [library.name]
+    file = os.path.basename(library.path)
+    if not file.startswith(library.name) and not library.name.startswith(file):
+        names.append(file)  # a library of another soname under the name that programs ask for
     for known in model.libraries:
-        names = (known.soname, *known.replaces)
-        if library.name in names and len(names) > 1:
-            entry["replaces"] = [name for name in names if name != library.name]
+        if {known.soname, *known.replaces}.intersection(names):
+            names += [known.soname, *known.replaces]
+    aliases = list(dict.fromkeys(name for name in names if name != library.name))
+    if aliases:
+        entry["replaces"] = aliases
     if not required:
         entry["required"] = False
     home = os.path.dirname(library.path)
-    found = next((path for name in (library.name, *entry.get("replaces", ())) if os.path.exists(path := f"{home}/{name}")), "")
+    found = next((path for name in (library.name, *aliases) if os.path.exists(path := f"{home}/{name}")), "")
     if os.path.realpath(found) != os.path.realpath(library.path):
         why = f"{found} is another file" if found else f"{home} has no file of that name"
         raise UsageError(f"{library.path} calls itself {library.name}, and {why}", who="site admin",

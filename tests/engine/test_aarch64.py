@@ -31,6 +31,7 @@ from tests.unit.elf.elf_bed import TreeView, pairs, traced
 
 ROOTFS = bed.BUILD / "images/arm64"
 MPICH5 = bed.BUILD / "site/mpich5-arm64"
+PREFIX = "/opt/site/mpich"  # where the node has it
 QEMU = bed.BUILD / "qemu-aarch64"
 LD_SO = "/lib/ld-linux-aarch64.so.1"
 LIBRARY_DIR = "/usr/lib/aarch64-linux-gnu"
@@ -89,13 +90,16 @@ def images(folder: Path) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def node(folder: Path, images: dict[str, Path]) -> Path:
-    """A node of that machine with MPICH 5 in /opt/mpich, scanned by this project in its own Python."""
+    """A node of that machine with MPICH 5 in a prefix of the site's, scanned by this project in its own Python."""
     root = copied(folder, "node")
     shutil.copy(images["cached"] / "etc/ld.so.cache", root / "etc/ld.so.cache")
     shutil.copytree(resources.PACKAGE, root / "opt/ours/oci_hpc_hooks")
     shutil.copytree(resources.PACKAGE.parent / "schemas", root / "opt/ours/schemas")
-    said = run(root, *PYTHON, "scan", mounts={MPICH5: "/opt/mpich"})
-    assert "mpich: available" in said and "replace libmpi.so.12, also as libmpich.so.12: /opt/mpich/lib/libmpi.so.12" in said
+    (root / "etc/oci-hpc-hooks").mkdir()
+    site = {"version": 1, "profiles": [{"name": "mpich", "search": [f"{PREFIX}/lib"]}]}
+    (root / "etc/oci-hpc-hooks/site.json").write_text(json.dumps(site))
+    said = run(root, *PYTHON, "scan", mounts={MPICH5: PREFIX})
+    assert said.startswith("mpich: available") and f"libmpi.so.12, also as libmpich.so.12: {PREFIX}/lib/libmpi.so.12" in said
     return root
 
 
@@ -119,7 +123,7 @@ def decided(image: Path, offers: Inventory) -> Plan:
 
 def test_scan(offers: Inventory) -> None:
     assert (offers.machine, offers.libc_version) == ("aarch64", "2.36")
-    mpich = next(profile for profile in offers.profiles if profile.name == "mpich")
+    (mpich,) = offers.profiles
     assert not mpich.problems
     assert {library.elf.machine for library in (*mpich.libraries, *mpich.plugins)} == {183}
     assert {"libmpi.so.12", "libfabric.so.1", "libucp.so.0"} <= {library.name for library in mpich.libraries}
@@ -144,15 +148,15 @@ def test_its_loader_takes_what_was_planned(folder: Path, images: dict[str, Path]
     root = put_in(plan, image, folder / f"{name}-injected")
 
     # As it is started, and as a script may start it: then the file in place is taken, and only the cache leads to what it needs.
-    for library_path, mpi in ("", f"{TREE}/opt/mpich/lib/libmpi.so.12"), (LIBRARY_DIR, f"{LIBRARY_DIR}/libmpich.so.12"):
+    for library_path, mpi in ("", f"{TREE}{PREFIX}/lib/libmpi.so.12"), (LIBRARY_DIR, f"{LIBRARY_DIR}/libmpich.so.12"):
         search = loader.Search(library_path=tuple(filter(None, [library_path])), cache=plan.cache, default_dirs=DEFAULT_DIRS)
         simulated = pairs(loader.simulate(HELLO, TreeView(str(root)), search))
         assert traced(run(root, LD_SO, "--list", HELLO, LD_LIBRARY_PATH=library_path)) == (simulated, [])
-        assert {("libmpich.so.12", mpi), ("libfabric.so.1", f"{TREE}/opt/mpich/lib/mpich/libfabric.so.1")} <= {*simulated}
+        assert {("libmpich.so.12", mpi), ("libfabric.so.1", f"{TREE}{PREFIX}/lib/mpich/libfabric.so.1")} <= {*simulated}
         said = run(root, HELLO, LD_LIBRARY_PATH=library_path, LD_BIND_NOW="1")
         assert SITE_VERSION in said and OWN_VERSION not in said and "sum of ranks + 1: 1" in said
     debug = run(root, LD_SO, "--list", HELLO, LD_DEBUG="libs")
-    assert re.search(rf"find library=libmpich\.so\.12 .*\n.* search cache=/etc/ld\.so\.cache\n.* trying file={TREE}/opt/mpich", debug)
+    assert re.search(rf"find library=libmpich\.so\.12 .*\n.* search cache=/etc/ld\.so\.cache\n.* trying file={TREE}{PREFIX}", debug)
     assert entries(plan.cache) == listed(root)
 
 
@@ -185,13 +189,13 @@ def put_in(plan: Plan, image: Path, root: Path) -> Path:
 
 def source(path: str) -> Path:
     """A file of the node."""
-    return MPICH5 / os.path.relpath(path, "/opt/mpich")
+    return MPICH5 / os.path.relpath(path, PREFIX)
 
 
 def test_check_says_there_what_it_says_here(node: Path, images: dict[str, Path], offers: Inventory) -> None:
     """The image's files are the same for both: the whole answer is."""
     words = ("check", "--json", "/image", "--annotation", "org.supercontainers.mpi=mpich", "--", HELLO)
-    there: dict[str, Any] = json.loads(run(node, *PYTHON, *words, mounts={MPICH5: "/opt/mpich", images["cached"]: "/image"}))
+    there: dict[str, Any] = json.loads(run(node, *PYTHON, *words, mounts={MPICH5: PREFIX, images["cached"]: "/image"}))
     here = check.document("/image", container(images["cached"]), decided(images["cached"], offers))
     assert there == here
     assert there["verdict"] == PROVED and there["loader_cache"] == "/etc/ld.so.cache"

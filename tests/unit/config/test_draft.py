@@ -50,6 +50,12 @@ def test_debians_names_stand_for_the_usual_ones(tmp_path: Path) -> None:
     assert (found["soname"], found["replaces"]) == ("libmpich.so.12", ["libmpi.so.12"])
 
 
+def test_a_library_of_another_name_under_the_one_that_programs_ask_for(tmp_path: Path) -> None:
+    library = build(tmp_path / "libmpi.so.12", soname="libmpi_vendor.so.12", exports=MPICH)
+    (found,) = libraries(library)
+    assert (found["soname"], found["replaces"]) == ("libmpi_vendor.so.12", ["libmpi.so.12", "libmpich.so.12"])
+
+
 def test_bindings_beside_it(tmp_path: Path) -> None:
     """Those that are linked to it, and need not be there on every node; what is named by the admin must be."""
     library = mpich(tmp_path)
@@ -118,6 +124,7 @@ def test_open_mpi_with_modules_as_files(tmp_path: Path) -> None:
     assert not draft([str(library)]).remarks
     build(tmp_path / "openmpi/mca_btl_tcp.so")
     made = draft([str(library)])
+    assert made.document["libraries"] == [{"soname": "libmpi.so.40", "role": "replace"}]
     assert "$ORIGIN/openmpi/mca_*.so" in made.document["immovable"]
     assert made.remarks[0].startswith(f"not available on this node: libmpi.so.40 opens {tmp_path}/openmpi/mca_btl_tcp.so by this path")
 
@@ -180,6 +187,12 @@ def test_another_machine(tmp_path: Path) -> None:
 def test_no_mpi(tmp_path: Path) -> None:
     assert "(libwork.so.1) is no MPI by the symbols that it exports" in refused(build(tmp_path / "libwork.so.1", exports=["work"]))
     assert "belongs to the C runtime" in refused(build(tmp_path / "libm.so.6", exports=MPICH))
+
+
+def test_two_files_for_one_name(tmp_path: Path) -> None:
+    ours = build(tmp_path / "libmpi.so.12", soname="libmpi_vendor.so.12", exports=MPICH)
+    other = build(tmp_path / "libmpich.so.12", exports=MPICH)
+    assert "'libmpi.so.12' is named by $.libraries[0].replaces[0] already" in refused(ours, other)
 
 
 def test_two_directories(tmp_path: Path) -> None:

@@ -200,7 +200,7 @@ def test_usage(node: Node, arguments: List[str], says: str) -> None:
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize("verb", ["scan", "validate", "register", "check", "last"])
+@pytest.mark.parametrize("verb", ["scan", "validate", "profiles", "register", "check", "last"])
 def test_each_verb_has_help(node: Node, verb: str) -> None:
     result = node.run(verb, "--help")
     assert result.returncode == 0

@@ -59,6 +59,8 @@ class ElfFacts:
     verdef: Tuple[str, ...] = ()
     exports: Tuple[str, ...] = ()
     imports: Tuple[str, ...] = ()
+    isa_needed: int = 0  # GNU_PROPERTY_X86_ISA_1_NEEDED: bit n = x86-64-v(n + 1); 0 = not marked
+    execstack: bool = False  # wants an executable stack: PT_GNU_STACK with PF_X, or none where that is the default
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,7 @@ class Request:
     mpi: Optional[Wish] = None
     glibc: Optional[Wish] = None  # the image's claim about its own glibc, checked against ELF
     findings: Tuple[Finding, ...] = ()
+    cpu: Optional[Wish] = None  # the claim for which microarchitecture the image was built, as archspec would call it
 
 
 # ---------------------------------------------------------------------------------------------------------------- site
@@ -206,6 +209,19 @@ class Watched:
 
 
 @dataclass(frozen=True)
+class Cpu:
+    """The node's processor, in archspec's names, with all that is needed to judge an image without archspec."""
+
+    target: str  # "zen3"
+    vendor: str  # "AuthenticAMD"
+    level: str  # the generic target that it amounts to: "x86_64_v3", "armv8.2a"
+    isa: int  # the x86-64 levels that run here, as bits of GNU_PROPERTY_X86_ISA_1_NEEDED; 0 on other machines
+    hwcaps: Tuple[str, ...]  # glibc-hwcaps subdirectories that a loader uses here, preferred first
+    compatible: Tuple[str, ...]  # the targets whose programs run here, its own among them
+    levels: Mapping[str, str]  # every target of this machine's family, and the generic one that it amounts to
+
+
+@dataclass(frozen=True)
 class Inventory:
     """What this node offers, precomputed by ``oci-hpc-hooks scan``."""
 
@@ -217,6 +233,7 @@ class Inventory:
     profiles: Tuple[ResolvedProfile, ...]  # in the site's order of preference
     rests_on: Tuple[Watched, ...]  # configuration, profiles and every host file and directory that was consulted
     c_runtime: Optional[ResolvedProfile] = None  # loader and libraries of glibc, one directory's (``source``); None = the site keeps it
+    cpu: Optional[Cpu] = None  # None = it could not be told
 
 
 # ---------------------------------------------------------------------------------------------------------------- image
@@ -287,6 +304,8 @@ class ImageFacts:
     preload: Tuple[str, ...] = ()  # LD_PRELOAD
     consumers: Tuple[str, ...] = ()  # real paths of what uses MPI in PATH, libraries and Python packages, where the programs do not
     libc_version: str = ""  # as libc.so.6 says it itself
+    hwcaps: Tuple[str, ...] = ()  # of the node's glibc-hwcaps subdirectories those that the image's loader knows how to use
+    static_programs: Tuple[str, ...] = ()  # real paths of static ELF programs that the arguments lead to
 
 
 # ---------------------------------------------------------------------------------------------------------------- plan

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 
 from oci_hpc_hooks.decide import abi
+from oci_hpc_hooks.decide import cpu as processor
 from oci_hpc_hooks.decide.choice import Choice, No, choose, has_copies, lost_functions, needs_launcher
 from oci_hpc_hooks.decide.proof import prove
 from oci_hpc_hooks.decide.request import AUTO, NOBODY, OVERRIDE
@@ -30,6 +31,7 @@ from oci_hpc_hooks.model import (
     CacheEntry,
     Container,
     Cover,
+    Cpu,
     Finding,
     ImageFacts,
     Inventory,
@@ -66,10 +68,14 @@ def plan(container: Container, request: Request, inventory: Inventory, facts: Im
         if not possible:
             note = Finding(NOTE, "nothing-to-replace", "the image has no MPI that this site could replace", wish.origin)
             return Plan(NOTHING, (*findings, note))
+    try:
+        findings += processor.gate(request, facts, inventory.cpu)
+    except No as no:
+        return _refuse(replace(wish, origin=request.cpu.origin if request.cpu else wish.origin), inventory, findings, no)
     refusals: List[No] = []
     for profile in possible:
         try:
-            made = _plan_with_fitting_libc(container, facts, profile, inventory.c_runtime)
+            made = _plan_with_fitting_libc(container, facts, profile, inventory)
         except No as no:
             refusals.append(no)
             continue
@@ -116,17 +122,18 @@ def _claims(request: Request, facts: ImageFacts) -> Iterator[Finding]:
 # ---------------------------------------------------------------------------------------------------------------- one profile
 
 def _plan_with_fitting_libc(container: Container, facts: ImageFacts, profile: ResolvedProfile,
-                            runtime: Optional[ResolvedProfile]) -> Plan:
+                            inventory: Inventory) -> Plan:
     """The plan for one profile; with the site's C runtime only where it is allowed and nothing less will do. Raises No, ImageError."""
+    runtime = inventory.c_runtime
     try:
-        return _plan_profile(container, facts, profile)
+        return _plan_profile(container, facts, profile, inventory.cpu)
     except No as no:
         if runtime is None or no.code != "glibc-too-old":
             raise
         too_old = no
     try:
-        over, replaced, findings = lay_over(facts, runtime)
-        made = _plan_profile(container, over, profile, replaced)
+        over, replaced, findings = lay_over(facts, runtime, inventory.cpu)
+        made = _plan_profile(container, over, profile, inventory.cpu, replaced)
     except No as no:
         why = f"the site's C runtime ({runtime.source}) is too old as well" if no.code == too_old.code else no.what
         raise No(too_old.code, f"{too_old.what}; {why}", f"{too_old.remedy}; or {no.remedy}", too_old.who) from None
@@ -135,7 +142,8 @@ def _plan_with_fitting_libc(container: Container, facts: ImageFacts, profile: Re
     return replace(made, findings=(*findings, *made.findings), in_place=(*made.in_place, *in_place))
 
 
-def _plan_profile(container: Container, facts: ImageFacts, profile: ResolvedProfile, replaced: Replaced = ()) -> Plan:
+def _plan_profile(container: Container, facts: ImageFacts, profile: ResolvedProfile, cpu: Optional[Cpu],
+                  replaced: Replaced = ()) -> Plan:
     """The plan for one profile, in an image whose C runtime is ``replaced`` or its own. Raises No, ImageError."""
     if profile.problems:
         raise No("profile-unavailable", f"profile {profile.name} is not available on this node: {profile.problems[0]}",
@@ -147,7 +155,7 @@ def _plan_profile(container: Container, facts: ImageFacts, profile: ResolvedProf
         return Plan(NOTHING, (*choice.findings, all_there))
     tree_root, tree_make = _tree_place(container, facts)
     cache = _merged_cache(facts, choice, tree_root)
-    proved, findings = prove(facts, profile, choice, cache, tree_root)
+    proved, findings = prove(facts, profile, choice, cache, tree_root, cpu)
     modules = _modules(profile, choice, facts)
     findings = [*choice.findings, *findings, *lost_functions(choice), *needs_launcher(choice)]
     findings += [Finding(NOTE, "modules", f"{cover.target} of the image is covered by the site's /{cover.folder}: modules and libraries "

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import posixpath
 from dataclasses import replace
-from typing import Iterable, Iterator, List, Set, Tuple
+from typing import Iterable, Iterator, List, Optional, Set, Tuple
 
 from oci_hpc_hooks.decide import abi
 from oci_hpc_hooks.decide.choice import No, copies
 from oci_hpc_hooks.elf import glibc
-from oci_hpc_hooks.model import NOTE, ElfFacts, Finding, HostLibrary, ImageFacts, ImageFile, ResolvedProfile
+from oci_hpc_hooks.model import NOTE, Cpu, ElfFacts, Finding, HostLibrary, ImageFacts, ImageFile, ResolvedProfile
 
 Replaced = Tuple[Tuple[HostLibrary, ImageFile], ...]
 
 
-def lay_over(facts: ImageFacts, runtime: ResolvedProfile) -> Tuple[ImageFacts, Replaced, List[Finding]]:
+def lay_over(facts: ImageFacts, runtime: ResolvedProfile, cpu: Optional[Cpu] = None) -> Tuple[ImageFacts, Replaced, List[Finding]]:
     """The image as it is with the site's C runtime in place, which files take the place of which, and what to know. Raises No."""
     if runtime.problems:
         raise _no(runtime, runtime.problems[0])
@@ -27,7 +27,7 @@ def lay_over(facts: ImageFacts, runtime: ResolvedProfile) -> Tuple[ImageFacts, R
     _must_be_newer(facts, runtime, replaced)
     files = {**facts.files, **{copy.path: replace(copy, elf=library.elf) for library, copy in replaced}}
     assert facts.libc is not None  # _must_be_newer
-    over = replace(facts, files=files, libc=files[facts.libc.path], libc_version="")
+    over = replace(facts, files=files, libc=files[facts.libc.path], libc_version="", hwcaps=cpu.hwcaps if cpu else ())
     note = Finding(NOTE, "c-runtime", f"the image's glibc {abi.libc_version(facts)} is replaced by the site's {abi.libc_version(over)} of "
                    f"{runtime.source}: loader and libraries as one set, {len(replaced)} files")
     return over, replaced, [note, *_left_behind(facts, {copy.path for _, copy in replaced})]

@@ -113,7 +113,10 @@ class _Tree:
         # The spelling is kept: behind a symbolic link ".." is not what a lexical reading makes of it.
         folder, name = posixpath.split(path)
         real = ""
-        if ".so" not in name or (self.directory(folder) is not None and (name in self.names[folder] or folder in self.unlisted)):
+        above, hwcaps, _ = folder.rpartition("/glibc-hwcaps/")
+        if hwcaps and self.directory(above + "/glibc-hwcaps") is None:
+            pass  # few directories have any
+        elif ".so" not in name or (self.directory(folder) is not None and (name in self.names[folder] or folder in self.unlisted)):
             real = self.real(path)
         self.resolved[path] = real
         return real
@@ -189,25 +192,28 @@ def _shared_objects(handle: int, path: str) -> Iterator[str]:
         os.close(fd)
 
 
-def gather(root: Root, container: Container, profiles: Sequence[ResolvedProfile]) -> ImageFacts:
-    """The facts of one container's tree, as far as the given profiles could matter to it.
+def gather(root: Root, container: Container, profiles: Sequence[ResolvedProfile], hwcaps: Sequence[str] = ()) -> ImageFacts:
+    """The facts of one container's tree, as far as the given profiles could matter to it. ``hwcaps`` as in :class:`Cpu`.
 
     Raises ImageError only for a tree that no loader could make sense of either (a directory without end); a broken file is a fact.
     """
     tree = _Tree(root)
     env = dict(item.partition("=")[::2] for item in container.env)
     path_dirs = tuple(posixpath.join("/", container.cwd, folder) for folder in env.get("PATH", DEFAULT_PATH).split(":") if folder)
-    entrypoint, programs = _programs(tree, container, path_dirs)
+    entrypoint, programs, static = _programs(tree, container, path_dirs)
     interp, musl = _loaders(tree, programs)
-    cache_path, default_dirs = _loader_constants(tree, interp)
+    cache_path, default_dirs, knows_hwcaps = _loader_constants(tree, interp)
     cache_real = tree.real(cache_path)  # not by way of its directory: engines write into /etc at every start
     cache, cache_file = _cache(root, tree, cache_real)
     library_path = tuple(folder.rstrip("/") or "/" for folder in re.split("[:;]", env.get("LD_LIBRARY_PATH", "")) if folder)
     preload = tuple(env.get("LD_PRELOAD", "").replace(":", " ").split())
-    search = loader.Search(library_path=library_path, cache=cache, default_dirs=default_dirs, preload=preload)
+    search = loader.Search(library_path=library_path, cache=cache, default_dirs=default_dirs, preload=preload,
+                           hwcaps=tuple(hwcaps) if knows_hwcaps else ())
 
     copies = _Copies(profiles)
     loaded = _follow(tree, programs, search, copies)
+    if copies.runtime and not knows_hwcaps:  # the site's loader does
+        _follow(tree, programs, replace(search, hwcaps=tuple(hwcaps)), copies)
     library_dirs = [*default_dirs, *library_path, *_cache_dirs(cache)]
     consumers: Tuple[str, ...] = ()
     if not any(copies.replaced.intersection((item.name, item.facts.soname)) for item in loaded):
@@ -246,6 +252,8 @@ def gather(root: Root, container: Container, profiles: Sequence[ResolvedProfile]
         directories=tuple(folder if folder else Directory(path, 0, 0, ()) for path, folder in tree.directories.items()),
         unreadable=tree.unreadable,
         preload=preload,
+        hwcaps=search.hwcaps,
+        static_programs=static,
     )
 
 
@@ -264,6 +272,7 @@ class _Copies:
         self.runtime = any(library.role == "runtime" for library in self.libraries)
         self.stems = {_stem(name) for name in self.names}
         self.asked = self.names | {name for library in self.libraries for name in library.elf.needed}
+        self.asked |= {posixpath.basename(path) for path in LOADERS}  # which libc needs
         folders = {(posixpath.dirname(module.path), posixpath.dirname(library.path))
                    for profile in profiles for module in profile.plugins for library in profile.libraries}
         self.module_folders = {posixpath.relpath(*pair) for pair in folders}
@@ -311,10 +320,11 @@ def _look_for_coupling(tree: _Tree, link_map: loader.LinkMap) -> None:
 
 # ------------------------------------------------------------------------------------------------------------ programs
 
-def _programs(tree: _Tree, container: Container, path_dirs: Sequence[str]) -> Tuple[str, Tuple[str, ...]]:
-    """How far the first program could be followed, and the ELF programs that the words of the command line lead to."""
+def _programs(tree: _Tree, container: Container, path_dirs: Sequence[str]) -> Tuple[str, Tuple[str, ...], Tuple[str, ...]]:
+    """How far the first program could be followed, the ELF programs that the words of the command line lead to, and the static ones."""
     kind = "missing"
     programs: List[str] = []
+    static: List[str] = []
     for index, word in enumerate(command_words(container.args)):
         real = _which(tree, word, container.cwd, path_dirs)
         if not real:
@@ -330,6 +340,8 @@ def _programs(tree: _Tree, container: Container, path_dirs: Sequence[str]) -> Tu
         if elf is None:
             continue
         if not elf.dynamic or not elf.interp:
+            if not (elf.needed or elf.soname):  # no shared object
+                static.append(real)
             if first and index == 0 and len(container.args) > 1:
                 continue  # catatonit, tini: a static init that starts the rest of the words
             if first:
@@ -341,7 +353,7 @@ def _programs(tree: _Tree, container: Container, path_dirs: Sequence[str]) -> Tu
             programs.append(real)
     if kind == "missing" and container.args and _which(tree, container.args[0], container.cwd, path_dirs):
         kind = "static"
-    return kind, tuple(programs)
+    return kind, tuple(programs), tuple(dict.fromkeys(static))
 
 
 def _which(tree: _Tree, word: str, cwd: str, path_dirs: Sequence[str]) -> str:
@@ -377,8 +389,9 @@ def _loaders(tree: _Tree, programs: Sequence[str]) -> Tuple[str, str]:
     return ours, musl
 
 
-def _loader_constants(tree: _Tree, interp: str) -> Tuple[str, Tuple[str, ...]]:
-    """The cache's path and the default directories, as compiled into the loader: distributions, Nix, Guix and EESSI differ."""
+def _loader_constants(tree: _Tree, interp: str) -> Tuple[str, Tuple[str, ...], bool]:
+    """The cache's path and the default directories, as compiled into the loader: distributions, Nix, Guix and EESSI differ; and
+    whether it searches glibc-hwcaps subdirectories (glibc 2.33)."""
     real = tree.resolve(interp) if interp else ""
     data = b""
     if real:
@@ -386,7 +399,7 @@ def _loader_constants(tree: _Tree, interp: str) -> Tuple[str, Tuple[str, ...]]:
             data = tree.root.read(real, LOADER_LIMIT) or b""
         except (ImageError, OSError):
             data = b""
-    return _compiled_cache_path(data) or CACHE_PATH, _compiled_dirs(data) or DEFAULT_DIRS
+    return _compiled_cache_path(data) or CACHE_PATH, _compiled_dirs(data) or DEFAULT_DIRS, b"--glibc-hwcaps-mask" in data
 
 
 def _compiled_cache_path(data: bytes) -> str:
@@ -461,7 +474,8 @@ def _look_for_copies(tree: _Tree, folders: Iterable[str], copies: _Copies) -> Se
     paths = {path for library in copies.libraries for path in (*library.elf.rpath, *library.elf.runpath)}
     for home in homes:
         for folder in _from_origin(paths, home):
-            _copies_in(tree, folder, copies)
+            for place in (folder, *_hwcaps(tree, folder)):
+                _copies_in(tree, place, copies)
         for relative in copies.module_folders:
             if not relative.startswith("."):
                 tree.directory(posixpath.join(home, relative))
@@ -470,7 +484,7 @@ def _look_for_copies(tree: _Tree, folders: Iterable[str], copies: _Copies) -> Se
 
 def _hwcaps(tree: _Tree, folder: str) -> Iterator[str]:
     """The glibc-hwcaps subdirectories of a directory: which of them ld.so prefers depends on the processor, so all are looked at."""
-    if tree.directory(f"{folder}/glibc-hwcaps") is not None:
+    if tree.directory(folder) is not None and tree.directory(f"{folder}/glibc-hwcaps") is not None:
         for level in HWCAPS:
             if tree.directory(f"{folder}/glibc-hwcaps/{level}") is not None:
                 yield f"{folder}/glibc-hwcaps/{level}"

@@ -17,6 +17,7 @@ from typing import Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 from oci_hpc_hooks.elf import glibc, ldcache, loader, mpi
 from oci_hpc_hooks.elf.scan import read_with_pyelftools
 from oci_hpc_hooks.errors import ConfigError, HookError
+from oci_hpc_hooks.inputs.cpu import node_cpu
 from oci_hpc_hooks.inputs.site import Configuration
 from oci_hpc_hooks.model import (
     CacheEntry,
@@ -44,6 +45,7 @@ class Scan:
 
     inventory: Inventory
     notes: Mapping[str, Tuple[str, ...]]
+    cpu_note: str = ""
 
 
 def scan(configuration: Configuration) -> Scan:
@@ -61,6 +63,7 @@ def scan(configuration: Configuration) -> Scan:
         resolved.append(resolution.run())
         notes[profile.name] = tuple(resolution.notes)
     runtime = _c_runtime(node, configuration.site) if configuration.site.c_runtime == "host" else None
+    cpu, cpu_note = node_cpu()
     inventory = Inventory(
         version=VERSION,
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -70,8 +73,9 @@ def scan(configuration: Configuration) -> Scan:
         profiles=tuple(resolved),
         rests_on=tuple(Watched(path, file) for path, file in sorted(node.watched.items())),
         c_runtime=runtime,
+        cpu=cpu,
     )
-    return Scan(inventory, notes)
+    return Scan(inventory, notes, cpu_note)
 
 
 def file_id(status: os.stat_result) -> FileId:

@@ -278,6 +278,16 @@ class Directory:
 
 
 @dataclass(frozen=True)
+class Bystanders:
+    """What in an image would notice that another C library takes the place of its own. Paths, real ones except for the commands."""
+
+    execstack: Tuple[str, ...] = ()  # libraries and modules that want an executable stack and are not loaded when the programs start
+    static_nss: Tuple[str, ...] = ()  # static programs of the command line that open the NSS modules of the glibc they were linked with
+    linker: str = ""  # ``ld`` in PATH
+    ldd: str = ""  # ``ldd`` in PATH
+
+
+@dataclass(frozen=True)
 class ImageFacts:
     """What the image brings: enough for plan() to simulate its loader without touching a file.
 
@@ -306,6 +316,7 @@ class ImageFacts:
     libc_version: str = ""  # as libc.so.6 says it itself
     hwcaps: Tuple[str, ...] = ()  # of the node's glibc-hwcaps subdirectories those that the image's loader knows how to use
     static_programs: Tuple[str, ...] = ()  # real paths of static ELF programs that the arguments lead to
+    bystanders: Bystanders = Bystanders()  # looked for only where the site may bring a newer C library
 
 
 # ---------------------------------------------------------------------------------------------------------------- plan

@@ -9,7 +9,7 @@ from typing import List, Mapping, Optional, Sequence, Set, Tuple
 from oci_hpc_hooks.decide import abi
 from oci_hpc_hooks.decide import cpu as processor
 from oci_hpc_hooks.decide.choice import Choice, No
-from oci_hpc_hooks.decide.runtime import must_not_be_coupled
+from oci_hpc_hooks.decide.runtime import must_be_openable, must_not_be_coupled
 from oci_hpc_hooks.elf import loader, mpi
 from oci_hpc_hooks.errors import ImageError
 from oci_hpc_hooks.model import NOTE, WARNING, Cpu, ElfFacts, Finding, ImageFacts, LdCache, ResolvedProfile
@@ -91,6 +91,8 @@ class _Proof:
             processor.must_run(((item.path, item.facts) for item in link_map.objects), self.cpu)
             if self.choice.runtime:
                 must_not_be_coupled(((item.identity, item.facts) for item in link_map.objects), self.choice.runtime)
+            if not link_map.objects[0].facts.interp:  # a module, which a program opens
+                must_be_openable(((item.path, item.facts) for item in link_map.objects), abi.libc_version(self.facts))
             _must_have_functions(link_map)
             _must_be_one_build(program, link_map)
             uses = self._takes_ours(program, link_map) or uses

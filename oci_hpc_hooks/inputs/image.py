@@ -16,11 +16,13 @@ from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tupl
 from oci_hpc_hooks.elf import glibc, ldcache, loader
 from oci_hpc_hooks.elf.facts import read_facts
 from oci_hpc_hooks.errors import ImageError, KernelError
+from oci_hpc_hooks.inputs import bystanders
 from oci_hpc_hooks.inputs.consumers import find as find_consumers
 from oci_hpc_hooks.inputs.container import command_words
 from oci_hpc_hooks.linux.mounts import mount_id
 from oci_hpc_hooks.linux.paths import Root, read_bounded
 from oci_hpc_hooks.model import (
+    Bystanders,
     Container,
     Directory,
     ElfFacts,
@@ -72,6 +74,7 @@ class _Tree:
         self.names: Dict[str, frozenset[str]] = {}
         self.symbols: set[str] = set()  # real paths whose symbols were read
         self.unlisted: Set[str] = set()
+        self.loaded: Set[str] = set()  # real paths of what the programs' loader loads
         self.spent: Dict[str, int] = {}
 
     def spend(self, what: str, amount: int, limit: int) -> None:
@@ -214,6 +217,7 @@ def gather(root: Root, container: Container, profiles: Sequence[ResolvedProfile]
     loaded = _follow(tree, programs, search, copies)
     if copies.runtime and not knows_hwcaps:  # the site's loader does
         _follow(tree, programs, replace(search, hwcaps=tuple(hwcaps)), copies)
+    started = tuple(tree.loaded)
     library_dirs = [*default_dirs, *library_path, *_cache_dirs(cache)]
     consumers: Tuple[str, ...] = ()
     if not any(copies.replaced.intersection((item.name, item.facts.soname)) for item in loaded):
@@ -232,6 +236,11 @@ def gather(root: Root, container: Container, profiles: Sequence[ResolvedProfile]
         for real in filter(None, loaders):
             tree.facts(real)
     libc = _libc(tree, search)
+    around = Bystanders()
+    if libc is not None and copies.runtime_versions - {*libc.elf.verdef}:
+        asked = [tree.files[program].elf.execstack for program in programs if program in tree.files]
+        allowed = "glibc.rtld.execstack=2" in env.get("GLIBC_TUNABLES", "") or (bool(asked) and all(asked))
+        around = bystanders.find(root, path_dirs, library_dirs, started, static, allowed)
     return ImageFacts(
         libc=libc,
         libc_version=_libc_version(tree, libc),
@@ -254,6 +263,7 @@ def gather(root: Root, container: Container, profiles: Sequence[ResolvedProfile]
         preload=preload,
         hwcaps=search.hwcaps,
         static_programs=static,
+        bystanders=around,
     )
 
 
@@ -270,6 +280,8 @@ class _Copies:
             if library.role in ("replace", "add") or (library.role == "dependency" and not library.elf.verdef):
                 self.compared |= {library.name, *library.replaces}
         self.runtime = any(library.role == "runtime" for library in self.libraries)
+        self.runtime_versions = {version for library in self.libraries if library.role == "runtime" and library.name == "libc.so.6"
+                                 for version in library.elf.verdef}
         self.stems = {_stem(name) for name in self.names}
         self.asked = self.names | {name for library in self.libraries for name in library.elf.needed}
         self.asked |= {posixpath.basename(path) for path in LOADERS}  # which libc needs
@@ -299,6 +311,7 @@ def _follow(tree: _Tree, programs: Sequence[str], search: loader.Search, copies:
         except ImageError as error:
             tree.unreadable[program] = error.what
             continue
+        tree.loaded.update(loaded.identity for loaded in link_map.objects)
         for loaded in link_map.objects:
             if copies.look_at(tree, loaded.identity, loaded.name) is not None:
                 found.append(loaded)

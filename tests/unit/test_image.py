@@ -160,6 +160,26 @@ def test_what_the_loader_takes_by_the_processor(tree: Tree, level: str, taken: s
         assert made.findings[-1].code == "cpu" and taken in made.findings[-1].what
 
 
+@pytest.mark.parametrize(("versions", "looked"), [(["GLIBC_2.2.5", "GLIBC_2.99"], True), (["GLIBC_2.2.5"], False), ([], False)])
+def test_bystanders_only_where_the_c_library_may_be_replaced(tree: Tree, versions: List[str], looked: bool) -> None:
+    """And not what is loaded at the start, where an executable stack is still allowed."""
+    tree.mpi("/usr/lib")
+    for name in ("libstart.so.1", "liblater.so.1"):
+        build(tree.at(f"/usr/lib/{name}"), options=["-Wl,-z,execstack"])
+    libc = world.host("/opt/glibc/libc.so.6", world.elf("libc.so.6", verdef=versions), "runtime")
+    runtime = ResolvedProfile("c-runtime", {}, "/opt/glibc", (libc,)) if versions else SITE
+    program = tree.program("/bin/app", "libmpi.so.12", "libstart.so.1")
+    facts = tree.gather(program, "/usr/lib/liblater.so.1", profiles=(SITE, runtime))
+    assert facts.bystanders.execstack == (("/usr/lib/liblater.so.1",) if looked else ())
+
+
+def test_static_programs_are_known(tree: Tree) -> None:
+    """Not shared objects that are named as arguments."""
+    build(tree.at("/bin/fixed"), options=["-static", "-nostdlib"], source="void _start(void) {}")
+    facts = tree.gather("/bin/fixed", tree.mpi("/usr/lib"), tree.program("/bin/app", "libmpi.so.12"))
+    assert facts.static_programs == ("/bin/fixed",)
+
+
 def test_a_loader_that_knows_no_hwcaps(tree: Tree) -> None:
     loader = tree.at(LOADER).read_bytes()
     tree.at(LOADER).write_bytes(loader.replace(b"--glibc-hwcaps-mask", b"--glibc-______-mask"))

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import pytest
 
 from tests.bed import bed
 from tests.bed.bed import Engine
-from tests.bed.site import Site
+from tests.bed.site import TRIXIE, Site
+from tests.engine.conftest import SiteMaker
 from tests.engine.inside import HELLO, assert_own, assert_site, start
-from tests.engine.site import ReadySite, ready, site  # noqa: F401
+from tests.engine.site import ReadySite, ready  # noqa: F401
+from tests.engine.test_c_runtime import TRIXIE_LIBC
 
 CPU = "--annotation=org.supercontainers.hardware.cpu.optimized.version="
 LESSER = {"target": "zen3", "level": "x86_64_v3", "isa": 7, "hwcaps": ["x86-64-v3", "x86-64-v2"]}
@@ -22,7 +24,10 @@ LESSER = {"target": "zen3", "level": "x86_64_v3", "isa": 7, "hwcaps": ["x86-64-v
 @pytest.fixture
 def lesser(crun: Engine, ready: ReadySite) -> Site:  # noqa: F811
     """A site on a node without x86-64-v4: where this machine has it, the inventory is written as on another."""
-    found = ready(crun)
+    return lesser_node(ready(crun))
+
+
+def lesser_node(found: Site) -> Site:
     path = found.state_dir / "inventory.json"
     inventory: dict[str, Any] = json.loads(path.read_text())
     if inventory["cpu"]["isa"] & 8:
@@ -68,6 +73,33 @@ def test_the_image_s_claim(crun: Engine, lesser: Site) -> None:
         assert_site(result)
         assert [finding["code"] for finding in log[0]["findings"] if finding["code"].startswith("cpu")] == codes
     assert_own(start(crun, lesser, *HELLO, options=[CPU + "zen4", "--annotation=org.supercontainers.mpi=none"])[0])
+
+
+@pytest.mark.parametrize("image", ["bookworm-mpich", "bullseye-mpich"])  # the second by the loader of the site's C runtime
+def test_libraries_that_the_loader_chooses_by_the_processor(crun: Engine, make_site: SiteMaker, scratch: Path, image: str) -> None:
+    """As the loader does: what it takes here counts, what it passes over does not."""
+    site = lesser_node(make_site(crun, search=[TRIXIE], c_runtime={"search": [str(TRIXIE_LIBC)]}))
+    folder = scratch / "x"
+    build(folder / "libfast.so", 1, "-shared", "-fPIC", "-Wl,-soname,libfast.so")
+    build(folder / "asks", None, f"-L{folder}", "-lfast")
+    for level, mark, status in (("x86-64-v2", [], 2), ("x86-64-v4", ["-Wl,-z,x86-64-v4"], 2), ("x86-64-v2", ["-Wl,-z,x86-64-v4"], None)):
+        build(folder / f"glibc-hwcaps/{level}/libfast.so", int(level[-1]), "-shared", "-fPIC", "-Wl,-soname,libfast.so", *mark)
+        if level == "x86-64-v4" and "avx512vl" in Path("/proc/cpuinfo").read_text():
+            continue  # this machine's loader takes it
+        result, log = start(crun, site, "/x/asks", image=image, options=[f"--volume={folder}:/x", "--env=LD_LIBRARY_PATH=/x"])
+        codes = {finding["code"] for finding in log[0]["findings"]}
+        if status is None:
+            assert log[0]["verdict"] == "refused" and "/x/glibc-hwcaps/x86-64-v2/libfast.so is marked" in result.stderr
+        else:
+            assert (result.returncode, "not-followed" in codes) == (status, False), result.stderr
+            assert ("c-runtime" in codes) and log[0]["verdict"] == "unproved"
+
+
+def build(path: Path, value: Optional[int], *options: str) -> None:
+    """A library whose function returns a value, or a program that ends with what the library says."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    source = "int fast(void); int main(void) { return fast(); }" if value is None else f"int fast(void) {{ return {value}; }}"
+    subprocess.run(["gcc", "-xc", "-", "-xnone", "-o", str(path), *options], input=source.encode(), check=True)
 
 
 def test_scan_and_check_tell(ready: ReadySite) -> None:  # noqa: F811

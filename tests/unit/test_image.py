@@ -22,7 +22,7 @@ from oci_hpc_hooks.inputs import consumers, image
 from oci_hpc_hooks.linux.paths import Root
 from oci_hpc_hooks.model import PROVED, REFUSED, Container, Cpu, ImageFacts, Mount, Request, ResolvedProfile, Wish
 from tests.unit.decide import world
-from tests.unit.elf.elf_bed import IMAGES, build, cache_of, made_up
+from tests.unit.elf.elf_bed import IMAGES, build, cache_of, hwcaps_of_this_cpu, made_up
 
 LOADER = "/lib64/ld-linux-x86-64.so.2"
 CATATONIT = Path("/usr/bin/catatonit")
@@ -139,6 +139,7 @@ def test_in_a_path_of_a_library(tree: Tree) -> None:
     assert copies(facts) == [copy]
 
 
+@pytest.mark.skipif(not hwcaps_of_this_cpu(), reason="glibc-hwcaps came with glibc 2.33")
 @pytest.mark.parametrize(("level", "taken"), [
     ("x86-64-v3", "/opt/lib/glibc-hwcaps/x86-64-v3/libfast.so.1"), ("x86-64-v2", "/opt/lib/libfast.so.1"), ("", "/opt/lib/libfast.so.1"),
 ])

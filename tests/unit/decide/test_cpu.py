@@ -81,6 +81,16 @@ def test_a_static_program() -> None:
     assert decide(V4, image, programs=(), static=["/bin/fixed"]).verdict == UNPROVED
 
 
+def test_a_program_that_is_not_on_the_command_line() -> None:
+    """One that cannot run here is no reason to stop the others."""
+    image = marked(8).add("/usr/bin/sleep", world.program())
+    facts = replace(image.facts("/usr/bin/sleep"), consumers=(APP,))
+    node = replace(world.inventory(profile(world.site_mpi(), world.site_fabric())), cpu=V3)
+    asked = world.container("/usr/bin/sleep", labels={MPI: "mpich"})
+    made = plan(asked, request(asked, node.site), node, facts)
+    assert made.verdict == UNPROVED and the(made, "consumer-cpu").severity == WARNING
+
+
 def test_what_is_not_wished_for_explicitly_is_not_refused() -> None:
     for made in (decide(V3, marked(8), mpi="auto"), decide(V3, labels={CPU_KEY: "zen4"}, mpi="auto")):
         assert made.verdict == "nothing" and the(made, "cpu").severity == NOTE

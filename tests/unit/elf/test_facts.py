@@ -163,7 +163,7 @@ OTHER_NOTE = struct.pack("<III", 4, 6, 3) + b"GNU\0" + b"abcdef" + bytes(2)
     (bytes(64), {}, 0),
     (b"", {}, 0),
     (bytes(70000) + property_note(NEEDS_V3), {}, 0),  # more notes than any file has
-])
+], ids=range(17))
 def test_notes_as_the_loader_reads_them(notes: bytes, more: Dict[str, Any], found: int) -> None:
     """A malformed note says nothing."""
     assert of_bytes(noted(notes, **more)).isa_needed == found

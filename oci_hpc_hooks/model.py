@@ -59,6 +59,8 @@ class ElfFacts:
     verdef: Tuple[str, ...] = ()
     exports: Tuple[str, ...] = ()
     imports: Tuple[str, ...] = ()
+    isa_needed: int = 0  # GNU_PROPERTY_X86_ISA_1_NEEDED: bit n = x86-64-v(n + 1); 0 = not marked
+    execstack: bool = False  # wants an executable stack: PT_GNU_STACK with PF_X, or none where that is the default
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,7 @@ class Request:
     mpi: Optional[Wish] = None
     glibc: Optional[Wish] = None  # the image's claim about its own glibc, checked against ELF
     findings: Tuple[Finding, ...] = ()
+    cpu: Optional[Wish] = None  # the claim for which microarchitecture the image was built, as archspec would call it
 
 
 # ---------------------------------------------------------------------------------------------------------------- site
@@ -258,6 +261,19 @@ class Watched:
 
 
 @dataclass(frozen=True)
+class Cpu:
+    """The node's processor, in archspec's names, with all that is needed to judge an image without archspec."""
+
+    target: str  # "zen3"
+    vendor: str  # "AuthenticAMD"
+    level: str  # the generic target that it amounts to: "x86_64_v3", "armv8.2a"
+    isa: int  # the x86-64 levels that run here, as bits of GNU_PROPERTY_X86_ISA_1_NEEDED; 0 on other machines
+    hwcaps: Tuple[str, ...]  # glibc-hwcaps subdirectories that a loader uses here, preferred first
+    compatible: Tuple[str, ...]  # the targets whose programs run here, its own among them
+    levels: Mapping[str, str]  # every target of this machine's family, and the generic one that it amounts to
+
+
+@dataclass(frozen=True)
 class Inventory:
     """What this node offers, precomputed by ``oci-hpc-hooks scan``."""
 
@@ -269,6 +285,7 @@ class Inventory:
     profiles: Tuple[ResolvedProfile, ...]  # in the site's order of preference
     rests_on: Tuple[Watched, ...]  # configuration, profiles and every host file and directory that was consulted
     c_runtime: Optional[ResolvedProfile] = None  # loader and libraries of glibc, one directory's (``source``); None = the site keeps it
+    cpu: Optional[Cpu] = None  # None = it could not be told
 
 
 # ---------------------------------------------------------------------------------------------------------------- image
@@ -313,6 +330,16 @@ class Directory:
 
 
 @dataclass(frozen=True)
+class Bystanders:
+    """What in an image would notice that another C library takes the place of its own. Paths, real ones except for the commands."""
+
+    execstack: Tuple[str, ...] = ()  # libraries and modules that want an executable stack and are not loaded when the programs start
+    static_nss: Tuple[str, ...] = ()  # static programs of the command line that open the NSS modules of the glibc they were linked with
+    linker: str = ""  # ``ld`` in PATH
+    ldd: str = ""  # ``ldd`` in PATH
+
+
+@dataclass(frozen=True)
 class ImageFacts:
     """What the image brings: enough for plan() to simulate its loader without touching a file.
 
@@ -342,6 +369,9 @@ class ImageFacts:
     makeable: Tuple[str, ...] = ()  # directories of sets that the image lacks and that could be made in its own filesystem
     drop_ins: str = ""  # the directory whose *.conf files ldconfig in the image reads, "" if it reads none
     conf: Optional[Watched] = None  # the ld.so.conf that says so
+    hwcaps: Tuple[str, ...] = ()  # of the node's glibc-hwcaps subdirectories those that the image's loader knows how to use
+    static_programs: Tuple[str, ...] = ()  # real paths of static ELF programs that the arguments lead to
+    bystanders: Bystanders = Bystanders()  # looked for only where the site may bring a newer C library
 
 
 # ---------------------------------------------------------------------------------------------------------------- plan

@@ -10,9 +10,10 @@ import posixpath
 import re
 from dataclasses import replace
 from functools import partial
-from typing import Dict, Iterator, List, Sequence, Tuple
+from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 
 from oci_hpc_hooks.decide import abi, loader_cache
+from oci_hpc_hooks.decide import cpu as processor
 from oci_hpc_hooks.decide.choice import Choice, No, choose, has_copies, lost_functions, needs_launcher
 from oci_hpc_hooks.decide.proof import prove
 from oci_hpc_hooks.decide.request import AUTO, NOBODY, OVERRIDE
@@ -29,6 +30,7 @@ from oci_hpc_hooks.model import (
     Bind,
     Container,
     Cover,
+    Cpu,
     DropIn,
     Finding,
     ImageFacts,
@@ -67,6 +69,10 @@ def plan(container: Container, request: Request, inventory: Inventory, facts: Im
         if not possible:
             note = Finding(NOTE, "nothing-to-replace", "the image has no MPI that this site could replace", wish.origin)
             return Plan(NOTHING, (*findings, note))
+    try:
+        findings += processor.gate(request, facts, inventory.cpu)
+    except No as no:
+        return _refuse(replace(wish, origin=request.cpu.origin if request.cpu else wish.origin), inventory, findings, no)
     refusals: List[No] = []
     for profile in possible:
         try:
@@ -123,17 +129,18 @@ TOO_OLD = ("glibc-too-old", "version-missing", "shared-dependency")
 def _plan_with_fitting_libc(container: Container, facts: ImageFacts, profile: ResolvedProfile, inventory: Inventory) -> Plan:
     """The plan for one profile. Only where the image is too old for it: by the first of its variants that fits, the one that needs
     the oldest glibc in front, or with the site's C runtime, where that is allowed. Raises No, ImageError."""
-    runtime, way = inventory.c_runtime, inventory.site.loader_cache
+    runtime = inventory.c_runtime
     try:
-        return _plan_profile(container, facts, profile, way)
+        return _plan_profile(container, facts, profile, inventory)
     except No as no:
         if no.code not in TOO_OLD:
             raise
         too_old = no
-    steps = [(variant.title, partial(_plan_variant, container, facts, variant, way, too_old))
+    steps = [(variant.title, partial(_plan_variant, container, facts, variant, inventory, too_old))
              for variant in sorted(profile.variants, key=lambda variant: abi.version_key(variant.glibc))]
     if runtime is not None and too_old.code == "glibc-too-old":
-        steps.append((f"the site's C runtime ({runtime.source})", partial(_plan_with_runtime, container, facts, profile, way, runtime)))
+        with_runtime = partial(_plan_with_runtime, container, facts, profile, inventory, runtime)
+        steps.append((f"the site's C runtime ({runtime.source})", with_runtime))
     failed: List[Finding] = []
     remedies = [too_old.remedy]
     for title, step in steps:
@@ -149,17 +156,18 @@ def _plan_with_fitting_libc(container: Container, facts: ImageFacts, profile: Re
              too_old.who)
 
 
-def _plan_variant(container: Container, facts: ImageFacts, variant: ResolvedProfile, way: str, too_old: No) -> Plan:
-    made = _plan_profile(container, facts, variant, way)
+def _plan_variant(container: Container, facts: ImageFacts, variant: ResolvedProfile, inventory: Inventory, too_old: No) -> Plan:
+    made = _plan_profile(container, facts, variant, inventory)
     taken = Finding(NOTE, "variant", f"{variant.title} is taken, which needs glibc {variant.glibc or 'of any release'}: of the profile "
                     f"itself, {too_old.brief}")
     return replace(made, findings=(taken, *made.findings))
 
 
-def _plan_with_runtime(container: Container, facts: ImageFacts, profile: ResolvedProfile, way: str, runtime: ResolvedProfile) -> Plan:
-    over, replaced, findings = lay_over(facts, runtime)
+def _plan_with_runtime(container: Container, facts: ImageFacts, profile: ResolvedProfile, inventory: Inventory,
+                       runtime: ResolvedProfile) -> Plan:
+    over, replaced, findings = lay_over(facts, runtime, inventory.cpu)
     try:
-        made = _plan_profile(container, over, profile, way, replaced)
+        made = _plan_profile(container, over, profile, inventory, replaced)
     except No as no:
         raise No(no.code, no.what, no.remedy, no.who, "it is too old as well" if no.code == "glibc-too-old" else "") from None
     in_place = [Bind(library.real, library.file, copy.path, "the site's C runtime, over the image's", copy.file)
@@ -167,7 +175,8 @@ def _plan_with_runtime(container: Container, facts: ImageFacts, profile: Resolve
     return replace(made, findings=(*findings, *made.findings), in_place=(*made.in_place, *in_place))
 
 
-def _plan_profile(container: Container, facts: ImageFacts, profile: ResolvedProfile, way: str, replaced: Replaced = ()) -> Plan:
+def _plan_profile(container: Container, facts: ImageFacts, profile: ResolvedProfile, inventory: Inventory,
+                  replaced: Replaced = ()) -> Plan:
     """The plan for one profile, in an image whose C runtime is ``replaced`` or its own. Raises No, ImageError."""
     if profile.problems:
         raise No("profile-unavailable", f"{profile.title} is not available on this node: {profile.problems[0]}",
@@ -180,11 +189,11 @@ def _plan_profile(container: Container, facts: ImageFacts, profile: ResolvedProf
         return Plan(NOTHING, (*choice.findings, all_there))
     tree_root, tree_make = _tree_place(container, facts)
     cache = loader_cache.merged(facts, choice, tree_root)
-    proved, findings = prove(facts, profile, choice, cache, tree_root)
+    proved, findings = prove(facts, profile, choice, cache, tree_root, inventory.cpu)
     drop_in = None
-    if way == "file":
+    if inventory.site.loader_cache == "file":
         try:
-            cache, drop_in = _cache_as_file(container, facts, profile, choice, cache, tree_root, proved)
+            cache, drop_in = _cache_as_file(container, facts, profile, choice, cache, tree_root, proved, inventory.cpu)
         except (No, ImageError) as no:
             findings.append(Finding(NOTE, "loader-cache", "the loader's cache is mounted, not a file of the container's own, and ldconfig "
                                                           f"inside fails: {no.what}"))
@@ -248,14 +257,14 @@ def _tree_place(container: Container, facts: ImageFacts) -> Tuple[str, str]:
 
 
 def _cache_as_file(container: Container, facts: ImageFacts, profile: ResolvedProfile, choice: Choice, bound: LdCache, tree_root: str,
-                   proved: bool) -> Tuple[LdCache, DropIn]:
+                   proved: bool, cpu: Optional[Cpu]) -> Tuple[LdCache, DropIn]:
     """The cache as a file of the container's own, if with it, and with what ldconfig would make of it, all is as with one that is
     ``bound``: ``proved`` or not. Raises No, ImageError."""
     why = loader_cache.obstacle(container, facts, choice, tree_root)
     if not why:
         cache = loader_cache.merged(facts, choice, tree_root, stays=True)
         others = (cache, loader_cache.rebuilt(facts, choice, tree_root))
-        if all(prove(facts, profile, choice, other, tree_root)[0] == proved for other in others if other != bound):
+        if all(prove(facts, profile, choice, other, tree_root, cpu)[0] == proved for other in others if other != bound):
             return cache, loader_cache.drop_in(facts, choice, tree_root)
         why = "after an ldconfig there would be no proof any more"
     raise No("loader-cache", why, "", "")

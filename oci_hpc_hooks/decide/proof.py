@@ -7,11 +7,12 @@ from dataclasses import replace
 from typing import Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
 from oci_hpc_hooks.decide import abi
+from oci_hpc_hooks.decide import cpu as processor
 from oci_hpc_hooks.decide.choice import Choice, No
-from oci_hpc_hooks.decide.runtime import must_not_be_coupled
+from oci_hpc_hooks.decide.runtime import must_be_openable, must_not_be_coupled
 from oci_hpc_hooks.elf import loader, mpi
 from oci_hpc_hooks.errors import ImageError
-from oci_hpc_hooks.model import NOTE, WARNING, ElfFacts, Finding, ImageFacts, LdCache, ResolvedProfile
+from oci_hpc_hooks.model import NOTE, WARNING, Cpu, ElfFacts, Finding, ImageFacts, LdCache, ResolvedProfile
 
 _HOST = "host:"  # marks the identity of a host file in the simulated tree; image paths start with "/"
 
@@ -27,6 +28,7 @@ class _View:
         self._in_place = {copy.path: library for library, copy in choice.in_place}
         self._host = {_HOST + library.real: library.elf for library in libraries}
         self._names = {directory.path: frozenset(directory.names) for directory in facts.directories}
+        self._missing = {directory.path for directory in facts.directories if not directory.inode}
         self.unknown: Set[str] = set()
 
     def resolve(self, path: str) -> str:
@@ -36,6 +38,9 @@ class _View:
         real = self._facts.resolved.get(path)
         if real is None:
             folder, name = posixpath.split(path)
+            above, hwcaps, _ = folder.rpartition("/glibc-hwcaps/")
+            if hwcaps and {above, f"{above}/glibc-hwcaps"} & self._missing:
+                return ""
             if folder not in self._names or name in self._names[folder]:
                 self.unknown.add(path)
             return ""
@@ -53,14 +58,17 @@ class _View:
 class _Proof:
     """One choice held against one image."""
 
-    def __init__(self, facts: ImageFacts, profile: ResolvedProfile, choice: Choice, cache: LdCache, tree_root: str) -> None:
+    def __init__(self, facts: ImageFacts, profile: ResolvedProfile, choice: Choice, cache: LdCache, tree_root: str,
+                 cpu: Optional[Cpu]) -> None:
         self.facts = facts
+        self.cpu = cpu
         self.profile = profile
         self.choice = choice
         self.tree_root = tree_root
         self.view = _View(facts, tree_root, choice)
         self.before = _View(facts, tree_root, Choice((), (), (), ()))
-        plain = loader.Search(library_path=facts.library_path, cache=cache, default_dirs=facts.default_dirs, preload=facts.preload)
+        plain = loader.Search(library_path=facts.library_path, cache=cache, default_dirs=facts.default_dirs, preload=facts.preload,
+                              hwcaps=facts.hwcaps)
         homes = sorted({posixpath.dirname(copy.path) for _, copy in (*choice.in_place, *choice.runtime)})
         # A script may put a directory that holds a copy into LD_LIBRARY_PATH (conda activate, setvars).
         self.searches = [plain, *(replace(plain, library_path=(home, *facts.library_path)) for home in homes)]
@@ -95,8 +103,11 @@ class _Proof:
         for search in self.searches:
             link_map = loader.simulate(program, self.view, search)
             self._must_load(link_map, lacked)
+            processor.must_run(((item.path, item.facts) for item in link_map.objects), self.cpu)
             if self.choice.runtime:
                 must_not_be_coupled(((item.identity, item.facts) for item in link_map.objects), self.choice.runtime)
+            if not link_map.objects[0].facts.interp:  # a module, which a program opens
+                must_be_openable(((item.path, item.facts) for item in link_map.objects), abi.libc_version(self.facts))
             self._must_have_functions(link_map)
             _must_be_one_build(program, link_map)
             uses = self._takes_ours(program, link_map) or uses
@@ -210,12 +221,13 @@ def _must_be_one_build(program: str, link_map: loader.LinkMap) -> None:
                  "under the site's mpirun or srun outside; an Open MPI 5 of the site would serve this launcher too", "user")
 
 
-def prove(facts: ImageFacts, profile: ResolvedProfile, choice: Choice, cache: LdCache, tree_root: str) -> Tuple[bool, List[Finding]]:
+def prove(facts: ImageFacts, profile: ResolvedProfile, choice: Choice, cache: LdCache, tree_root: str,
+          cpu: Optional[Cpu] = None) -> Tuple[bool, List[Finding]]:
     """Step 7: whether at least one program of the command line loads MPI and each that does loads the site's. Raises No, ImageError.
 
     False is no refusal: everything injected loads, but what the command line leads to could not be followed.
     """
-    proof = _Proof(facts, profile, choice, cache, tree_root)
+    proof = _Proof(facts, profile, choice, cache, tree_root, cpu)
     proof.libraries_load()
     findings: List[Finding] = list(proof.sets_load())
     loading = 0

@@ -16,11 +16,13 @@ from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tupl
 from oci_hpc_hooks.elf import glibc, ldcache, loader
 from oci_hpc_hooks.elf.facts import read_facts
 from oci_hpc_hooks.errors import ImageError, KernelError
+from oci_hpc_hooks.inputs import bystanders
 from oci_hpc_hooks.inputs.consumers import find as find_consumers
 from oci_hpc_hooks.inputs.container import command_words
 from oci_hpc_hooks.linux.mounts import mount_id
 from oci_hpc_hooks.linux.paths import Root, read_bounded
 from oci_hpc_hooks.model import (
+    Bystanders,
     Container,
     Directory,
     ElfFacts,
@@ -75,6 +77,7 @@ class _Tree:
         self.names: Dict[str, frozenset[str]] = {}
         self.symbols: set[str] = set()  # real paths whose symbols were read
         self.unlisted: Set[str] = set()
+        self.loaded: Set[str] = set()  # real paths of what the programs' loader loads
         self.spent: Dict[str, int] = {}
 
     def spend(self, what: str, amount: int, limit: int) -> None:
@@ -116,7 +119,10 @@ class _Tree:
         # The spelling is kept: behind a symbolic link ".." is not what a lexical reading makes of it.
         folder, name = posixpath.split(path)
         real = ""
-        if ".so" not in name or (self.directory(folder) is not None and (name in self.names[folder] or folder in self.unlisted)):
+        above, hwcaps, _ = folder.rpartition("/glibc-hwcaps/")
+        if hwcaps and self.directory(above + "/glibc-hwcaps") is None:
+            pass  # few directories have any
+        elif ".so" not in name or (self.directory(folder) is not None and (name in self.names[folder] or folder in self.unlisted)):
             real = self.real(path)
         self.resolved[path] = real
         return real
@@ -192,25 +198,29 @@ def _shared_objects(handle: int, path: str) -> Iterator[str]:
         os.close(fd)
 
 
-def gather(root: Root, container: Container, profiles: Sequence[ResolvedProfile]) -> ImageFacts:
-    """The facts of one container's tree, as far as the given profiles could matter to it.
+def gather(root: Root, container: Container, profiles: Sequence[ResolvedProfile], hwcaps: Sequence[str] = ()) -> ImageFacts:
+    """The facts of one container's tree, as far as the given profiles could matter to it. ``hwcaps`` as in :class:`Cpu`.
 
     Raises ImageError only for a tree that no loader could make sense of either (a directory without end); a broken file is a fact.
     """
     tree = _Tree(root)
     env = dict(item.partition("=")[::2] for item in container.env)
     path_dirs = tuple(posixpath.join("/", container.cwd, folder) for folder in env.get("PATH", DEFAULT_PATH).split(":") if folder)
-    entrypoint, programs = _programs(tree, container, path_dirs)
+    entrypoint, programs, static = _programs(tree, container, path_dirs)
     interp, musl = _loaders(tree, programs)
-    cache_path, default_dirs = _loader_constants(tree, interp)
+    cache_path, default_dirs, knows_hwcaps = _loader_constants(tree, interp)
     cache_real = tree.real(cache_path)  # not by way of its directory: engines write into /etc at every start
     cache, cache_file = _cache(root, tree, cache_real)
     library_path = tuple(folder.rstrip("/") or "/" for folder in re.split("[:;]", env.get("LD_LIBRARY_PATH", "")) if folder)
     preload = tuple(env.get("LD_PRELOAD", "").replace(":", " ").split())
-    search = loader.Search(library_path=library_path, cache=cache, default_dirs=default_dirs, preload=preload)
+    search = loader.Search(library_path=library_path, cache=cache, default_dirs=default_dirs, preload=preload,
+                           hwcaps=tuple(hwcaps) if knows_hwcaps else ())
 
     copies = _Copies(profiles)
     loaded = _follow(tree, programs, search, copies)
+    if copies.runtime and not knows_hwcaps:  # the site's loader does
+        _follow(tree, programs, replace(search, hwcaps=tuple(hwcaps)), copies)
+    started = tuple(tree.loaded)
     library_dirs = [*default_dirs, *library_path, *_cache_dirs(cache)]
     consumers: Tuple[str, ...] = ()
     if not any(copies.replaced.intersection((item.name, item.facts.soname)) for item in loaded):
@@ -231,6 +241,11 @@ def gather(root: Root, container: Container, profiles: Sequence[ResolvedProfile]
     missing = [folder for folder in sorted(copies.set_folders) if tree.directory(folder) is None]
     libc = _libc(tree, search)
     drop_ins, conf = _drop_ins(root)
+    around = Bystanders()
+    if libc is not None and copies.runtime_versions - {*libc.elf.verdef}:
+        asked = [tree.files[program].elf.execstack for program in programs if program in tree.files]
+        allowed = "glibc.rtld.execstack=2" in env.get("GLIBC_TUNABLES", "") or (bool(asked) and all(asked))
+        around = bystanders.find(root, path_dirs, library_dirs, started, static, allowed)
     return ImageFacts(
         makeable=() if container.read_only else _makeable(root, missing),
         libc=libc,
@@ -254,6 +269,9 @@ def gather(root: Root, container: Container, profiles: Sequence[ResolvedProfile]
         preload=preload,
         drop_ins=drop_ins,
         conf=conf,
+        hwcaps=search.hwcaps,
+        static_programs=static,
+        bystanders=around,
     )
 
 
@@ -271,8 +289,11 @@ class _Copies:
             if library.role in ("replace", "add") or (library.role == "dependency" and not library.elf.verdef):
                 self.compared |= {library.name, *library.replaces}
         self.runtime = any(library.role == "runtime" for library in self.libraries)
+        self.runtime_versions = {version for library in self.libraries if library.role == "runtime" and library.name == "libc.so.6"
+                                 for version in library.elf.verdef}
         self.stems = {_stem(name) for name in self.names}
         self.asked = self.names | {name for library in self.libraries for name in library.elf.needed}
+        self.asked |= {posixpath.basename(path) for path in LOADERS}  # which libc needs
         folders = {(posixpath.dirname(module.path), posixpath.dirname(library.path))
                    for profile in profiles for module in profile.plugins for library in profile.libraries}
         self.module_folders = {posixpath.relpath(*pair) for pair in folders}
@@ -306,6 +327,7 @@ def _follow(tree: _Tree, programs: Sequence[str], search: loader.Search, copies:
         except ImageError as error:
             tree.unreadable[program] = error.what
             continue
+        tree.loaded.update(loaded.identity for loaded in link_map.objects)
         for loaded in link_map.objects:
             if copies.look_at(tree, loaded.identity, loaded.name) is not None:
                 found.append(loaded)
@@ -327,10 +349,11 @@ def _look_for_coupling(tree: _Tree, link_map: loader.LinkMap) -> None:
 
 # ------------------------------------------------------------------------------------------------------------ programs
 
-def _programs(tree: _Tree, container: Container, path_dirs: Sequence[str]) -> Tuple[str, Tuple[str, ...]]:
-    """How far the first program could be followed, and the ELF programs that the words of the command line lead to."""
+def _programs(tree: _Tree, container: Container, path_dirs: Sequence[str]) -> Tuple[str, Tuple[str, ...], Tuple[str, ...]]:
+    """How far the first program could be followed, the ELF programs that the words of the command line lead to, and the static ones."""
     kind = "missing"
     programs: List[str] = []
+    static: List[str] = []
     for index, word in enumerate(command_words(container.args)):
         real = _which(tree, word, container.cwd, path_dirs)
         if not real:
@@ -346,6 +369,8 @@ def _programs(tree: _Tree, container: Container, path_dirs: Sequence[str]) -> Tu
         if elf is None:
             continue
         if not elf.dynamic or not elf.interp:
+            if not (elf.needed or elf.soname):  # no shared object
+                static.append(real)
             if first and index == 0 and len(container.args) > 1:
                 continue  # catatonit, tini: a static init that starts the rest of the words
             if first:
@@ -357,7 +382,7 @@ def _programs(tree: _Tree, container: Container, path_dirs: Sequence[str]) -> Tu
             programs.append(real)
     if kind == "missing" and container.args and _which(tree, container.args[0], container.cwd, path_dirs):
         kind = "static"
-    return kind, tuple(programs)
+    return kind, tuple(programs), tuple(dict.fromkeys(static))
 
 
 def _which(tree: _Tree, word: str, cwd: str, path_dirs: Sequence[str]) -> str:
@@ -393,8 +418,9 @@ def _loaders(tree: _Tree, programs: Sequence[str]) -> Tuple[str, str]:
     return ours, musl
 
 
-def _loader_constants(tree: _Tree, interp: str) -> Tuple[str, Tuple[str, ...]]:
-    """The cache's path and the default directories, as compiled into the loader: distributions, Nix, Guix and EESSI differ."""
+def _loader_constants(tree: _Tree, interp: str) -> Tuple[str, Tuple[str, ...], bool]:
+    """The cache's path and the default directories, as compiled into the loader: distributions, Nix, Guix and EESSI differ; and
+    whether it searches glibc-hwcaps subdirectories (glibc 2.33)."""
     real = tree.resolve(interp) if interp else ""
     data = b""
     if real:
@@ -402,7 +428,7 @@ def _loader_constants(tree: _Tree, interp: str) -> Tuple[str, Tuple[str, ...]]:
             data = tree.root.read(real, LOADER_LIMIT) or b""
         except (ImageError, OSError):
             data = b""
-    return _compiled_cache_path(data) or CACHE_PATH, _compiled_dirs(data) or DEFAULT_DIRS
+    return _compiled_cache_path(data) or CACHE_PATH, _compiled_dirs(data) or DEFAULT_DIRS, b"--glibc-hwcaps-mask" in data
 
 
 def _compiled_cache_path(data: bytes) -> str:
@@ -500,7 +526,8 @@ def _look_for_copies(tree: _Tree, folders: Iterable[str], copies: _Copies) -> Se
     paths = {path for library in copies.libraries for path in (*library.elf.rpath, *library.elf.runpath)}
     for home in homes:
         for folder in _from_origin(paths, home):
-            _copies_in(tree, folder, copies)
+            for place in (folder, *_hwcaps(tree, folder)):
+                _copies_in(tree, place, copies)
         for relative in copies.module_folders:
             if not relative.startswith("."):
                 tree.directory(posixpath.join(home, relative))
@@ -509,7 +536,7 @@ def _look_for_copies(tree: _Tree, folders: Iterable[str], copies: _Copies) -> Se
 
 def _hwcaps(tree: _Tree, folder: str) -> Iterator[str]:
     """The glibc-hwcaps subdirectories of a directory: which of them ld.so prefers depends on the processor, so all are looked at."""
-    if tree.directory(f"{folder}/glibc-hwcaps") is not None:
+    if tree.directory(folder) is not None and tree.directory(f"{folder}/glibc-hwcaps") is not None:
         for level in HWCAPS:
             if tree.directory(f"{folder}/glibc-hwcaps/{level}") is not None:
                 yield f"{folder}/glibc-hwcaps/{level}"

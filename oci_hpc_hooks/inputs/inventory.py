@@ -14,6 +14,7 @@ from typing import Any, Dict, List, Optional, Sequence
 from oci_hpc_hooks.errors import ConfigError, InputError
 from oci_hpc_hooks.inputs import jsontext, trust
 from oci_hpc_hooks.model import (
+    Cpu,
     ElfFacts,
     FileId,
     HostFile,
@@ -129,7 +130,13 @@ def _inventory(found: Dict[str, Any]) -> Inventory:
         profiles=tuple(map(_profile, found["profiles"])),
         rests_on=tuple(Watched(watched["path"], _optional_file(watched["file"])) for watched in found["rests_on"]),
         c_runtime=_profile(found["c_runtime"]) if found["c_runtime"] is not None else None,
+        cpu=_cpu(found["cpu"]) if found["cpu"] is not None else None,
     )
+
+
+def _cpu(found: Dict[str, Any]) -> Cpu:
+    return Cpu(found["target"], found["vendor"], found["level"], found["isa"], tuple(found["hwcaps"]), tuple(found["compatible"]),
+               found["levels"])
 
 
 def _site(found: Dict[str, Any]) -> Site:

@@ -18,6 +18,7 @@ from oci_hpc_hooks.elf import glibc, ldcache, loader, mpi
 from oci_hpc_hooks.elf.facts import read_facts
 from oci_hpc_hooks.elf.scan import read_with_pyelftools
 from oci_hpc_hooks.errors import ConfigError, HookError
+from oci_hpc_hooks.inputs.cpu import node_cpu
 from oci_hpc_hooks.inputs.site import Configuration
 from oci_hpc_hooks.model import (
     CacheEntry,
@@ -49,6 +50,7 @@ class Scan:
 
     inventory: Inventory
     notes: Mapping[str, Tuple[str, ...]]
+    cpu_note: str = ""
 
 
 def scan(configuration: Configuration) -> Scan:
@@ -69,6 +71,7 @@ def scan(configuration: Configuration) -> Scan:
             notes[offers[-1].title] = tuple(resolution.notes)
         resolved.append(replace(offers[0], variants=tuple(offers[1:])))
     runtime = _c_runtime(node, configuration.site) if configuration.site.c_runtime == "host" else None
+    cpu, cpu_note = node_cpu()
     inventory = Inventory(
         version=VERSION,
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -78,8 +81,9 @@ def scan(configuration: Configuration) -> Scan:
         profiles=tuple(resolved),
         rests_on=tuple(Watched(path, file) for path, file in sorted(node.watched.items())),
         c_runtime=runtime,
+        cpu=cpu,
     )
-    return Scan(inventory, notes)
+    return Scan(inventory, notes, cpu_note)
 
 
 def file_id(status: os.stat_result) -> FileId:

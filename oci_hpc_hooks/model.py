@@ -59,6 +59,8 @@ class ElfFacts:
     verdef: Tuple[str, ...] = ()
     exports: Tuple[str, ...] = ()
     imports: Tuple[str, ...] = ()
+    filters: Tuple[str, ...] = ()  # DT_FILTER: what it stands for, loaded before it
+    auxiliaries: Tuple[str, ...] = ()  # DT_AUXILIARY: the same, if it is there
 
 
 @dataclass(frozen=True)
@@ -217,6 +219,7 @@ class Inventory:
     profiles: Tuple[ResolvedProfile, ...]  # in the site's order of preference
     rests_on: Tuple[Watched, ...]  # configuration, profiles and every host file and directory that was consulted
     c_runtime: Optional[ResolvedProfile] = None  # loader and libraries of glibc, one directory's (``source``); None = the site keeps it
+    hwcaps: Tuple[str, ...] = ()  # capabilities of the node's processor by which ld.so chooses among libraries (elf/hwcaps.py)
 
 
 # ---------------------------------------------------------------------------------------------------------------- image
@@ -257,7 +260,7 @@ class Directory:
     path: str  # as the loader would spell it
     mtime_ns: int
     inode: int
-    names: Tuple[str, ...]  # every name that looks like a shared object
+    names: Tuple[str, ...]  # every name that looks like a shared object, and of subdirectories for some processors (elf/hwcaps.py)
 
 
 @dataclass(frozen=True)
@@ -284,9 +287,10 @@ class ImageFacts:
     files: Mapping[str, ImageFile]
     directories: Tuple[Directory, ...]
     unreadable: Mapping[str, str] = field(default_factory=dict)
-    preload: Tuple[str, ...] = ()  # LD_PRELOAD
+    preload: Tuple[str, ...] = ()  # LD_PRELOAD, then /etc/ld.so.preload
     consumers: Tuple[str, ...] = ()  # real paths of what uses MPI in PATH, libraries and Python packages, where the programs do not
     libc_version: str = ""  # as libc.so.6 says it itself
+    hwcaps: Tuple[str, ...] = ()  # the node's, for which this was gathered
 
 
 # ---------------------------------------------------------------------------------------------------------------- plan

@@ -9,7 +9,7 @@ from typing import List, Mapping, Optional, Sequence, Set, Tuple
 from oci_hpc_hooks.decide import abi
 from oci_hpc_hooks.decide.choice import Choice, No
 from oci_hpc_hooks.decide.runtime import must_not_be_coupled
-from oci_hpc_hooks.elf import loader, mpi
+from oci_hpc_hooks.elf import hwcaps, loader, mpi
 from oci_hpc_hooks.errors import ImageError
 from oci_hpc_hooks.model import NOTE, WARNING, ElfFacts, Finding, ImageFacts, LdCache, ResolvedProfile
 
@@ -26,6 +26,7 @@ class _View:
         self._in_place = {copy.path: library for library, copy in choice.in_place}
         self._host = {_HOST + library.real: library.elf for library in choice.libraries}
         self._names = {directory.path: frozenset(directory.names) for directory in facts.directories}
+        self._there = {directory.path for directory in facts.directories if directory.inode}
         self.unknown: Set[str] = set()
 
     def resolve(self, path: str) -> str:
@@ -41,6 +42,14 @@ class _View:
         if real in self._in_place:
             return _HOST + self._in_place[real].real
         return real
+
+    def is_directory(self, path: str) -> bool:
+        if path.startswith(self._tree_root + "/"):
+            return any(library.startswith(path + "/") for library in self._tree)
+        folder, name = posixpath.split(path)
+        if path not in self._names and name in self._names.get(folder, (name,)):
+            self.unknown.add(path)
+        return path in self._there
 
     def facts(self, identity: str) -> Optional[ElfFacts]:
         if identity.startswith(_HOST):
@@ -59,7 +68,8 @@ class _Proof:
         self.tree_root = tree_root
         self.view = _View(facts, tree_root, choice)
         self.before = _View(facts, tree_root, Choice((), (), (), ()))
-        plain = loader.Search(library_path=facts.library_path, cache=cache, default_dirs=facts.default_dirs, preload=facts.preload)
+        plain = loader.Search(library_path=facts.library_path, cache=cache, default_dirs=facts.default_dirs, preload=facts.preload,
+                              hwcaps=hwcaps.of_glibc(facts.hwcaps, abi.libc_version(facts)))
         homes = sorted({posixpath.dirname(copy.path) for _, copy in (*choice.in_place, *choice.runtime)})
         # A script may put a directory that holds a copy into LD_LIBRARY_PATH (conda activate, setvars).
         self.searches = [plain, *(replace(plain, library_path=(home, *facts.library_path)) for home in homes)]

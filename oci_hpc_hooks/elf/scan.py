@@ -43,11 +43,15 @@ def _facts(elf: Any, symbols: Callable[[str], bool]) -> ElfFacts:
     interp = ""
     dynamic = False
     tags: Dict[str, List[Any]] = {}
+    filtees: Dict[str, Tuple[str, ...]] = {}
     for segment in elf.iter_segments():
         if isinstance(segment, DynamicSegment):
             dynamic = True
             for tag in segment.iter_tags():
                 tags.setdefault(str(tag.entry.d_tag), []).append(tag)
+            # pyelftools gives no names for these two.
+            filtees = {name: tuple([_text(segment._get_stringtable().get_string(tag.entry.d_val)) for tag in tags.get(name, [])])
+                       for name in ("DT_FILTER", "DT_AUXILIARY")}
         elif isinstance(segment, InterpSegment):
             interp = _text(segment.get_interp_name())
     sonames = tags.get("DT_SONAME", [])
@@ -68,6 +72,8 @@ def _facts(elf: Any, symbols: Callable[[str], bool]) -> ElfFacts:
         verdef=_verdef(elf),
         exports=exports,
         imports=imports,
+        filters=filtees.get("DT_FILTER", ()),
+        auxiliaries=filtees.get("DT_AUXILIARY", ()),
     )
 
 

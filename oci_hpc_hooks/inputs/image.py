@@ -13,7 +13,7 @@ import stat
 from dataclasses import replace
 from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple
 
-from oci_hpc_hooks.elf import glibc, ldcache, loader
+from oci_hpc_hooks.elf import glibc, hwcaps, ldcache, loader
 from oci_hpc_hooks.elf.facts import read_facts
 from oci_hpc_hooks.errors import ImageError, KernelError
 from oci_hpc_hooks.inputs.consumers import find as find_consumers
@@ -31,6 +31,7 @@ from oci_hpc_hooks.model import (
     ResolvedProfile,
 )
 
+PRELOAD_LIMIT = 64 << 10  # /etc/ld.so.preload has a line
 CACHE_LIMIT = 64 << 20  # a node with 10,000 libraries has a cache of 1 MB
 LOADER_LIMIT = 8 << 20  # ld.so is 0.2 to 0.3 MB
 LIBC_LIMIT = 32 << 20  # libc.so.6 has 2 MB
@@ -44,12 +45,11 @@ HOMES_LIMIT = 256
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # podman's, where the image sets none
 CACHE_PATH = "/etc/ld.so.cache"
+PRELOAD_PATH = "/etc/ld.so.preload"
 
 #: PT_INTERP of the glibc ABIs (glibc's shlib-versions), looked for where no program of the arguments names one.
 LOADERS = ("/lib64/ld-linux-x86-64.so.2", "/lib/ld-linux-aarch64.so.1", "/lib64/ld64.so.2", "/lib/ld64.so.1",
            "/lib/ld-linux-riscv64-lp64d.so.1")
-#: Names of glibc-hwcaps subdirectories (glibc's dl-hwcaps_subdirs.c).
-HWCAPS = ("x86-64-v4", "x86-64-v3", "x86-64-v2", "power10", "power9", "z16", "z15", "z14", "z13")
 #: Where ld.so looks last if it does not say so itself.
 DEFAULT_DIRS = ("/lib64", "/usr/lib64", "/lib", "/usr/lib")
 #: Existing directories that a tree may be mounted over when the root filesystem is read-only: by the FHS they are empty.
@@ -112,11 +112,16 @@ class _Tree:
             return known
         # The spelling is kept: behind a symbolic link ".." is not what a lexical reading makes of it.
         folder, name = posixpath.split(path)
-        real = ""
-        if ".so" not in name or (self.directory(folder) is not None and (name in self.names[folder] or folder in self.unlisted)):
-            real = self.real(path)
+        real = self.real(path) if ".so" not in name or self._may_hold(folder, name) else ""
         self.resolved[path] = real
         return real
+
+    def _may_hold(self, folder: str, name: str) -> bool:
+        return self.directory(folder) is not None and (name in self.names[folder] or folder in self.unlisted)
+
+    def is_directory(self, path: str) -> bool:
+        """Of a subdirectory for some processors: what the directory above it says comes first, so that most are never looked for."""
+        return self._may_hold(*posixpath.split(path)) and self.directory(path) is not None
 
     def real(self, path: str) -> str:
         handle = self.root.find(path)
@@ -183,14 +188,15 @@ def _shared_objects(handle: int, path: str) -> Iterator[str]:
             for count, entry in enumerate(entries):
                 if count >= NAMES_LIMIT:
                     raise ImageError(f"{path} of the image has more than {NAMES_LIMIT} names")
-                if ".so" in entry.name:
+                if ".so" in entry.name or entry.name in hwcaps.SUBDIRECTORIES:
                     yield entry.name
     finally:
         os.close(fd)
 
 
-def gather(root: Root, container: Container, profiles: Sequence[ResolvedProfile]) -> ImageFacts:
-    """The facts of one container's tree, as far as the given profiles could matter to it.
+def gather(root: Root, container: Container, profiles: Sequence[ResolvedProfile], node_hwcaps: Sequence[str] = ()) -> ImageFacts:
+    """The facts of one container's tree, as far as the given profiles could matter to it on a node of these capabilities
+    (:mod:`oci_hpc_hooks.elf.hwcaps`).
 
     Raises ImageError only for a tree that no loader could make sense of either (a directory without end); a broken file is a fact.
     """
@@ -203,11 +209,16 @@ def gather(root: Root, container: Container, profiles: Sequence[ResolvedProfile]
     cache_real = tree.real(cache_path)  # not by way of its directory: engines write into /etc at every start
     cache, cache_file = _cache(root, tree, cache_real)
     library_path = tuple(folder.rstrip("/") or "/" for folder in re.split("[:;]", env.get("LD_LIBRARY_PATH", "")) if folder)
-    preload = tuple(env.get("LD_PRELOAD", "").replace(":", " ").split())
-    search = loader.Search(library_path=library_path, cache=cache, default_dirs=default_dirs, preload=preload)
+    preload = (*env.get("LD_PRELOAD", "").replace(":", " ").split(), *_preload_file(root))
+    libc = _libc(tree, cache, default_dirs)
+    libc_version = _libc_version(tree, libc)
+    search = loader.Search(library_path=library_path, cache=cache, default_dirs=default_dirs, preload=preload,
+                           hwcaps=hwcaps.of_glibc(node_hwcaps, libc_version))
 
     copies = _Copies(profiles)
     loaded = _follow(tree, programs, search, copies)
+    if copies.runtime:  # another glibc may take the place of this one, and look elsewhere
+        _follow(tree, programs, replace(search, hwcaps=hwcaps.of_glibc(node_hwcaps, "")), copies)
     library_dirs = [*default_dirs, *library_path, *_cache_dirs(cache)]
     consumers: Tuple[str, ...] = ()
     if not any(copies.replaced.intersection((item.name, item.facts.soname)) for item in loaded):
@@ -225,10 +236,9 @@ def gather(root: Root, container: Container, profiles: Sequence[ResolvedProfile]
         loaders = map(tree.resolve, LOADERS)  # those of programs that are not on the command line; the others have been looked at
         for real in filter(None, loaders):
             tree.facts(real)
-    libc = _libc(tree, search)
     return ImageFacts(
-        libc=libc,
-        libc_version=_libc_version(tree, libc),
+        libc=tree.files[libc.path] if libc else None,  # maybe with its symbols by now
+        libc_version=libc_version,
         loader=interp,
         musl=musl,
         default_dirs=default_dirs,
@@ -246,6 +256,7 @@ def gather(root: Root, container: Container, profiles: Sequence[ResolvedProfile]
         directories=tuple(folder if folder else Directory(path, 0, 0, ()) for path, folder in tree.directories.items()),
         unreadable=tree.unreadable,
         preload=preload,
+        hwcaps=tuple(node_hwcaps),
     )
 
 
@@ -412,6 +423,16 @@ def _compiled_dirs(data: bytes) -> Tuple[str, ...]:
     return tuple(run) if len(run) > 1 else ()
 
 
+def _preload_file(root: Root) -> Tuple[str, ...]:
+    """What /etc/ld.so.preload names; ld.so goes on without one that it cannot read (elf/rtld.c)."""
+    try:
+        text = os.fsdecode(root.read(PRELOAD_PATH, PRELOAD_LIMIT) or b"")
+    except (ImageError, KernelError, OSError):
+        return ()
+    lines = [line.partition("#")[0] for line in text.split("\n")]
+    return tuple(name for name in re.split("[: \t\n]", " ".join(lines)) if name and "\0" not in name)
+
+
 def _cache(root: Root, tree: _Tree, real: str) -> Tuple[Optional[LdCache], Optional[FileId]]:
     fd = root.open_regular(real) if real else -1
     if fd < 0:
@@ -469,11 +490,14 @@ def _look_for_copies(tree: _Tree, folders: Iterable[str], copies: _Copies) -> Se
 
 
 def _hwcaps(tree: _Tree, folder: str) -> Iterator[str]:
-    """The glibc-hwcaps subdirectories of a directory: which of them ld.so prefers depends on the processor, so all are looked at."""
-    if tree.directory(f"{folder}/glibc-hwcaps") is not None:
-        for level in HWCAPS:
-            if tree.directory(f"{folder}/glibc-hwcaps/{level}") is not None:
-                yield f"{folder}/glibc-hwcaps/{level}"
+    """The subdirectories for some processors: which of them ld.so prefers depends on the node and on its release, so all are looked at."""
+    queue = [(folder, 0)]
+    while queue:
+        above, depth = queue.pop()
+        for name in sorted(hwcaps.SUBDIRECTORIES) if depth < hwcaps.DEPTH else ():
+            if tree.is_directory(f"{above}/{name}"):
+                queue.append((f"{above}/{name}", depth + 1))
+                yield f"{above}/{name}"
 
 
 def _copies_in(tree: _Tree, folder: str, copies: _Copies) -> Set[str]:
@@ -491,15 +515,15 @@ def _stem(soname: str) -> str:
     return soname.partition(".so")[0] + ".so"
 
 
-def _libc(tree: _Tree, search: loader.Search) -> Optional[ImageFile]:
+def _libc(tree: _Tree, cache: Optional[LdCache], default_dirs: Sequence[str]) -> Optional[ImageFile]:
     """The libc.so.6 that the loader would take for a program without paths of its own."""
-    if search.cache is not None:
-        for entry in search.cache.entries:
+    if cache is not None:
+        for entry in cache.entries:
             if entry.name == "libc.so.6":
                 real = tree.resolve(entry.path)
                 if real and tree.facts(real) is not None:
                     return tree.files[real]
-    for folder in search.default_dirs:
+    for folder in default_dirs:
         real = tree.resolve(f"{folder}/libc.so.6")
         if real and tree.facts(real) is not None:
             return tree.files[real]

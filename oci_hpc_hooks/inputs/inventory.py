@@ -117,6 +117,7 @@ def _inventory(found: Dict[str, Any]) -> Inventory:
         profiles=tuple(map(_profile, found["profiles"])),
         rests_on=tuple(Watched(watched["path"], _optional_file(watched["file"])) for watched in found["rests_on"]),
         c_runtime=_profile(found["c_runtime"]) if found["c_runtime"] is not None else None,
+        hwcaps=tuple(found.get("hwcaps", ())),
     )
 
 

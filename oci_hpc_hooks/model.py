@@ -291,6 +291,7 @@ class ImageFacts:
     consumers: Tuple[str, ...] = ()  # real paths of what uses MPI in PATH, libraries and Python packages, where the programs do not
     libc_version: str = ""  # as libc.so.6 says it itself
     hwcaps: Tuple[str, ...] = ()  # the node's, for which this was gathered
+    foreign: Tuple[str, ...] = ()  # programs and consumers that another loader starts, with a cache of its own
 
 
 # ---------------------------------------------------------------------------------------------------------------- plan

@@ -10,7 +10,7 @@ import os
 import posixpath
 import re
 import stat
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple
 
 from oci_hpc_hooks.elf import glibc, hwcaps, ldcache, loader
@@ -204,26 +204,24 @@ def gather(root: Root, container: Container, profiles: Sequence[ResolvedProfile]
     env = dict(item.partition("=")[::2] for item in container.env)
     path_dirs = tuple(posixpath.join("/", container.cwd, folder) for folder in env.get("PATH", DEFAULT_PATH).split(":") if folder)
     entrypoint, programs = _programs(tree, container, path_dirs)
-    interp, musl = _loaders(tree, programs)
-    cache_path, default_dirs = _loader_constants(tree, interp)
-    cache_real = tree.real(cache_path)  # not by way of its directory: engines write into /etc at every start
-    cache, cache_file = _cache(root, tree, cache_real)
     library_path = tuple(folder.rstrip("/") or "/" for folder in re.split("[:;]", env.get("LD_LIBRARY_PATH", "")) if folder)
     preload = (*env.get("LD_PRELOAD", "").replace(":", " ").split(), *_preload_file(root))
-    libc = _libc(tree, cache, default_dirs)
-    libc_version = _libc_version(tree, libc)
-    search = loader.Search(library_path=library_path, cache=cache, default_dirs=default_dirs, preload=preload,
-                           hwcaps=hwcaps.of_glibc(node_hwcaps, libc_version))
-
     copies = _Copies(profiles)
-    loaded = _follow(tree, programs, search, copies)
+    own, others, musl = _loaders(tree, programs, copies, library_path, preload, node_hwcaps)
+    search, libc = own.search, own.libc
+    foreign = {program for other in others for program in other.programs}
+    # A launcher with a loader of its own that loads nothing of what may be replaced is of no concern.
+    programs = tuple(program for program in programs if program not in foreign or any(program in other.using for other in others))
+    loaded = own.loaded
     if copies.runtime:  # another glibc may take the place of this one, and look elsewhere
-        _follow(tree, programs, replace(search, hwcaps=hwcaps.of_glibc(node_hwcaps, "")), copies)
-    library_dirs = [*default_dirs, *library_path, *_cache_dirs(cache)]
+        _follow(tree, own.programs, replace(search, hwcaps=hwcaps.of_glibc(node_hwcaps, "")), copies)
+    library_dirs = [*search.default_dirs, *library_path, *_cache_dirs(search.cache)]
     consumers: Tuple[str, ...] = ()
-    if not any(copies.replaced.intersection((item.name, item.facts.soname)) for item in loaded):
+    if not _uses(loaded, copies):
         consumers = find_consumers(root, copies.replaced, path_dirs, library_dirs)
         _follow(tree, consumers, search, copies)
+        interps = {path: tree.files[path].elf.interp for path in consumers if path in tree.files}
+        foreign |= {path for path, interp in interps.items() if interp and tree.resolve(interp) != tree.resolve(own.interp)}
     folders = [*_homes(loaded), *library_dirs, *_rpaths(tree, programs)]
     folders += [f"{posixpath.dirname(folder)}/{lib}" for folder in path_dirs for lib in ("lib", "lib64")]
     for home in sorted(_look_for_copies(tree, dict.fromkeys(folders), copies)):
@@ -238,15 +236,15 @@ def gather(root: Root, container: Container, profiles: Sequence[ResolvedProfile]
             tree.facts(real)
     return ImageFacts(
         libc=tree.files[libc.path] if libc else None,  # maybe with its symbols by now
-        libc_version=libc_version,
-        loader=interp,
+        libc_version=own.libc_version,
+        loader=own.interp,
         musl=musl,
-        default_dirs=default_dirs,
+        default_dirs=search.default_dirs,
         library_path=library_path,
-        cache=cache,
-        cache_path=cache_path,
-        cache_real=cache_real,
-        cache_file=cache_file,
+        cache=search.cache,
+        cache_path=own.cache_path,
+        cache_real=own.cache_real,
+        cache_file=own.cache_file,
         programs=programs,
         consumers=consumers,
         entrypoint=entrypoint,
@@ -257,6 +255,7 @@ def gather(root: Root, container: Container, profiles: Sequence[ResolvedProfile]
         unreadable=tree.unreadable,
         preload=preload,
         hwcaps=tuple(node_hwcaps),
+        foreign=tuple(sorted(foreign.intersection((*programs, *consumers)))),
     )
 
 
@@ -370,22 +369,66 @@ def _which(tree: _Tree, word: str, cwd: str, path_dirs: Sequence[str]) -> str:
 
 # ------------------------------------------------------------------------------------------------------------ loader
 
-def _loaders(tree: _Tree, programs: Sequence[str]) -> Tuple[str, str]:
-    """The path of the glibc loader that counts (the programs' own first) and of a musl loader; "" where there is none."""
-    ours = musl = ""
-    candidates = [tree.files[program].elf.interp for program in programs if program in tree.files]
-    for interp in (*candidates, *LOADERS):
-        if not tree.resolve(interp):
-            continue
-        if "/ld-musl" in interp:
+@dataclass(frozen=True)
+class _Loader:
+    """A loader of glibc, what is compiled into it, and what that leads to."""
+
+    interp: str  # its path as a program names it, "" if the image has none
+    cache_path: str
+    cache_real: str
+    cache_file: Optional[FileId]
+    libc: Optional[ImageFile]
+    libc_version: str
+    search: loader.Search
+    programs: Tuple[str, ...]  # those of the command line that it starts
+    using: Tuple[str, ...]  # those of them that load what may be replaced
+    loaded: Tuple[loader.Loaded, ...]  # what they load of what the profiles bring
+
+
+def _loaders(tree: _Tree, programs: Sequence[str], copies: _Copies, library_path: Tuple[str, ...], preload: Tuple[str, ...],
+             node_hwcaps: Sequence[str]) -> Tuple[_Loader, List[_Loader], str]:
+    """The glibc loader that counts, other ones that start programs of the command line, and the path of a musl loader or "".
+
+    A compatibility layer or a store (EESSI, Nix) has a loader of its own beside the distribution's. The one that counts is that of the
+    first program which loads what may be replaced: not a launcher's.
+    """
+    started: Dict[str, List[str]] = {}  # by real path of the loader
+    paths: Dict[str, str] = {}
+    musl = ""
+    named = [(tree.files[program].elf.interp, program) for program in programs if program in tree.files]
+    for interp, program in (*named, *((path, "") for path in LOADERS)):
+        real = tree.resolve(interp)
+        if real and "/ld-musl" in interp:
             musl = musl or interp
-        else:
-            ours = ours or interp
+        elif real and (program or not started):
+            paths.setdefault(real, interp)
+            started.setdefault(real, []).extend(filter(None, (program,)))
     lib = tree.directory("/lib")
     for name in lib.names if lib else ():
         if name.startswith("ld-musl-"):
             musl = musl or f"/lib/{name}"
-    return ours, musl
+    found = [_loader(tree, paths[real], mine, copies, library_path, preload, node_hwcaps) for real, mine in started.items()]
+    found = found or [_loader(tree, "", (), copies, library_path, preload, node_hwcaps)]
+    first = next((one for one in found if one.using), found[0])
+    return first, [one for one in found if one is not first], musl
+
+
+def _loader(tree: _Tree, interp: str, programs: Sequence[str], copies: _Copies, library_path: Tuple[str, ...], preload: Tuple[str, ...],
+            node_hwcaps: Sequence[str]) -> _Loader:
+    cache_path, default_dirs = _loader_constants(tree, interp)
+    cache_real = tree.real(cache_path)  # not by way of its directory: engines write into /etc at every start
+    cache, cache_file = _cache(tree.root, tree, cache_real)
+    libc = _libc(tree, cache, default_dirs)
+    version = _libc_version(tree, libc)
+    search = loader.Search(library_path, cache, default_dirs, hwcaps.of_glibc(node_hwcaps, version), preload)
+    loaded = {program: _follow(tree, (program,), search, copies) for program in programs}
+    using = tuple(program for program, items in loaded.items() if _uses(items, copies))
+    return _Loader(interp, cache_path, cache_real, cache_file, libc, version, search, tuple(programs), using,
+                   tuple(item for items in loaded.values() for item in items))
+
+
+def _uses(loaded: Iterable[loader.Loaded], copies: _Copies) -> bool:
+    return any(copies.replaced.intersection((item.name, item.facts.soname)) for item in loaded)
 
 
 def _loader_constants(tree: _Tree, interp: str) -> Tuple[str, Tuple[str, ...]]:

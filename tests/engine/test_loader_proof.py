@@ -24,7 +24,7 @@ from oci_hpc_hooks.elf import hwcaps, loader
 from oci_hpc_hooks.errors import ImageError
 from oci_hpc_hooks.inputs import image
 from oci_hpc_hooks.linux.paths import Root
-from oci_hpc_hooks.model import PROVED, UNPROVED, Container, ElfFacts, ImageFacts, Inventory, Mount, Plan
+from oci_hpc_hooks.model import PROVED, REFUSED, UNPROVED, Container, ElfFacts, ImageFacts, Inventory, Mount, Plan
 from oci_hpc_hooks.report import Places
 from tests.bed import bed
 from tests.bed.bed import Engine
@@ -342,7 +342,7 @@ def like_eessi(top: Path) -> list[str]:
     copy_to(top / "cpt/mpi/libmpich.so.12", library(top, "libmpich.so.12"))
     (top / "cpt/ld.so.conf").write_text(f"/cpt/mpi\n/{LIBRARY_DIR}\n/lib/x86_64-linux-gnu\n")
     chrooted(top, "ldconfig", "-f", "/cpt/ld.so.conf", "-C", "/cpt/ld.so.cache")
-    return ["PATH=/cpt/bin"]
+    return []
 
 
 @pytest.mark.parametrize("base", ["bookworm", "bullseye"])
@@ -359,8 +359,11 @@ def test_other_trees(sites: dict[str, Site], scratch: Path, base: str, prepare: 
             node = node_of(site)
             programs = [f"/cpt/bin/{name}" for name in ("gzip", "mpihello", "sed")] if compat else programs_in(root)[::5]
             programs += [] if compat or "/usr/local/bin/mpihello" in programs else ["/usr/local/bin/mpihello"]
-            command = ["/bin/sh", "-c", SCRIPT] if not compat else ["/bin/sh", "-c", SCRIPT, "/cpt/bin/mpihello"]
+            command = ["/bin/sh", "-c", SCRIPT.replace("mpihello", "/cpt/bin/mpihello" if compat else "mpihello")]
             plan = decided(root, command, env, node)
+            # Where programs of two loaders use MPI, one cache cannot serve both.
+            refused, _ = cold.decide(container(root, ["mpihello", "/cpt/bin/mpihello"], env, plan.profile), root, node)
+            assert (refused.verdict == REFUSED) == compat, refused.findings
             assert plan.cache_target == ("/cpt/ld.so.cache" if compat else "/etc/ld.so.cache")
 
             def run(*words: str, inject: bool) -> bed.Result:

@@ -198,6 +198,56 @@ def test_another_loader_with_another_cache(tree: Tree) -> None:
     assert (facts.loader, facts.cache_path) == (other, "/cpt/ld.so.cache")
 
 
+def other_loader(tree: Tree) -> str:
+    other = "/compat/lib64/ld-linux-x86-64.so.2"
+    tree.at(other).write_bytes(Path(LOADER).read_bytes().replace(b"/etc/ld.so.cache\0", b"/cpt/ld.so.cache\0"))
+    return other
+
+
+def test_the_loader_of_the_program_that_uses_mpi_counts(tree: Tree) -> None:
+    """A launcher of the distribution's starts a program of a compatibility layer's, or the other way round."""
+    other = other_loader(tree)
+    tree.mpi("/usr/lib")
+    for app_s, launcher_s, cache in ((other, LOADER, "/cpt/ld.so.cache"), (LOADER, other, "/etc/ld.so.cache")):
+        app = str(tree.program("/bin/app", "libmpi.so.12"))
+        for path, interp in ((app, app_s), ("/bin/launcher", launcher_s)):
+            needed = ["libmpi.so.12"] if path == app else []
+            build(tree.at(path), needed=needed, stub=STUB, options=[f"-Wl,--dynamic-linker={interp}"])
+        facts = tree.gather("/bin/launcher", app)
+        assert (facts.loader, facts.cache_path, facts.programs, facts.foreign) == (app_s, cache, (app,), ())
+
+
+def test_programs_of_two_loaders_that_use_mpi(tree: Tree) -> None:
+    other = other_loader(tree)
+    tree.mpi("/usr/lib")
+    tree.program("/bin/one", "libmpi.so.12")
+    build(tree.at("/bin/two"), needed=["libmpi.so.12"], stub=STUB, options=[f"-Wl,--dynamic-linker={other}"])
+    facts = tree.gather("/bin/one", "/bin/two")
+    assert (facts.loader, facts.programs, facts.foreign) == (LOADER, ("/bin/one", "/bin/two"), ("/bin/two",))
+    facts = tree.gather("/bin/none", env=["PATH=/bin"])  # neither is named: they are consumers
+    assert (facts.loader, facts.consumers, facts.foreign) == (LOADER, ("/bin/one", "/bin/two"), ("/bin/two",))
+
+
+def test_the_preload_file(tree: Tree) -> None:
+    tree.at("/etc/ld.so.preload").write_text("/a.so:b.so # /c.so\n#d.so\n\n\te.so f.so")
+    assert tree.gather("/bin/none", env=["LD_PRELOAD=x.so"]).preload == ("x.so", "/a.so", "b.so", "e.so", "f.so")
+    for hostile in (b"\0", b"#" * 70_000, b"\xff\0/x"):
+        tree.at("/etc/ld.so.preload").write_bytes(hostile)
+        assert tree.gather("/bin/none").preload == ()
+    tree.at("/etc/ld.so.preload").unlink()
+    os.mkfifo(tree.at("/etc/ld.so.preload"))
+    assert tree.gather("/bin/none").preload == ()
+
+
+@pytest.mark.parametrize("place", [
+    "tls", "tls/haswell/avx512_1/x86_64", "haswell", "xeon_phi", "glibc-hwcaps/x86-64-v4", "glibc-hwcaps/z13"])
+def test_copies_for_some_processors(tree: Tree, place: str) -> None:
+    """They are found whatever the node: what is found in place of another is a matter of processor and release."""
+    copy = tree.mpi(f"/opt/lib/{place}")
+    facts = tree.gather(tree.program("/bin/app"), env=["LD_LIBRARY_PATH=/opt/lib"])
+    assert copies(facts) == [copy]
+
+
 def test_no_glibc(tmp_path: Path) -> None:
     tree = Tree(tmp_path)
     for path in tmp_path.rglob("lib*.so*"):

@@ -78,6 +78,8 @@ IMAGES: Mapping[str, Recipe] = {
     "bookworm-openmpi": _labelled("bookworm-openmpi-nolabel", "2.36", "ompihello", mpi="openmpi"),
     "bookworm-both-nolabel": Recipe(tar="bookworm-both.tar"),
     "bookworm-both": _labelled("bookworm-both-nolabel", "2.36", "ompihello", mpi="openmpi"),
+    "bookworm-abi-nolabel": Recipe(tar="bookworm-abi.tar"),
+    "bookworm-abi": _labelled("bookworm-abi-nolabel", "2.36", "abihello", mpi="mpi-abi"),
     "bullseye-mpich-nolabel": Recipe(tar="bullseye.tar"),
     "bullseye-mpich": _labelled("bullseye-mpich-nolabel", "2.31", "mpihello"),
     "nocache-nolabel": Recipe(tar="nocache.tar"),

@@ -85,6 +85,8 @@ class _Proof:
 
     def loads_mpi(self, program: str) -> bool:
         """Whether a program loads MPI, which then is the site's in every case. Raises No if it would be another, or would not load."""
+        if program in self.facts.unreadable:
+            raise ImageError(self.facts.unreadable[program])
         if program in self.facts.foreign:
             raise No("other-loader", f"{program} is started by {self.facts.files[program].elf.interp}, and other programs by "
                      f"{self.facts.loader}, which has another cache and other directories: the site's libraries can be led to from one",

@@ -19,7 +19,7 @@ from oci_hpc_hooks.model import ElfFacts, LdCache
 #: Objects in one link map. The largest real programs have a few hundred; a hostile image may have no end of them.
 MAX_OBJECTS = 4096
 #: Names asked for and paths tried. 300 objects with an RPATH of 100 directories each make some 100,000.
-MAX_TRIES = 1_000_000
+MAX_TRIES = 500_000
 
 
 class View(Protocol):
@@ -71,6 +71,7 @@ class LinkMap:
     objects: Tuple[Loaded, ...]
     missing: Tuple[Tuple[str, str], ...] = ()
     broken: Tuple[Tuple[str, str], ...] = ()
+    tries: int = 0  # names asked for and paths tried: what it has cost
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,8 @@ class _Simulation:
             self._filtees(wanting, at)
         if interp is not None:
             self._list(interp)
-        return LinkMap(tuple([self._final(item) for item in self._listed]), tuple(self._missing), tuple(self._broken))
+        return LinkMap(tuple([self._final(item) for item in self._listed]), tuple(self._missing), tuple(self._broken),
+                       self._tries)
 
     def _list(self, item: _Object) -> None:
         if not item.listed:

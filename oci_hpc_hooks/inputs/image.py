@@ -37,11 +37,12 @@ LOADER_LIMIT = 8 << 20  # ld.so is 0.2 to 0.3 MB
 LIBC_LIMIT = 32 << 20  # libc.so.6 has 2 MB
 NAMES_LIMIT = 200_000  # names in one directory
 DIRECTORIES_LIMIT = 4096
-# One budget for the whole image: names kept, files read, of those with all their symbols, directories that hold a copy.
+# One budget for the whole image: names kept, files read, of those with all their symbols, directories that hold a copy, paths tried.
 ALL_NAMES_LIMIT = 1_000_000
 FILES_LIMIT = 20_000
 SYMBOLS_LIMIT = 256
 HOMES_LIMIT = 256
+PATHS_LIMIT = 4 * loader.MAX_TRIES  # some seconds; an image with 60 consumers of MPI and a few copies needs 100,000
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # podman's, where the image sets none
 CACHE_PATH = "/etc/ld.so.cache"
@@ -295,11 +296,15 @@ def _follow(tree: _Tree, programs: Sequence[str], search: loader.Search, copies:
     """Looks at everything that the loader would for these programs; returns what it loads of what may be replaced."""
     found: List[loader.Loaded] = []
     for program in programs:
+        if program in tree.unreadable:  # it would cost as much again
+            continue
         try:
             link_map = loader.simulate(program, tree, search)
         except ImageError as error:
             tree.unreadable[program] = error.what
+            tree.spend("paths", loader.MAX_TRIES, PATHS_LIMIT)
             continue
+        tree.spend("paths", link_map.tries, PATHS_LIMIT)
         for loaded in link_map.objects:
             if copies.look_at(tree, loaded.identity, loaded.name) is not None:
                 found.append(loaded)

@@ -165,7 +165,7 @@ def _plan_variant(container: Container, facts: ImageFacts, variant: ResolvedProf
 
 def _plan_with_runtime(container: Container, facts: ImageFacts, profile: ResolvedProfile, inventory: Inventory,
                        runtime: ResolvedProfile) -> Plan:
-    over, replaced, findings = lay_over(facts, runtime, inventory.cpu)
+    over, replaced, findings = lay_over(facts, runtime)
     try:
         made = _plan_profile(container, over, profile, inventory, replaced)
     except No as no:

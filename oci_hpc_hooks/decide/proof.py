@@ -10,7 +10,7 @@ from oci_hpc_hooks.decide import abi
 from oci_hpc_hooks.decide import cpu as processor
 from oci_hpc_hooks.decide.choice import Choice, No
 from oci_hpc_hooks.decide.runtime import must_be_openable, must_not_be_coupled
-from oci_hpc_hooks.elf import loader, mpi
+from oci_hpc_hooks.elf import hwcaps, loader, mpi
 from oci_hpc_hooks.errors import ImageError
 from oci_hpc_hooks.model import NOTE, WARNING, Cpu, ElfFacts, Finding, ImageFacts, LdCache, ResolvedProfile
 
@@ -28,7 +28,7 @@ class _View:
         self._in_place = {copy.path: library for library, copy in choice.in_place}
         self._host = {_HOST + library.real: library.elf for library in libraries}
         self._names = {directory.path: frozenset(directory.names) for directory in facts.directories}
-        self._missing = {directory.path for directory in facts.directories if not directory.inode}
+        self._there = {directory.path for directory in facts.directories if directory.inode}
         self.unknown: Set[str] = set()
 
     def resolve(self, path: str) -> str:
@@ -38,15 +38,20 @@ class _View:
         real = self._facts.resolved.get(path)
         if real is None:
             folder, name = posixpath.split(path)
-            above, hwcaps, _ = folder.rpartition("/glibc-hwcaps/")
-            if hwcaps and {above, f"{above}/glibc-hwcaps"} & self._missing:
-                return ""
             if folder not in self._names or name in self._names[folder]:
                 self.unknown.add(path)
             return ""
         if real in self._in_place:
             return _HOST + self._in_place[real].real
         return real
+
+    def is_directory(self, path: str) -> bool:
+        if path.startswith(self._tree_root + "/"):
+            return any(library.startswith(path + "/") for library in self._tree)
+        folder, name = posixpath.split(path)
+        if path not in self._names and name in self._names.get(folder, (name,)):
+            self.unknown.add(path)
+        return path in self._there
 
     def facts(self, identity: str) -> Optional[ElfFacts]:
         if identity.startswith(_HOST):
@@ -68,7 +73,7 @@ class _Proof:
         self.view = _View(facts, tree_root, choice)
         self.before = _View(facts, tree_root, Choice((), (), (), ()))
         plain = loader.Search(library_path=facts.library_path, cache=cache, default_dirs=facts.default_dirs, preload=facts.preload,
-                              hwcaps=facts.hwcaps)
+                              hwcaps=hwcaps.of_glibc(facts.hwcaps, abi.libc_version(facts)))
         homes = sorted({posixpath.dirname(copy.path) for _, copy in (*choice.in_place, *choice.runtime)})
         # A script may put a directory that holds a copy into LD_LIBRARY_PATH (conda activate, setvars).
         self.searches = [plain, *(replace(plain, library_path=(home, *facts.library_path)) for home in homes)]
@@ -98,6 +103,12 @@ class _Proof:
 
     def loads_mpi(self, program: str) -> bool:
         """Whether a program loads MPI, which then is the site's in every case. Raises No if it would be another, or would not load."""
+        if program in self.facts.unreadable:
+            raise ImageError(self.facts.unreadable[program])
+        if program in self.facts.foreign:
+            raise No("other-loader", f"{program} is started by {self.facts.files[program].elf.interp}, and other programs by "
+                     f"{self.facts.loader}, which has another cache and other directories: the site's libraries can be led to from one",
+                     "start the MPI program itself as the container's command", "user")
         lacked = self._lacks(program)
         uses = False
         for search in self.searches:

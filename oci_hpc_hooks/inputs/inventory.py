@@ -131,11 +131,12 @@ def _inventory(found: Dict[str, Any]) -> Inventory:
         rests_on=tuple(Watched(watched["path"], _optional_file(watched["file"])) for watched in found["rests_on"]),
         c_runtime=_profile(found["c_runtime"]) if found["c_runtime"] is not None else None,
         cpu=_cpu(found["cpu"]) if found["cpu"] is not None else None,
+        hwcaps=tuple(found.get("hwcaps", ())),
     )
 
 
 def _cpu(found: Dict[str, Any]) -> Cpu:
-    return Cpu(found["target"], found["vendor"], found["level"], found["isa"], tuple(found["hwcaps"]), tuple(found["compatible"]),
+    return Cpu(found["target"], found["vendor"], found["level"], found["isa"], tuple(found["compatible"]),
                found["levels"])
 
 

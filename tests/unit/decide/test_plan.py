@@ -345,6 +345,16 @@ def test_no_place_for_the_tree() -> None:
     assert only_error(decide(facts, where=container(mounts=[], read_only=True))).code == "no-place"
 
 
+def test_programs_of_two_loaders() -> None:
+    facts = dataclasses.replace(mpich_image().facts(APP), foreign=(APP,))
+    made = decide(facts)
+    assert (made.verdict, codes(made)) == (REFUSED, ["other-loader"])
+    assert APP in made.findings[0].what and world.LOADER in made.findings[0].what
+    facts = mpich_image().add("/usr/bin/sh", world.program()).facts("/usr/bin/sh")
+    made = decide(dataclasses.replace(facts, consumers=(APP,), foreign=(APP,)))
+    assert made.verdict == UNPROVED and "consumer-other-loader" in codes(made)
+
+
 def test_a_program_that_would_still_load_the_images_copy() -> None:
     """A program that names its MPI by a path which gather() did not look at is refused, not called proved."""
     other = "/opt/dark/libmpi.so.12"

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import posixpath
 from dataclasses import replace
-from typing import List, Mapping, Optional, Sequence, Set, Tuple
+from typing import Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
 from oci_hpc_hooks.decide import abi
+from oci_hpc_hooks.decide import cpu as processor
 from oci_hpc_hooks.decide.choice import Choice, No
-from oci_hpc_hooks.decide.runtime import must_not_be_coupled
+from oci_hpc_hooks.decide.runtime import must_be_openable, must_not_be_coupled
 from oci_hpc_hooks.elf import loader, mpi
 from oci_hpc_hooks.errors import ImageError
-from oci_hpc_hooks.model import NOTE, WARNING, ElfFacts, Finding, ImageFacts, LdCache, ResolvedProfile
+from oci_hpc_hooks.model import NOTE, WARNING, Cpu, ElfFacts, Finding, ImageFacts, LdCache, ResolvedProfile
 
 _HOST = "host:"  # marks the identity of a host file in the simulated tree; image paths start with "/"
 
@@ -22,10 +23,12 @@ class _View:
     def __init__(self, facts: ImageFacts, tree_root: str, choice: Choice) -> None:
         self._facts = facts
         self._tree_root = tree_root
-        self._tree = {tree_root + library.path: library for library in choice.libraries}
+        libraries = (*choice.libraries, *choice.modules)
+        self._tree = {tree_root + library.path: library for library in libraries}
         self._in_place = {copy.path: library for library, copy in choice.in_place}
-        self._host = {_HOST + library.real: library.elf for library in choice.libraries}
+        self._host = {_HOST + library.real: library.elf for library in libraries}
         self._names = {directory.path: frozenset(directory.names) for directory in facts.directories}
+        self._missing = {directory.path for directory in facts.directories if not directory.inode}
         self.unknown: Set[str] = set()
 
     def resolve(self, path: str) -> str:
@@ -35,6 +38,9 @@ class _View:
         real = self._facts.resolved.get(path)
         if real is None:
             folder, name = posixpath.split(path)
+            above, hwcaps, _ = folder.rpartition("/glibc-hwcaps/")
+            if hwcaps and {above, f"{above}/glibc-hwcaps"} & self._missing:
+                return ""
             if folder not in self._names or name in self._names[folder]:
                 self.unknown.add(path)
             return ""
@@ -52,14 +58,17 @@ class _View:
 class _Proof:
     """One choice held against one image."""
 
-    def __init__(self, facts: ImageFacts, profile: ResolvedProfile, choice: Choice, cache: LdCache, tree_root: str) -> None:
+    def __init__(self, facts: ImageFacts, profile: ResolvedProfile, choice: Choice, cache: LdCache, tree_root: str,
+                 cpu: Optional[Cpu]) -> None:
         self.facts = facts
+        self.cpu = cpu
         self.profile = profile
         self.choice = choice
         self.tree_root = tree_root
         self.view = _View(facts, tree_root, choice)
         self.before = _View(facts, tree_root, Choice((), (), (), ()))
-        plain = loader.Search(library_path=facts.library_path, cache=cache, default_dirs=facts.default_dirs, preload=facts.preload)
+        plain = loader.Search(library_path=facts.library_path, cache=cache, default_dirs=facts.default_dirs, preload=facts.preload,
+                              hwcaps=facts.hwcaps)
         homes = sorted({posixpath.dirname(copy.path) for _, copy in (*choice.in_place, *choice.runtime)})
         # A script may put a directory that holds a copy into LD_LIBRARY_PATH (conda activate, setvars).
         self.searches = [plain, *(replace(plain, library_path=(home, *facts.library_path)) for home in homes)]
@@ -73,6 +82,20 @@ class _Proof:
             for path in paths:
                 self._must_load(loader.simulate(path, self.view, search), frozenset())
 
+    def sets_load(self) -> Iterator[Finding]:
+        """What of the modules of sets does not load: it is passed over by the library that opens it. Raises No if none of a set does."""
+        for one in self.choice.sets:
+            unfit = []
+            for module in one.modules:
+                try:
+                    self._must_load(loader.simulate(self.tree_root + module.path, self.view, self.searches[0]), frozenset())
+                except No as no:
+                    unfit.append(no)
+                    yield Finding(NOTE, "module-unfit", f"the site's {module.path} does not load in this image: {no.brief}")
+            if one.modules and len(unfit) == len(one.modules):
+                raise No(unfit[0].code, f"no module of the site's {one.name} set loads in this image: {unfit[0].brief}", unfit[0].remedy,
+                         unfit[0].who)
+
     def loads_mpi(self, program: str) -> bool:
         """Whether a program loads MPI, which then is the site's in every case. Raises No if it would be another, or would not load."""
         lacked = self._lacks(program)
@@ -80,8 +103,11 @@ class _Proof:
         for search in self.searches:
             link_map = loader.simulate(program, self.view, search)
             self._must_load(link_map, lacked)
+            processor.must_run(((item.path, item.facts) for item in link_map.objects), self.cpu)
             if self.choice.runtime:
                 must_not_be_coupled(((item.identity, item.facts) for item in link_map.objects), self.choice.runtime)
+            if not link_map.objects[0].facts.interp:  # a module, which a program opens
+                must_be_openable(((item.path, item.facts) for item in link_map.objects), abi.libc_version(self.facts))
             self._must_have_functions(link_map)
             _must_be_one_build(program, link_map)
             uses = self._takes_ours(program, link_map) or uses
@@ -162,10 +188,11 @@ class _Proof:
             release = abi.newest((worst.version,), "GLIBC_")[6:]  # GLIBC_ABI_DT_RELR has none
             wanted = f"glibc {release} or newer" if release else "a newer glibc"
             actual = abi.libc_version(self.facts)
-            raise No("glibc-too-old", f"{needing} needs {worst.version} of {provider.facts.soname}, and the image's glibc is {actual} "
-                     f"({self.facts.libc.path})",
+            needs = f"{needing} needs {worst.version} of {provider.facts.soname}"
+            raise No("glibc-too-old", f"{needs}, and the image's glibc is {actual} ({self.facts.libc.path})",
                      f"rebuild the image on a distribution with {wanted}, or let the site offer an MPI built "
-                     f"against glibc {actual} or older, or bring its own C runtime (c_runtime in site.json)", "image author")
+                     f"against glibc {actual} or older (variants in site.json), or bring its own C runtime (c_runtime in site.json)",
+                     "image author", needs)
         raise No("version-missing", f"{needing} needs {worst.version} of {provider.facts.soname}, which {provider.path} does not define",
                  f"update {provider.facts.soname} in the image", "image author")
 
@@ -194,14 +221,15 @@ def _must_be_one_build(program: str, link_map: loader.LinkMap) -> None:
                  "under the site's mpirun or srun outside; an Open MPI 5 of the site would serve this launcher too", "user")
 
 
-def prove(facts: ImageFacts, profile: ResolvedProfile, choice: Choice, cache: LdCache, tree_root: str) -> Tuple[bool, List[Finding]]:
+def prove(facts: ImageFacts, profile: ResolvedProfile, choice: Choice, cache: LdCache, tree_root: str,
+          cpu: Optional[Cpu] = None) -> Tuple[bool, List[Finding]]:
     """Step 7: whether at least one program of the command line loads MPI and each that does loads the site's. Raises No, ImageError.
 
     False is no refusal: everything injected loads, but what the command line leads to could not be followed.
     """
-    proof = _Proof(facts, profile, choice, cache, tree_root)
+    proof = _Proof(facts, profile, choice, cache, tree_root, cpu)
     proof.libraries_load()
-    findings: List[Finding] = []
+    findings: List[Finding] = list(proof.sets_load())
     loading = 0
     for program in facts.programs:
         try:

@@ -110,7 +110,7 @@ class Container:
 class Wish:
     """One thing asked for, and by whom."""
 
-    value: str  # normalised: "mpich", "openmpi", "auto", "none" …
+    value: str  # normalised: "mpich", "openmpi", "mpi-abi", "auto", "none" …
     origin: str  # "annotation org.supercontainers.mpi=mpich", "label …", "site default …"
     explicit: bool  # an annotation or label: may be refused; defaults and auto are skipped with a note instead
 
@@ -127,11 +127,20 @@ class Request:
 # ---------------------------------------------------------------------------------------------------------------- site
 
 @dataclass(frozen=True)
+class Variant:
+    """The same libraries built another way, against an older C library: for images that are too old for the profile's own."""
+
+    name: str
+    search: Tuple[str, ...]  # directories with shell patterns; the libraries themselves are taken from nowhere else
+
+
+@dataclass(frozen=True)
 class SiteProfile:
     """One entry of site.json ``profiles``: which profile is on, and where this site keeps its files."""
 
     name: str
     search: Tuple[str, ...] = ()  # directories looked in before those of the profile
+    variants: Tuple[Variant, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -158,6 +167,17 @@ class ProfileLibrary:
 
 
 @dataclass(frozen=True)
+class LibrarySet:
+    """Libraries, their modules and their configuration that must come from one build, the site's or the image's."""
+
+    name: str
+    when: str  # soname of the library that the set is about: with it the set comes
+    libraries: Tuple[str, ...] = ()  # sonames that go with it
+    directories: Tuple[str, ...] = ()  # what it opens by path, modules and configuration; "$ORIGIN" = real directory of ``when``
+    private: str = ""  # how symbol versions begin that only files of one build share
+
+
+@dataclass(frozen=True)
 class Profile:
     """profiles.d/NAME.json: data, not code. What to inject when a request matches."""
 
@@ -169,6 +189,8 @@ class Profile:
     plugins: Tuple[str, ...] = ()  # directories of modules that are dlopened, "$ORIGIN" = directory of the first library
     immovable: Tuple[str, ...] = ()  # patterns of files that the libraries open by their absolute path: with these it cannot be offered
     source: str = ""  # the file it was read from
+    variants: Tuple[Variant, ...] = ()
+    sets: Tuple[LibrarySet, ...] = ()
 
 
 # ---------------------------------------------------------------------------------------------------------------- inventory
@@ -187,8 +209,28 @@ class HostLibrary:
 
 
 @dataclass(frozen=True)
+class HostFile:
+    """A file of the node that no loader reads, resolved."""
+
+    path: str
+    real: str
+    file: FileId
+
+
+@dataclass(frozen=True)
+class ResolvedSet:
+    """A :class:`LibrarySet` on this node. Its libraries are among those of the profile."""
+
+    name: str
+    private: str
+    libraries: Tuple[str, ...]  # sonames, that of the library it is about first; not every one need be on this node
+    modules: Tuple[HostLibrary, ...]  # of its directories: what is loaded
+    files: Tuple[HostFile, ...]  # and everything else
+
+
+@dataclass(frozen=True)
 class ResolvedProfile:
-    """A profile resolved on this node. ``problems`` not empty: it cannot be offered, and why."""
+    """A profile, or one of its variants, resolved on this node. ``problems`` not empty: it cannot be offered, and why."""
 
     name: str
     provides: Mapping[str, str]
@@ -196,6 +238,15 @@ class ResolvedProfile:
     libraries: Tuple[HostLibrary, ...]  # what is replaced or added first, then the dependency closure
     plugins: Tuple[HostLibrary, ...] = ()
     problems: Tuple[str, ...] = ()
+    variant: str = ""  # the variant's name, "" for the profile as such
+    glibc: str = ""  # the glibc release, such as "2.34", that has what the libraries (without modules) need of it; "" = any
+    variants: Tuple[ResolvedProfile, ...] = ()
+    sets: Tuple[ResolvedSet, ...] = ()  # those that come with the libraries
+
+    @property
+    def title(self) -> str:
+        """ "profile mpich", "variant el7 of profile mpich", for people."""
+        return f"variant {self.variant} of profile {self.name}" if self.variant else f"profile {self.name}"
 
 
 @dataclass(frozen=True)
@@ -288,6 +339,7 @@ class ImageFacts:
     preload: Tuple[str, ...] = ()  # LD_PRELOAD
     consumers: Tuple[str, ...] = ()  # real paths of what uses MPI in PATH, libraries and Python packages, where the programs do not
     libc_version: str = ""  # as libc.so.6 says it itself
+    makeable: Tuple[str, ...] = ()  # directories of sets that the image lacks and that could be made in its own filesystem
     drop_ins: str = ""  # the directory whose *.conf files ldconfig in the image reads, "" if it reads none
     conf: Optional[Watched] = None  # the ld.so.conf that says so
 
@@ -311,7 +363,7 @@ class Bind:
 
 @dataclass(frozen=True)
 class Cover:
-    """A directory of the image that a directory of the tree is mounted over."""
+    """A directory of the image that a directory of the tree is mounted over. ``inode`` 0: it is made first."""
 
     folder: str  # relative to the tree's root
     target: str  # path in the image

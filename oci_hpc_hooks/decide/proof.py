@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 from dataclasses import replace
-from typing import List, Mapping, Optional, Sequence, Set, Tuple
+from typing import Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
 from oci_hpc_hooks.decide import abi
 from oci_hpc_hooks.decide.choice import Choice, No
@@ -22,9 +22,10 @@ class _View:
     def __init__(self, facts: ImageFacts, tree_root: str, choice: Choice) -> None:
         self._facts = facts
         self._tree_root = tree_root
-        self._tree = {tree_root + library.path: library for library in choice.libraries}
+        libraries = (*choice.libraries, *choice.modules)
+        self._tree = {tree_root + library.path: library for library in libraries}
         self._in_place = {copy.path: library for library, copy in choice.in_place}
-        self._host = {_HOST + library.real: library.elf for library in choice.libraries}
+        self._host = {_HOST + library.real: library.elf for library in libraries}
         self._names = {directory.path: frozenset(directory.names) for directory in facts.directories}
         self.unknown: Set[str] = set()
 
@@ -73,6 +74,20 @@ class _Proof:
             for path in paths:
                 self._must_load(loader.simulate(path, self.view, search), frozenset())
 
+    def sets_load(self) -> Iterator[Finding]:
+        """What of the modules of sets does not load: it is passed over by the library that opens it. Raises No if none of a set does."""
+        for one in self.choice.sets:
+            unfit = []
+            for module in one.modules:
+                try:
+                    self._must_load(loader.simulate(self.tree_root + module.path, self.view, self.searches[0]), frozenset())
+                except No as no:
+                    unfit.append(no)
+                    yield Finding(NOTE, "module-unfit", f"the site's {module.path} does not load in this image: {no.brief}")
+            if one.modules and len(unfit) == len(one.modules):
+                raise No(unfit[0].code, f"no module of the site's {one.name} set loads in this image: {unfit[0].brief}", unfit[0].remedy,
+                         unfit[0].who)
+
     def loads_mpi(self, program: str) -> bool:
         """Whether a program loads MPI, which then is the site's in every case. Raises No if it would be another, or would not load."""
         lacked = self._lacks(program)
@@ -82,7 +97,7 @@ class _Proof:
             self._must_load(link_map, lacked)
             if self.choice.runtime:
                 must_not_be_coupled(((item.identity, item.facts) for item in link_map.objects), self.choice.runtime)
-            _must_have_functions(link_map)
+            self._must_have_functions(link_map)
             _must_be_one_build(program, link_map)
             uses = self._takes_ours(program, link_map) or uses
         return uses
@@ -92,7 +107,7 @@ class _Proof:
         names = self.choice.names
         uses = False
         for loaded in link_map.objects:
-            family = mpi.family(loaded.facts.exports)
+            family = mpi.family(loaded.facts)
             if family not in ("", wanted):
                 raise No("family", f"{wanted} is wanted, and {program} loads {loaded.path}, which is {family} by its symbols",
                          "correct the label, or start the program that it means", "image author")
@@ -132,6 +147,28 @@ class _Proof:
         if gaps:
             self._refuse_version(loaded, gaps)
 
+    def _must_have_functions(self, link_map: loader.LinkMap) -> None:
+        """Step 3: what the image's files take from MPI is there: its functions, and what bindings that stay (C++, Fortran) take from
+        inside of the image's own library. Raises No.
+
+        With lazy binding a missing function would end the program only when it is called, maybe hours after the start.
+        """
+        offered = {name for loaded in link_map.objects for name in loaded.facts.exports}
+        host = next((loaded for loaded in link_map.objects
+                     if loaded.identity.startswith(_HOST) and "MPI_Init" in loaded.facts.exports), None)
+        if host is None:
+            return
+        replaced = {name for _, copy in self.choice.in_place for name in copy.elf.exports if mpi.matters(name)} - offered
+        for loaded in link_map.objects:
+            lost = sorted(name for name in loaded.facts.imports
+                          if name in replaced or (name not in offered and name.startswith((*mpi.STANDARD, mpi.OPENMPI_MARK))))
+            if lost and not loaded.identity.startswith(_HOST):
+                more = f" and {len(lost) - 1} more functions" if len(lost) > 1 else ""
+                raise No("mpi-symbols", f"{loaded.path} uses {lost[0]}{more}, which {host.facts.soname} (the site's "
+                         f"{host.identity[len(_HOST):]}) does not have",
+                         "build the program with an MPI that is no newer than the site's, or let the site offer a newer one, with C++ and "
+                         "Fortran libraries of its own", "image author")
+
     def _refuse_version(self, loaded: Mapping[str, loader.Loaded], gaps: Sequence[loader.VersionGap]) -> None:
         worst = max(gaps, key=lambda gap: (gap.version.startswith("GLIBC_"), abi.version_key(gap.version)))
         needing = _describe(loaded, worst.needed_by)
@@ -140,10 +177,11 @@ class _Proof:
             release = abi.newest((worst.version,), "GLIBC_")[6:]  # GLIBC_ABI_DT_RELR has none
             wanted = f"glibc {release} or newer" if release else "a newer glibc"
             actual = abi.libc_version(self.facts)
-            raise No("glibc-too-old", f"{needing} needs {worst.version} of {provider.facts.soname}, and the image's glibc is {actual} "
-                     f"({self.facts.libc.path})",
+            needs = f"{needing} needs {worst.version} of {provider.facts.soname}"
+            raise No("glibc-too-old", f"{needs}, and the image's glibc is {actual} ({self.facts.libc.path})",
                      f"rebuild the image on a distribution with {wanted}, or let the site offer an MPI built "
-                     f"against glibc {actual} or older, or bring its own C runtime (c_runtime in site.json)", "image author")
+                     f"against glibc {actual} or older (variants in site.json), or bring its own C runtime (c_runtime in site.json)",
+                     "image author", needs)
         raise No("version-missing", f"{needing} needs {worst.version} of {provider.facts.soname}, which {provider.path} does not define",
                  f"update {provider.facts.soname} in the image", "image author")
 
@@ -153,25 +191,6 @@ def _describe(loaded: Mapping[str, loader.Loaded], path: str) -> str:
     if item is None or not item.identity.startswith(_HOST):
         return path
     return f"{item.facts.soname} (the site's {item.identity[len(_HOST):]})"
-
-
-def _must_have_functions(link_map: loader.LinkMap) -> None:
-    """Step 3: what the image's files call of MPI is there. Raises No.
-
-    With lazy binding a missing function would end the program only when it is called, maybe hours after the start.
-    """
-    offered = {name for loaded in link_map.objects for name in loaded.facts.exports}
-    host = next((loaded for loaded in link_map.objects if loaded.identity.startswith(_HOST) and "MPI_Init" in loaded.facts.exports), None)
-    if host is None:
-        return
-    for loaded in link_map.objects:
-        lost = sorted(name for name in loaded.facts.imports
-                      if name.startswith((*mpi.STANDARD, mpi.OPENMPI_MARK)) and name not in offered)
-        if lost and not loaded.identity.startswith(_HOST):
-            more = f" and {len(lost) - 1} more functions" if len(lost) > 1 else ""
-            raise No("mpi-symbols", f"{loaded.path} uses {lost[0]}{more}, which {host.facts.soname} (the site's "
-                     f"{host.identity[len(_HOST):]}) does not have",
-                     "build the program with an MPI that is no newer than the site's, or let the site offer a newer one", "image author")
 
 
 def _must_be_one_build(program: str, link_map: loader.LinkMap) -> None:
@@ -185,7 +204,7 @@ def _must_be_one_build(program: str, link_map: loader.LinkMap) -> None:
             raise No("mixed-build", f"{program} would load both {loaded.path} of the image and {ours.facts.soname} (the site's "
                      f"{ours.identity[len(_HOST):]}): two Open MPIs in one process",
                      f"link the program without {loaded.facts.soname}: plain mpicc does not add it", "image author")
-    if not any(mpi.family(loaded.facts.exports) for loaded in link_map.objects):
+    if not any(mpi.family(loaded.facts) for loaded in link_map.objects):
         raise No("launcher", f"{program} belongs to the image's own Open MPI and would run on {ours.facts.soname} (the site's "
                  f"{ours.identity[len(_HOST):]}), which is another build", "start the MPI program itself as the container's command, "
                  "under the site's mpirun or srun outside; an Open MPI 5 of the site would serve this launcher too", "user")
@@ -198,7 +217,7 @@ def prove(facts: ImageFacts, profile: ResolvedProfile, choice: Choice, cache: Ld
     """
     proof = _Proof(facts, profile, choice, cache, tree_root)
     proof.libraries_load()
-    findings: List[Finding] = []
+    findings: List[Finding] = list(proof.sets_load())
     loading = 0
     for program in facts.programs:
         try:

@@ -70,7 +70,7 @@ def valid(output: str, name: str) -> Any:
 
 
 def mask_shipped(node: Node) -> None:
-    for name in ("mpich", "openmpi"):
+    for name in ("mpi-abi", "mpich", "openmpi"):
         (node.etc / f"profiles.d/{name}.json").write_text(json.dumps({"version": 1, "name": name, "masked": True}))
 
 
@@ -87,6 +87,7 @@ def test_scan(node: Node) -> None:
         f"ours: available (profile {source})",
         f"  replace libtestmpi.so.12: {library}",
         "  with them come 1 libraries that they need and 0 modules",
+        "  its libraries load with glibc 2 or newer",
         f"written to {node.state}/inventory.json",
     ]
     assert result.returncode == 0
@@ -199,7 +200,7 @@ def test_usage(node: Node, arguments: List[str], says: str) -> None:
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize("verb", ["scan", "validate", "register", "check", "last"])
+@pytest.mark.parametrize("verb", ["scan", "validate", "profiles", "register", "check", "last"])
 def test_each_verb_has_help(node: Node, verb: str) -> None:
     result = node.run(verb, "--help")
     assert result.returncode == 0

@@ -110,7 +110,7 @@ class Container:
 class Wish:
     """One thing asked for, and by whom."""
 
-    value: str  # normalised: "mpich", "openmpi", "auto", "none" …
+    value: str  # normalised: "mpich", "openmpi", "mpi-abi", "auto", "none" …
     origin: str  # "annotation org.supercontainers.mpi=mpich", "label …", "site default …"
     explicit: bool  # an annotation or label: may be refused; defaults and auto are skipped with a note instead
 

@@ -71,8 +71,8 @@ def copies(profile: ResolvedProfile, facts: ImageFacts) -> Dict[str, List[ImageF
 
 def same_family(library: HostLibrary, copy: ImageFile) -> bool:
     """Whether a copy is of the MPI family of the library; what implements no MPI itself (Fortran bindings) fits by its name."""
-    ours = mpi.family(library.elf.exports)
-    return not ours or mpi.family(copy.elf.exports) == ours
+    ours = mpi.family(library.elf)
+    return not ours or mpi.family(copy.elf) == ours
 
 
 def has_copies(profile: ResolvedProfile, facts: ImageFacts) -> bool:
@@ -118,7 +118,7 @@ def choose(facts: ImageFacts, profile: ResolvedProfile) -> Choice:
 
 def _refuse_other_family(profile: ResolvedProfile, theirs: Sequence[ImageFile]) -> None:
     for copy in theirs:
-        raise No("family", f"the image's {copy.path} is {mpi.family(copy.elf.exports) or 'no MPI'} by the symbols that it exports, not "
+        raise No("family", f"the image's {copy.path} is {mpi.family(copy.elf) or 'no MPI'} by the symbols that it exports, not "
                  f"{profile.provides['mpi']}", "correct the label, or use an image built for the MPI that the label names", "image author")
 
 
@@ -273,3 +273,9 @@ def needs_launcher(choice: Choice) -> Iterator[Finding]:
         yield Finding(NOTE, "launcher-environment", "the site's Open MPI is of a release before 5: its ranks need OPAL_PREFIX, OMPI_* and "
                       "PMIX_* of the mpirun that starts the containers, and a program that nobody has launched needs "
                       "OMPI_MCA_ess_singleton_isolated=1", remedy="give podman run --env for them", who="user")
+    for library in choice.libraries:
+        maker = mpi.implementation(library.elf)
+        if mpi.family(library.elf) == mpi.ABI and maker:
+            yield Finding(NOTE, "launcher-implementation", f"the site's {library.name} is {maker}'s: an mpiexec of another "
+                          "implementation would start ranks that do not know of each other",
+                          remedy=f"start the ranks by a launcher that {maker} understands", who="user")

@@ -97,7 +97,7 @@ class _Proof:
             self._must_load(link_map, lacked)
             if self.choice.runtime:
                 must_not_be_coupled(((item.identity, item.facts) for item in link_map.objects), self.choice.runtime)
-            _must_have_functions(link_map)
+            self._must_have_functions(link_map)
             _must_be_one_build(program, link_map)
             uses = self._takes_ours(program, link_map) or uses
         return uses
@@ -107,7 +107,7 @@ class _Proof:
         names = self.choice.names
         uses = False
         for loaded in link_map.objects:
-            family = mpi.family(loaded.facts.exports)
+            family = mpi.family(loaded.facts)
             if family not in ("", wanted):
                 raise No("family", f"{wanted} is wanted, and {program} loads {loaded.path}, which is {family} by its symbols",
                          "correct the label, or start the program that it means", "image author")
@@ -147,6 +147,28 @@ class _Proof:
         if gaps:
             self._refuse_version(loaded, gaps)
 
+    def _must_have_functions(self, link_map: loader.LinkMap) -> None:
+        """Step 3: what the image's files take from MPI is there: its functions, and what bindings that stay (C++, Fortran) take from
+        inside of the image's own library. Raises No.
+
+        With lazy binding a missing function would end the program only when it is called, maybe hours after the start.
+        """
+        offered = {name for loaded in link_map.objects for name in loaded.facts.exports}
+        host = next((loaded for loaded in link_map.objects
+                     if loaded.identity.startswith(_HOST) and "MPI_Init" in loaded.facts.exports), None)
+        if host is None:
+            return
+        replaced = {name for _, copy in self.choice.in_place for name in copy.elf.exports if mpi.matters(name)} - offered
+        for loaded in link_map.objects:
+            lost = sorted(name for name in loaded.facts.imports
+                          if name in replaced or (name not in offered and name.startswith((*mpi.STANDARD, mpi.OPENMPI_MARK))))
+            if lost and not loaded.identity.startswith(_HOST):
+                more = f" and {len(lost) - 1} more functions" if len(lost) > 1 else ""
+                raise No("mpi-symbols", f"{loaded.path} uses {lost[0]}{more}, which {host.facts.soname} (the site's "
+                         f"{host.identity[len(_HOST):]}) does not have",
+                         "build the program with an MPI that is no newer than the site's, or let the site offer a newer one, with C++ and "
+                         "Fortran libraries of its own", "image author")
+
     def _refuse_version(self, loaded: Mapping[str, loader.Loaded], gaps: Sequence[loader.VersionGap]) -> None:
         worst = max(gaps, key=lambda gap: (gap.version.startswith("GLIBC_"), abi.version_key(gap.version)))
         needing = _describe(loaded, worst.needed_by)
@@ -171,25 +193,6 @@ def _describe(loaded: Mapping[str, loader.Loaded], path: str) -> str:
     return f"{item.facts.soname} (the site's {item.identity[len(_HOST):]})"
 
 
-def _must_have_functions(link_map: loader.LinkMap) -> None:
-    """Step 3: what the image's files call of MPI is there. Raises No.
-
-    With lazy binding a missing function would end the program only when it is called, maybe hours after the start.
-    """
-    offered = {name for loaded in link_map.objects for name in loaded.facts.exports}
-    host = next((loaded for loaded in link_map.objects if loaded.identity.startswith(_HOST) and "MPI_Init" in loaded.facts.exports), None)
-    if host is None:
-        return
-    for loaded in link_map.objects:
-        lost = sorted(name for name in loaded.facts.imports
-                      if name.startswith((*mpi.STANDARD, mpi.OPENMPI_MARK)) and name not in offered)
-        if lost and not loaded.identity.startswith(_HOST):
-            more = f" and {len(lost) - 1} more functions" if len(lost) > 1 else ""
-            raise No("mpi-symbols", f"{loaded.path} uses {lost[0]}{more}, which {host.facts.soname} (the site's "
-                     f"{host.identity[len(_HOST):]}) does not have",
-                     "build the program with an MPI that is no newer than the site's, or let the site offer a newer one", "image author")
-
-
 def _must_be_one_build(program: str, link_map: loader.LinkMap) -> None:
     """Open MPI's inner libraries serve only what was built with them. Raises No."""
     inner = [loaded for loaded in link_map.objects if loaded.facts.soname.startswith(mpi.OPENMPI_INNER)]
@@ -201,7 +204,7 @@ def _must_be_one_build(program: str, link_map: loader.LinkMap) -> None:
             raise No("mixed-build", f"{program} would load both {loaded.path} of the image and {ours.facts.soname} (the site's "
                      f"{ours.identity[len(_HOST):]}): two Open MPIs in one process",
                      f"link the program without {loaded.facts.soname}: plain mpicc does not add it", "image author")
-    if not any(mpi.family(loaded.facts.exports) for loaded in link_map.objects):
+    if not any(mpi.family(loaded.facts) for loaded in link_map.objects):
         raise No("launcher", f"{program} belongs to the image's own Open MPI and would run on {ours.facts.soname} (the site's "
                  f"{ours.identity[len(_HOST):]}), which is another build", "start the MPI program itself as the container's command, "
                  "under the site's mpirun or srun outside; an Open MPI 5 of the site would serve this launcher too", "user")

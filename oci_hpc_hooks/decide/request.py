@@ -28,6 +28,7 @@ FAMILIES = {
     "mpich": "mpich", "intel-mpi": "mpich", "intelmpi": "mpich", "impi": "mpich", "mvapich": "mpich", "mvapich2": "mpich",
     "cray-mpich": "mpich", "craympich": "mpich",
     "openmpi": "openmpi", "open-mpi": "openmpi", "ompi": "openmpi",
+    "mpi-abi": "mpi-abi", "mpi_abi": "mpi-abi",
     AUTO: AUTO, "unknown": AUTO, NOBODY: NOBODY,
 }
 

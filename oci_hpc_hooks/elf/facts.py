@@ -84,8 +84,9 @@ def read_facts(fd: int, *, symbols: bool = False, max_size: int = MAX_SIZE) -> E
     """Reads the ELF file open as ``fd`` (readable; its offset is neither used nor moved).
 
     ``exports`` and ``imports`` are filled only with ``symbols``: defined GLOBAL, WEAK and UNIQUE symbols of default or protected
-    visibility, and undefined GLOBAL and WEAK ones, each name once, in the order of the table. Version chains are followed as ld.so
-    follows them, by their links and not by the counts beside them. The base entry of verdef, which names the file, is left out.
+    visibility, and undefined GLOBAL ones (a program must do without a weak one), each name once, in the order of the table. Version
+    chains are followed as ld.so follows them, by their links and not by the counts beside them. The base entry of verdef, which names
+    the file, is left out.
 
     Raises :class:`ImageError` for what is no program or shared object, is larger than ``max_size`` bytes or is malformed; ``what``
     names the defect and the caller, who knows it, the path.
@@ -351,7 +352,8 @@ class _Reader:
             bind = info >> 4
             if bind == 1 or bind == 2:
                 if not section:
-                    imported[name] = None
+                    if bind == 1:
+                        imported[name] = None
                 elif other & 3 in (0, 3):
                     exported[name] = None
             elif bind == 10 and section and other & 3 in (0, 3):

@@ -116,7 +116,8 @@ def _symbols(elf: Any, wanted: Callable[[str], bool]) -> Tuple[Tuple[str, ...], 
             if not name or bind not in ("STB_GLOBAL", "STB_WEAK", "STB_LOOS", "STB_GNU_UNIQUE") or not wanted(name):
                 continue
             if symbol.entry.st_shndx == "SHN_UNDEF":
-                imports[name] = None
+                if bind != "STB_WEAK":
+                    imports[name] = None
             elif symbol.entry.st_other.visibility in ("STV_DEFAULT", "STV_PROTECTED"):
                 exports[name] = None
     return tuple(exports), tuple(imports)

@@ -316,7 +316,7 @@ class _Resolution:
             return f"calls itself {elf.soname}"
         family = self._profile.provides.get("mpi")
         if family and library is self._profile.libraries[0]:
-            found = mpi.family(elf.exports)
+            found = mpi.family(elf)
             if found != family:
                 return f"is {found or 'no MPI library'} by the symbols it exports, not {family}"
         return ""

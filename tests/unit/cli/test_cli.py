@@ -70,7 +70,7 @@ def valid(output: str, name: str) -> Any:
 
 
 def mask_shipped(node: Node) -> None:
-    for name in ("mpich", "openmpi"):
+    for name in ("mpi-abi", "mpich", "openmpi"):
         (node.etc / f"profiles.d/{name}.json").write_text(json.dumps({"version": 1, "name": name, "masked": True}))
 
 

@@ -185,7 +185,7 @@ def test_runpath_wins_over_the_profile_s_directories(tmp_path: Path) -> None:
 
 def test_symbols_of_a_library_with_versions_are_left_out(tmp_path: Path) -> None:
     versioned = build(tmp_path / "libtestversioned.so.1", exports=("a",), version="TEST_1.0")
-    build(tmp_path / "libtestmpi.so.12", exports=(*MPICH, "internal"), needed=[versioned], version="TESTMPI_1")
+    build(tmp_path / "libtestmpi.so.12", exports=(*MPICH, "internal"), needed=[versioned], version="TEST_2.0")
     library, dependency = resolved(profile([tmp_path])).libraries
     assert dependency.elf.verdef == ("TEST_1.0",)
     assert dependency.elf.exports == ()

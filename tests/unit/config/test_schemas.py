@@ -126,7 +126,7 @@ BAD: List[Tuple[str, str, object, str, str]] = [
     ("profile", "provides", {}, "$.provides", 'the key "mpi" is missing: The MPI family.'),
     ("profile", "provides", "mpich", "$.provides", '"mpich" is not an object'),
     ("profile", "provides/gpu", "cuda", "$.provides", 'the key "gpu" is unknown'),
-    ("profile", "provides/mpi", "mpihc", "$.provides.mpi", '"mpihc" is none of: "mpich", "openmpi"; did you mean "mpich"?'),
+    ("profile", "provides/mpi", "mpihc", "$.provides.mpi", '"mpihc" is none of: "mpich", "openmpi", "mpi-abi"; did you mean "mpich"?'),
     ("profile", "libraries", REMOVE, "$", 'the key "libraries" is missing'),
     ("profile", "libraries", {}, "$.libraries", "{} is not a list"),
     ("profile", "libraries", [], "$.libraries", "0 entries, at least 1 wanted"),

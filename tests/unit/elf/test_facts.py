@@ -81,7 +81,7 @@ def test_every_fact_of_a_library(library: Path) -> None:
     assert {"exported", "weak_one", "protected_one", "named", "use"} <= set(facts.exports)
     assert "hidden_one" not in facts.exports
     assert facts.exports.count("named") == 1
-    assert set(facts.imports) == {"imported", "imported_weakly"}
+    assert set(facts.imports) == {"imported"}
     assert facts_of(library).exports == ()
 
 

@@ -113,10 +113,10 @@ class World:
         self.site.scan()
         self.site.register()
 
-    def run(self, engine: Engine, *options: str) -> tuple[list[str], list[str]]:
+    def run(self, engine: Engine, *options: str, hooks: str = "") -> tuple[list[str], list[str]]:
         """What the probe says, and the warnings about sets."""
         result, log = start(engine, self.site, "sh", "-c", "mpihello && exec /probe/probe",
-                            options=[f"--volume={self.probe}:/probe", *options])
+                            options=[f"--volume={self.probe}:/probe", *options], hooks_dir=self.site.hooks_dir / hooks)
         assert result.returncode == 0 and SITE_VERSION in result.stdout, result.stdout + result.stderr
         (entry,) = log
         warnings = [finding["what"] for finding in entry["findings"]
@@ -142,10 +142,11 @@ def world(scratch: Path, config: Path, crun: Engine) -> World:
 OURS = "provider of the site on verbs of the site"
 
 
-def test_an_image_without_it(world: World, crun: Engine) -> None:
+@pytest.mark.parametrize("hooks", ["", "podman"], ids=["createRuntime", "precreate"])
+def test_an_image_without_it(world: World, crun: Engine, hooks: str) -> None:
     """Providers are found by name, their configuration in a directory that was made."""
     for _ in ("cold", "warm"):
-        said, warnings = world.run(crun)
+        said, warnings = world.run(crun, hooks=hooks)
         assert said == [f"drv by name: {OURS}", OURS] and not warnings
 
 
@@ -157,8 +158,9 @@ def test_an_image_with_another_build(world: World, crun: Engine, config: Path, s
     volumes = {world.image_verbs.lib: "/opt/verbs", world.image_verbs.providers: str(world.site_verbs.providers), old: str(config)}
     before = [content(folder) for folder in volumes]
     options = [f"--volume={source}:{target}" for source, target in volumes.items()]
-    said, warnings = world.run(crun, *options, "--env=LD_LIBRARY_PATH=/opt/verbs")
-    assert said == [f"drv by path: {OURS}", OURS] and not warnings
+    for hooks in ("", "podman"):
+        said, warnings = world.run(crun, *options, "--env=LD_LIBRARY_PATH=/opt/verbs", hooks=hooks)
+        assert said == [f"drv by path: {OURS}", OURS] and not warnings
     assert [content(folder) for folder in volumes] == before
     (world.site.config_dir / "profiles.d/mpich.json").write_text(json.dumps({
         **json.loads((world.site.config_dir / "profiles.d/mpich.json").read_text()), "sets": []}))

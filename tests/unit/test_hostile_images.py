@@ -205,7 +205,7 @@ def test_filters_and_links_in_circles(tree: Tree) -> None:
 @pytest.mark.parametrize("path", [
     "/usr/lib/libmpi.so.12", "/usr/lib/libfabric.so.1", "/usr/lib/libother.so", "/opt/lib/libmpi.so.12", "/etc/ld.so.cache",
     "/etc/ld.so.preload", "/bin/app", LOADER, "libc.so.6"])
-@pytest.mark.parametrize("head", [b"", b"\x7fELF", b"glibc-ld.so.cache1.1", "elf"])
+@pytest.mark.parametrize("head", [b"", "elf"])
 def test_sparse_files_of_four_gigabytes(tree: Tree, path: str, head: object) -> None:
     tree.mpi("/usr/lib")
     tree.program("/bin/app", "libmpi.so.12", "libother.so")

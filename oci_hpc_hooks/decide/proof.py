@@ -7,11 +7,12 @@ from dataclasses import replace
 from typing import Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
 from oci_hpc_hooks.decide import abi
+from oci_hpc_hooks.decide import cpu as processor
 from oci_hpc_hooks.decide.choice import Choice, No
-from oci_hpc_hooks.decide.runtime import must_not_be_coupled
+from oci_hpc_hooks.decide.runtime import must_be_openable, must_not_be_coupled
 from oci_hpc_hooks.elf import hwcaps, loader, mpi
 from oci_hpc_hooks.errors import ImageError
-from oci_hpc_hooks.model import NOTE, WARNING, ElfFacts, Finding, ImageFacts, LdCache, ResolvedProfile
+from oci_hpc_hooks.model import NOTE, WARNING, Cpu, ElfFacts, Finding, ImageFacts, LdCache, ResolvedProfile
 
 _HOST = "host:"  # marks the identity of a host file in the simulated tree; image paths start with "/"
 
@@ -62,8 +63,10 @@ class _View:
 class _Proof:
     """One choice held against one image."""
 
-    def __init__(self, facts: ImageFacts, profile: ResolvedProfile, choice: Choice, cache: LdCache, tree_root: str) -> None:
+    def __init__(self, facts: ImageFacts, profile: ResolvedProfile, choice: Choice, cache: LdCache, tree_root: str,
+                 cpu: Optional[Cpu]) -> None:
         self.facts = facts
+        self.cpu = cpu
         self.profile = profile
         self.choice = choice
         self.tree_root = tree_root
@@ -111,8 +114,11 @@ class _Proof:
         for search in self.searches:
             link_map = loader.simulate(program, self.view, search)
             self._must_load(link_map, lacked)
+            processor.must_run(((item.path, item.facts) for item in link_map.objects), self.cpu)
             if self.choice.runtime:
                 must_not_be_coupled(((item.identity, item.facts) for item in link_map.objects), self.choice.runtime)
+            if not link_map.objects[0].facts.interp:  # a module, which a program opens
+                must_be_openable(((item.path, item.facts) for item in link_map.objects), abi.libc_version(self.facts))
             self._must_have_functions(link_map)
             _must_be_one_build(program, link_map)
             uses = self._takes_ours(program, link_map) or uses
@@ -226,12 +232,13 @@ def _must_be_one_build(program: str, link_map: loader.LinkMap) -> None:
                  "under the site's mpirun or srun outside; an Open MPI 5 of the site would serve this launcher too", "user")
 
 
-def prove(facts: ImageFacts, profile: ResolvedProfile, choice: Choice, cache: LdCache, tree_root: str) -> Tuple[bool, List[Finding]]:
+def prove(facts: ImageFacts, profile: ResolvedProfile, choice: Choice, cache: LdCache, tree_root: str,
+          cpu: Optional[Cpu] = None) -> Tuple[bool, List[Finding]]:
     """Step 7: whether at least one program of the command line loads MPI and each that does loads the site's. Raises No, ImageError.
 
     False is no refusal: everything injected loads, but what the command line leads to could not be followed.
     """
-    proof = _Proof(facts, profile, choice, cache, tree_root)
+    proof = _Proof(facts, profile, choice, cache, tree_root, cpu)
     proof.libraries_load()
     findings: List[Finding] = list(proof.sets_load())
     loading = 0

@@ -16,11 +16,13 @@ from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tupl
 from oci_hpc_hooks.elf import glibc, hwcaps, ldcache, loader
 from oci_hpc_hooks.elf.facts import read_facts
 from oci_hpc_hooks.errors import ImageError, KernelError
+from oci_hpc_hooks.inputs import bystanders
 from oci_hpc_hooks.inputs.consumers import find as find_consumers
 from oci_hpc_hooks.inputs.container import command_words
 from oci_hpc_hooks.linux.mounts import mount_id
 from oci_hpc_hooks.linux.paths import Root, read_bounded
 from oci_hpc_hooks.model import (
+    Bystanders,
     Container,
     Directory,
     ElfFacts,
@@ -29,10 +31,12 @@ from oci_hpc_hooks.model import (
     ImageFile,
     LdCache,
     ResolvedProfile,
+    Watched,
 )
 
 PRELOAD_LIMIT = 64 << 10  # /etc/ld.so.preload has a line
 CACHE_LIMIT = 64 << 20  # a node with 10,000 libraries has a cache of 1 MB
+CONF_LIMIT = 64 << 10  # ld.so.conf is a line or a few
 LOADER_LIMIT = 8 << 20  # ld.so is 0.2 to 0.3 MB
 LIBC_LIMIT = 32 << 20  # libc.so.6 has 2 MB
 NAMES_LIMIT = 200_000  # names in one directory
@@ -47,6 +51,7 @@ PATHS_LIMIT = 4 * loader.MAX_TRIES  # some seconds; an image with 60 consumers o
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # podman's, where the image sets none
 CACHE_PATH = "/etc/ld.so.cache"
 PRELOAD_PATH = "/etc/ld.so.preload"
+CONF_PATH = "/etc/ld.so.conf"
 
 #: PT_INTERP of the glibc ABIs (glibc's shlib-versions), looked for where no program of the arguments names one.
 LOADERS = ("/lib64/ld-linux-x86-64.so.2", "/lib/ld-linux-aarch64.so.1", "/lib64/ld64.so.2", "/lib/ld64.so.1",
@@ -73,6 +78,7 @@ class _Tree:
         self.names: Dict[str, frozenset[str]] = {}
         self.symbols: set[str] = set()  # real paths whose symbols were read
         self.unlisted: Set[str] = set()
+        self.loaded: Set[str] = set()  # real paths of what the programs' loader loads
         self.spent: Dict[str, int] = {}
 
     def spend(self, what: str, amount: int, limit: int) -> None:
@@ -204,7 +210,7 @@ def gather(root: Root, container: Container, profiles: Sequence[ResolvedProfile]
     tree = _Tree(root)
     env = dict(item.partition("=")[::2] for item in container.env)
     path_dirs = tuple(posixpath.join("/", container.cwd, folder) for folder in env.get("PATH", DEFAULT_PATH).split(":") if folder)
-    entrypoint, programs = _programs(tree, container, path_dirs)
+    entrypoint, programs, static = _programs(tree, container, path_dirs)
     library_path = tuple(folder.rstrip("/") or "/" for folder in re.split("[:;]", env.get("LD_LIBRARY_PATH", "")) if folder)
     preload = (*env.get("LD_PRELOAD", "").replace(":", " ").split(), *_preload_file(root))
     copies = _Copies(profiles)
@@ -216,6 +222,7 @@ def gather(root: Root, container: Container, profiles: Sequence[ResolvedProfile]
     loaded = own.loaded
     if copies.runtime:  # another glibc may take the place of this one, and look elsewhere
         _follow(tree, own.programs, replace(search, hwcaps=hwcaps.of_glibc(node_hwcaps, "")), copies)
+    started = tuple(tree.loaded)
     library_dirs = [*search.default_dirs, *library_path, *_cache_dirs(search.cache)]
     consumers: Tuple[str, ...] = ()
     if not _uses(loaded, copies):
@@ -238,6 +245,12 @@ def gather(root: Root, container: Container, profiles: Sequence[ResolvedProfile]
         for real in filter(None, loaders):
             tree.facts(real)
     missing = [folder for folder in sorted(copies.set_folders) if tree.directory(folder) is None]
+    drop_ins, conf = _drop_ins(root)
+    around = Bystanders()
+    if libc is not None and copies.runtime_versions - {*libc.elf.verdef}:
+        asked = [tree.files[program].elf.execstack for program in programs if program in tree.files]
+        allowed = "glibc.rtld.execstack=2" in env.get("GLIBC_TUNABLES", "") or (bool(asked) and all(asked))
+        around = bystanders.find(root, path_dirs, library_dirs, started, static, allowed)
     return ImageFacts(
         makeable=() if container.read_only else _makeable(root, missing),
         libc=tree.files[libc.path] if libc else None,  # maybe with its symbols by now
@@ -261,6 +274,10 @@ def gather(root: Root, container: Container, profiles: Sequence[ResolvedProfile]
         preload=preload,
         hwcaps=tuple(node_hwcaps),
         foreign=tuple(sorted(foreign.intersection((*programs, *consumers)))),
+        drop_ins=drop_ins,
+        conf=conf,
+        static_programs=static,
+        bystanders=around,
     )
 
 
@@ -278,9 +295,12 @@ class _Copies:
             if library.role in ("replace", "add") or (library.role == "dependency" and not library.elf.verdef):
                 self.compared |= {library.name, *library.replaces}
         self.runtime = any(library.role == "runtime" for library in self.libraries)
+        self.runtime_versions = {version for library in self.libraries if library.role == "runtime" and library.name == "libc.so.6"
+                                 for version in library.elf.verdef}
         self.stems = {_stem(name) for name in self.names}
         self.asked = self.names | {name for library in self.libraries for name in library.elf.needed}
         self.met: Set[str] = set()  # where the image has what the site's libraries need
+        self.asked |= {posixpath.basename(path) for path in LOADERS}  # which libc needs
         folders = {(posixpath.dirname(module.path), posixpath.dirname(library.path))
                    for profile in profiles for module in profile.plugins for library in profile.libraries}
         self.module_folders = {posixpath.relpath(*pair) for pair in folders}
@@ -318,6 +338,7 @@ def _follow(tree: _Tree, programs: Sequence[str], search: loader.Search, copies:
             tree.spend("paths", loader.MAX_TRIES, PATHS_LIMIT)
             continue
         tree.spend("paths", link_map.tries, PATHS_LIMIT)
+        tree.loaded.update(loaded.identity for loaded in link_map.objects)
         for loaded in link_map.objects:
             if copies.look_at(tree, loaded.identity, loaded.name) is not None:
                 found.append(loaded)
@@ -339,10 +360,11 @@ def _look_for_coupling(tree: _Tree, link_map: loader.LinkMap) -> None:
 
 # ------------------------------------------------------------------------------------------------------------ programs
 
-def _programs(tree: _Tree, container: Container, path_dirs: Sequence[str]) -> Tuple[str, Tuple[str, ...]]:
-    """How far the first program could be followed, and the ELF programs that the words of the command line lead to."""
+def _programs(tree: _Tree, container: Container, path_dirs: Sequence[str]) -> Tuple[str, Tuple[str, ...], Tuple[str, ...]]:
+    """How far the first program could be followed, the ELF programs that the words of the command line lead to, and the static ones."""
     kind = "missing"
     programs: List[str] = []
+    static: List[str] = []
     for index, word in enumerate(command_words(container.args)):
         real = _which(tree, word, container.cwd, path_dirs)
         if not real:
@@ -358,6 +380,8 @@ def _programs(tree: _Tree, container: Container, path_dirs: Sequence[str]) -> Tu
         if elf is None:
             continue
         if not elf.dynamic or not elf.interp:
+            if not (elf.needed or elf.soname):  # no shared object
+                static.append(real)
             if first and index == 0 and len(container.args) > 1:
                 continue  # catatonit, tini: a static init that starts the rest of the words
             if first:
@@ -369,7 +393,7 @@ def _programs(tree: _Tree, container: Container, path_dirs: Sequence[str]) -> Tu
             programs.append(real)
     if kind == "missing" and container.args and _which(tree, container.args[0], container.cwd, path_dirs):
         kind = "static"
-    return kind, tuple(programs)
+    return kind, tuple(programs), tuple(dict.fromkeys(static))
 
 
 def _which(tree: _Tree, word: str, cwd: str, path_dirs: Sequence[str]) -> str:
@@ -509,6 +533,29 @@ def _cache(root: Root, tree: _Tree, real: str) -> Tuple[Optional[LdCache], Optio
         os.close(fd)
 
 
+def _drop_ins(root: Root) -> Tuple[str, Optional[Watched]]:
+    """The directory that the image's ld.so.conf includes *.conf files of, as glibc's ldconfig reads it, and that file."""
+    try:
+        fd = root.open_regular(CONF_PATH)
+        if fd < 0:
+            return "", None
+        try:
+            status = os.fstat(fd)
+            lines = read_bounded(fd, CONF_PATH, CONF_LIMIT).splitlines()
+        finally:
+            os.close(fd)
+    except (ImageError, OSError):
+        return "", None
+    for line in lines:
+        words = os.fsdecode(line.partition(b"#")[0]).split()
+        if words[:1] == ["include"]:
+            for pattern in words[1:]:
+                folder, name = posixpath.split(posixpath.join(posixpath.dirname(CONF_PATH), pattern))
+                if name in ("*.conf", "*") and "*" not in folder:
+                    return folder, Watched(CONF_PATH, FileId(status.st_ino, status.st_size, status.st_mtime_ns))
+    return "", None
+
+
 def _cache_dirs(cache: Optional[LdCache]) -> Iterable[str]:
     return dict.fromkeys(posixpath.dirname(entry.path) for entry in cache.entries if entry.path.startswith("/")) if cache else ()
 
@@ -543,7 +590,8 @@ def _look_for_copies(tree: _Tree, folders: Iterable[str], copies: _Copies) -> Se
     paths = {path for library in copies.libraries for path in (*library.elf.rpath, *library.elf.runpath)}
     for home in homes:
         for folder in _from_origin(paths, home):
-            _copies_in(tree, folder, copies)
+            for place in (folder, *_hwcaps(tree, folder)):
+                _copies_in(tree, place, copies)
         for relative in copies.module_folders:
             if not relative.startswith("."):
                 tree.directory(posixpath.join(home, relative))

@@ -369,12 +369,12 @@ class ImageFacts:
     consumers: Tuple[str, ...] = ()  # real paths of what uses MPI in PATH, libraries and Python packages, where the programs do not
     libc_version: str = ""  # as libc.so.6 says it itself
     makeable: Tuple[str, ...] = ()  # directories of sets that the image lacks and that could be made in its own filesystem
+    hwcaps: Tuple[str, ...] = ()  # the node's, for which this was gathered
+    foreign: Tuple[str, ...] = ()  # programs and consumers that another loader starts, with a cache of its own
     drop_ins: str = ""  # the directory whose *.conf files ldconfig in the image reads, "" if it reads none
     conf: Optional[Watched] = None  # the ld.so.conf that says so
-    hwcaps: Tuple[str, ...] = ()  # the node's, for which this was gathered
     static_programs: Tuple[str, ...] = ()  # real paths of static ELF programs that the arguments lead to
     bystanders: Bystanders = Bystanders()  # looked for only where the site may bring a newer C library
-    foreign: Tuple[str, ...] = ()  # programs and consumers that another loader starts, with a cache of its own
 
 
 # ---------------------------------------------------------------------------------------------------------------- plan

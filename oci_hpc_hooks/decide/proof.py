@@ -142,10 +142,16 @@ class _Proof:
                          "report this to the project with the image's name: the file should have been replaced", "site admin")
         return uses
 
+    def _own_release(self) -> str:
+        """The glibc release of the image itself, though another takes its place."""
+        replaced = [copy for _, copy in self.choice.runtime if copy.elf.soname == "libc.so.6"]
+        return abi.newest(replaced[0].elf.verdef, "GLIBC_")[6:] if replaced else abi.libc_version(self.facts)
+
     def _lacks(self, program: str) -> frozenset[str]:
         """What the untouched image lacks already is not ours to refuse."""
         try:
-            link_map = loader.simulate(program, self.before, replace(self.searches[0], cache=self.facts.cache))
+            caps = hwcaps.of_glibc(self.facts.hwcaps, self._own_release())
+            link_map = loader.simulate(program, self.before, replace(self.searches[0], cache=self.facts.cache, hwcaps=caps))
         except ImageError:
             return frozenset()
         lacked = {name for name, _ in (*link_map.missing, *link_map.broken)}

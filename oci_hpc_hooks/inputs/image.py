@@ -50,8 +50,8 @@ PATHS_LIMIT = 4 * loader.MAX_TRIES  # some seconds; an image with 60 consumers o
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # podman's, where the image sets none
 CACHE_PATH = "/etc/ld.so.cache"
-CONF_PATH = "/etc/ld.so.conf"
 PRELOAD_PATH = "/etc/ld.so.preload"
+CONF_PATH = "/etc/ld.so.conf"
 
 #: PT_INTERP of the glibc ABIs (glibc's shlib-versions), looked for where no program of the arguments names one.
 LOADERS = ("/lib64/ld-linux-x86-64.so.2", "/lib/ld-linux-aarch64.so.1", "/lib64/ld64.so.2", "/lib/ld64.so.1",
@@ -272,12 +272,12 @@ def gather(root: Root, container: Container, profiles: Sequence[ResolvedProfile]
         directories=tuple(folder if folder else Directory(path, 0, 0, ()) for path, folder in tree.directories.items()),
         unreadable=tree.unreadable,
         preload=preload,
+        hwcaps=tuple(node_hwcaps),
+        foreign=tuple(sorted(foreign.intersection((*programs, *consumers)))),
         drop_ins=drop_ins,
         conf=conf,
-        hwcaps=tuple(node_hwcaps),
         static_programs=static,
         bystanders=around,
-        foreign=tuple(sorted(foreign.intersection((*programs, *consumers)))),
     )
 
 
@@ -299,8 +299,8 @@ class _Copies:
                                  for version in library.elf.verdef}
         self.stems = {_stem(name) for name in self.names}
         self.asked = self.names | {name for library in self.libraries for name in library.elf.needed}
-        self.asked |= {posixpath.basename(path) for path in LOADERS}  # which libc needs
         self.met: Set[str] = set()  # where the image has what the site's libraries need
+        self.asked |= {posixpath.basename(path) for path in LOADERS}  # which libc needs
         folders = {(posixpath.dirname(module.path), posixpath.dirname(library.path))
                    for profile in profiles for module in profile.plugins for library in profile.libraries}
         self.module_folders = {posixpath.relpath(*pair) for pair in folders}
@@ -337,8 +337,8 @@ def _follow(tree: _Tree, programs: Sequence[str], search: loader.Search, copies:
             tree.unreadable[program] = error.what
             tree.spend("paths", loader.MAX_TRIES, PATHS_LIMIT)
             continue
-        tree.loaded.update(loaded.identity for loaded in link_map.objects)
         tree.spend("paths", link_map.tries, PATHS_LIMIT)
+        tree.loaded.update(loaded.identity for loaded in link_map.objects)
         for loaded in link_map.objects:
             if copies.look_at(tree, loaded.identity, loaded.name) is not None:
                 found.append(loaded)

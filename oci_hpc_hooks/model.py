@@ -130,11 +130,20 @@ class Request:
 # ---------------------------------------------------------------------------------------------------------------- site
 
 @dataclass(frozen=True)
+class Variant:
+    """The same libraries built another way, against an older C library: for images that are too old for the profile's own."""
+
+    name: str
+    search: Tuple[str, ...]  # directories with shell patterns; the libraries themselves are taken from nowhere else
+
+
+@dataclass(frozen=True)
 class SiteProfile:
     """One entry of site.json ``profiles``: which profile is on, and where this site keeps its files."""
 
     name: str
     search: Tuple[str, ...] = ()  # directories looked in before those of the profile
+    variants: Tuple[Variant, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -160,6 +169,17 @@ class ProfileLibrary:
 
 
 @dataclass(frozen=True)
+class LibrarySet:
+    """Libraries, their modules and their configuration that must come from one build, the site's or the image's."""
+
+    name: str
+    when: str  # soname of the library that the set is about: with it the set comes
+    libraries: Tuple[str, ...] = ()  # sonames that go with it
+    directories: Tuple[str, ...] = ()  # what it opens by path, modules and configuration; "$ORIGIN" = real directory of ``when``
+    private: str = ""  # how symbol versions begin that only files of one build share
+
+
+@dataclass(frozen=True)
 class Profile:
     """profiles.d/NAME.json: data, not code. What to inject when a request matches."""
 
@@ -171,6 +191,8 @@ class Profile:
     plugins: Tuple[str, ...] = ()  # directories of modules that are dlopened, "$ORIGIN" = directory of the first library
     immovable: Tuple[str, ...] = ()  # patterns of files that the libraries open by their absolute path: with these it cannot be offered
     source: str = ""  # the file it was read from
+    variants: Tuple[Variant, ...] = ()
+    sets: Tuple[LibrarySet, ...] = ()
 
 
 # ---------------------------------------------------------------------------------------------------------------- inventory
@@ -189,8 +211,28 @@ class HostLibrary:
 
 
 @dataclass(frozen=True)
+class HostFile:
+    """A file of the node that no loader reads, resolved."""
+
+    path: str
+    real: str
+    file: FileId
+
+
+@dataclass(frozen=True)
+class ResolvedSet:
+    """A :class:`LibrarySet` on this node. Its libraries are among those of the profile."""
+
+    name: str
+    private: str
+    libraries: Tuple[str, ...]  # sonames, that of the library it is about first; not every one need be on this node
+    modules: Tuple[HostLibrary, ...]  # of its directories: what is loaded
+    files: Tuple[HostFile, ...]  # and everything else
+
+
+@dataclass(frozen=True)
 class ResolvedProfile:
-    """A profile resolved on this node. ``problems`` not empty: it cannot be offered, and why."""
+    """A profile, or one of its variants, resolved on this node. ``problems`` not empty: it cannot be offered, and why."""
 
     name: str
     provides: Mapping[str, str]
@@ -198,6 +240,15 @@ class ResolvedProfile:
     libraries: Tuple[HostLibrary, ...]  # what is replaced or added first, then the dependency closure
     plugins: Tuple[HostLibrary, ...] = ()
     problems: Tuple[str, ...] = ()
+    variant: str = ""  # the variant's name, "" for the profile as such
+    glibc: str = ""  # the glibc release, such as "2.34", that has what the libraries (without modules) need of it; "" = any
+    variants: Tuple[ResolvedProfile, ...] = ()
+    sets: Tuple[ResolvedSet, ...] = ()  # those that come with the libraries
+
+    @property
+    def title(self) -> str:
+        """ "profile mpich", "variant el7 of profile mpich", for people."""
+        return f"variant {self.variant} of profile {self.name}" if self.variant else f"profile {self.name}"
 
 
 @dataclass(frozen=True)
@@ -317,6 +368,7 @@ class ImageFacts:
     hwcaps: Tuple[str, ...] = ()  # of the node's glibc-hwcaps subdirectories those that the image's loader knows how to use
     static_programs: Tuple[str, ...] = ()  # real paths of static ELF programs that the arguments lead to
     bystanders: Bystanders = Bystanders()  # looked for only where the site may bring a newer C library
+    makeable: Tuple[str, ...] = ()  # directories of sets that the image lacks and that could be made in its own filesystem
 
 
 # ---------------------------------------------------------------------------------------------------------------- plan
@@ -338,7 +390,7 @@ class Bind:
 
 @dataclass(frozen=True)
 class Cover:
-    """A directory of the image that a directory of the tree is mounted over."""
+    """A directory of the image that a directory of the tree is mounted over. ``inode`` 0: it is made first."""
 
     folder: str  # relative to the tree's root
     target: str  # path in the image

@@ -14,6 +14,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from oci_hpc_hooks import replay, report
 from oci_hpc_hooks.elf import ldcache
+from oci_hpc_hooks.inputs import jsontext
 from oci_hpc_hooks.model import Bind, FileId, Finding, ImageFacts, Plan, Watched
 
 #: Remembered plans per node or user. An anonymous volume makes every start a new case, so the oldest must go some time.
@@ -85,7 +86,7 @@ def remember(places: report.Places, record: Dict[str, Any], cache: bytes) -> Non
         fd, temporary = tempfile.mkstemp(dir=folder)
         try:
             with open(fd, "wb") as file:
-                data = report.dumps(record).encode() + b"\n" + cache
+                data = jsontext.dumps(record).encode() + b"\n" + cache
                 file.write(b"%08x\n" % crc32(data) + data)
             os.rename(temporary, f"{folder}/{replay.plan_file(record['key'])}")
         except BaseException:

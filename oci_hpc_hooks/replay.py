@@ -47,8 +47,8 @@ class Service:
         self.root: Root
         self.table: dict[int, mounts.MountEntry]
 
-    def look(self) -> None:
-        """Opens the container's tree and reads its mount table. Raises InputError, OSError."""
+    def look(self) -> bool:
+        """Opens the container's tree and reads its mount table; False if another stage has to serve it. Raises InputError, OSError."""
         pid = self.start.state.pid
         try:
             if posix.geteuid() != 0:
@@ -60,6 +60,10 @@ class Service:
             self.table = mounts.mount_table(f"/proc/{pid}/mountinfo")
         except (FileNotFoundError, ProcessLookupError):
             raise InputError(f"process {pid}, the container's first, is gone: the runtime has given up on it") from None
+        return True
+
+    def is_served(self) -> bool:
+        return rootfs.already_injected(self.table, self.root.prefix)
 
     def inject(self, record: dict[str, Any], cache: bytes) -> None:
         self.journal = report.open_log(self.places)
@@ -88,18 +92,19 @@ def run(start: Start) -> None:
     """Serves one container that asks for something. Raises HookError where it must not start."""
     syscalls.close_range(3)
     syscalls.set_not_dumpable()
-    service = Service(start)
+    service = service_for(start)
     if not start.words and not start.defaults:
         service.log("nothing", "warm", message=f"the image's labels could not be read: {start.image.reason}")
         return
     try:
-        service.look()
+        if not service.look():
+            return
     except (HookError, OSError) as error:
         from oci_hpc_hooks import cold
 
         cold.run(service, error)
         return
-    if rootfs.already_injected(service.table, service.root.prefix):
+    if service.is_served():
         return
     known = remembered(service.places, service.key)
     trouble: HookError | None = None
@@ -116,14 +121,18 @@ def run(start: Start) -> None:
     cold.run(service, trouble if service.touched else None)
 
 
+def service_for(start: Start) -> Service:
+    if start.stage == "precreate":
+        from oci_hpc_hooks.precreate import Proposal
+
+        return Proposal(start)
+    return Service(start)
+
+
 def key_of(start: Start) -> str:
     """Everything that a plan depends on, apart from the files that are checked one by one."""
     config = start.config
-    # podman writes its mounts in random order; those whose source carries the container's id are its own small files.
-    volumes = sorted([
-        (where, kind, source, "ro" in options) for where, kind, source, options in container.mounts(config)
-        if f"/{start.state.id}/" not in source and not where.startswith(("/proc/", "/sys/", "/dev/"))
-    ])
+    volumes = sorted([(where, kind, source, "ro" in options) for where, kind, source, options in volumes_of(start)])
     return repr((
         RECORD_VERSION,
         start.places,  # a user has one cache for all sites of the node
@@ -139,6 +148,15 @@ def key_of(start: Start) -> str:
         container.user_namespace(config) is not None,
         container.mount_label(config) != "",
     ))
+
+
+def volumes_of(start: Start) -> list[tuple[str, str, str, list[str]]]:
+    """The mounts that somebody asked for, as :func:`container.mounts` gives them; podman writes them in random order. Those whose source
+    carries the container's id are its own small files."""
+    return [
+        mount for mount in container.mounts(start.config)
+        if f"/{start.state.id}/" not in mount[2] and not mount[0].startswith(("/proc/", "/sys/", "/dev/"))
+    ]
 
 
 def variable(item: str) -> str:

@@ -12,6 +12,7 @@ import posix
 from _stat import S_ISDIR, S_ISREG
 
 from oci_hpc_hooks.errors import KernelError, Refusal
+from oci_hpc_hooks.inputs.container import MARK
 from oci_hpc_hooks.linux import mounts
 from oci_hpc_hooks.linux.paths import ABSENT
 from oci_hpc_hooks.linux.syscalls import O_PATH, move_mount
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
     from typing import Any, Callable
 
     from oci_hpc_hooks.linux.paths import Root
-
-#: What mountinfo shows as the source of our tree: the mark by which a second hook sees that the work is done. An image cannot forge it.
-MARK = "oci-hpc-hooks"
 
 #: Bytes kept for the tree beyond the generated cache: empty files and directories cost one page each.
 TREE_PAGE = 4096
@@ -114,11 +112,22 @@ class Injection:
             fd = self.keep(open_unchanged(self.root, target, inode, size, mtime_ns))
             self.refuse_shared(fd, target)
             self.in_place.append((source, fd))
-        self.covers: list[tuple[str, int]] = []
+        self.covers: list[tuple[str, int, str]] = []
         for folder, target, inode, mtime_ns in record["modules"]:
-            fd = self.keep(open_directory(self.root, target, inode, mtime_ns))
+            if inode:
+                name = ""
+                fd = self.keep(open_directory(self.root, target, inode, mtime_ns))
+            else:
+                path, name = target.rsplit("/", 1)
+                fd = self.keep(self.root.open(path or "/"))
+                self.refuse_volume(fd, target)
             self.refuse_shared(fd, target)
-            self.covers.append((folder, fd))
+            self.covers.append((folder, fd, name))
+        self.open_cache_target()
+
+    def open_tree_place(self) -> None:
+        """The same for the directory that the tree is mounted on, or made in."""
+        record = self.record
         self.tree_parent = -1
         at = record["tree_at"]
         if at:
@@ -130,8 +139,10 @@ class Injection:
                 self.require_own_tmpfs(self.tree_parent, path)
             if record["tree_make"] == "create":
                 self.refuse_volume(self.tree_parent, at)
+
+    def open_cache_target(self) -> None:
         self.cache_target = -1
-        row = record["cache"]
+        row = self.record["cache"]
         if row is not None and row["over"] is not None:
             self.cache_target = self.keep(open_unchanged(self.root, row["target"], *row["over"]))
             self.refuse_shared(self.cache_target, row["target"])
@@ -180,8 +191,7 @@ class Injection:
         self.sources = [self.open_source(*row[:4]) for row in record["in_place"]]
         if not record["tree_at"]:
             return
-        pages = len(record["dirs"]) + len(record["tree"]) + 2
-        self.tree = self.keep(mounts.new_tmpfs(MARK, len(self.cache) + TREE_PAGE * (pages + 1), label))
+        self.tree = self.keep(mounts.new_tmpfs(MARK, len(self.cache) + tree_size(record), label))
         for path in record["dirs"]:
             posix.mkdir(path, 0o755, dir_fd=self.tree)
         self.tree_sources = []
@@ -206,6 +216,12 @@ class Injection:
             if error.errno not in ABSENT:
                 raise
             raise Stale(path) from None
+        self.look_at_source(fd, path, inode, size, mtime_ns)
+        mounts.make_read_only(fd)
+        return fd
+
+    def look_at_source(self, fd: int, path: str, inode: int, size: int, mtime_ns: int) -> None:
+        """Raises Stale or Refusal unless an open host file is the one that the plan saw, on a mount that lets programs load it."""
         if not same_file(posix.fstat(fd), inode, size, mtime_ns):
             raise Stale(path)
         folder = path.rpartition("/")[0]
@@ -214,8 +230,6 @@ class Injection:
                 raise Refusal(f"{path} lies on a noexec mount of the host: no program could load it",
                               remedy="move the library to a filesystem that is mounted without noexec", who="site admin")
             self.folders.append(folder)
-        mounts.make_read_only(fd)
-        return fd
 
     # -- effects
 
@@ -232,7 +246,9 @@ class Injection:
             mounts.make_read_only(self.tree)
         for source, (_, target) in zip(self.sources, self.in_place):
             self.mount(source, target)
-        for folder, target in self.covers:
+        for folder, target, name in self.covers:
+            if name:
+                target = self.create(target, name, directory=True)
             self.mount(self.keep(mounts.clone(self.tree, folder)), target)
         if record["cache"] is not None:
             target = self.cache_target
@@ -292,6 +308,31 @@ class Injection:
         self.fds.clear()
 
 
+def tree_size(record: dict[str, Any]) -> int:
+    """Bytes that the tmpfs of a tree needs for its directories and mount points."""
+    return TREE_PAGE * (len(record["dirs"]) + len(record["tree"]) + 3)
+
+
+def check(record: dict[str, Any], cache: bytes, root: Root, table: dict[int, mounts.MountEntry]) -> None:
+    """For whom the runtime makes the mounts: raises Stale or Refusal as :func:`inject` would, and touches nothing.
+
+    ``root`` has the container's volumes on it, but not yet what the runtime itself puts into /dev.
+    """
+    injection = Injection(record, cache, root, table)
+    try:
+        injection.open_targets()
+        if record["tree_make"] != "dev":
+            injection.open_tree_place()
+        for path, *row in [row[:4] for row in (*record["tree"], *record["in_place"])]:
+            try:
+                fd = injection.keep(posix.open(path, O_PATH | posix.O_NOFOLLOW | posix.O_CLOEXEC))
+            except OSError:
+                raise Stale(path) from None
+            injection.look_at_source(fd, path, *row)
+    finally:
+        injection.close()
+
+
 def raise_descriptor_limit() -> None:
     """As many descriptors as this process may have at all (setrlimit(2))."""
     import resource  # not built in everywhere, and hardly ever needed
@@ -311,6 +352,7 @@ def inject(record: dict[str, Any], cache: bytes, root: Root, table: dict[int, mo
     injection = Injection(record, cache, root, table)
     try:
         injection.open_targets()
+        injection.open_tree_place()
         injection.open_sources(label)
         join()
         injection.attach()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import posixpath
 import re
 from dataclasses import replace
+from functools import partial
 from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 
 from oci_hpc_hooks.decide import abi
@@ -121,22 +122,55 @@ def _claims(request: Request, facts: ImageFacts) -> Iterator[Finding]:
 
 # ---------------------------------------------------------------------------------------------------------------- one profile
 
+#: What keeps a profile from serving an image that is too old for it, where the same built against older libraries may fit.
+TOO_OLD = ("glibc-too-old", "version-missing", "shared-dependency")
+
+
 def _plan_with_fitting_libc(container: Container, facts: ImageFacts, profile: ResolvedProfile,
                             inventory: Inventory) -> Plan:
-    """The plan for one profile; with the site's C runtime only where it is allowed and nothing less will do. Raises No, ImageError."""
-    runtime = inventory.c_runtime
+    """The plan for one profile. Only where the image is too old for it: by the first of its variants that fits, the one that needs
+    the oldest glibc in front, or with the site's C runtime, where that is allowed. Raises No, ImageError."""
     try:
         return _plan_profile(container, facts, profile, inventory.cpu)
     except No as no:
-        if runtime is None or no.code != "glibc-too-old":
+        if no.code not in TOO_OLD:
             raise
         too_old = no
+    steps = [(variant.title, partial(_plan_variant, container, facts, variant, inventory.cpu, too_old))
+             for variant in sorted(profile.variants, key=lambda variant: abi.version_key(variant.glibc))]
+    runtime = inventory.c_runtime
+    if runtime is not None and too_old.code == "glibc-too-old":
+        title = f"the site's C runtime ({runtime.source})"
+        steps.append((title, partial(_plan_with_runtime, container, facts, profile, runtime, inventory.cpu)))
+    failed: List[Finding] = []
+    remedies = [too_old.remedy]
+    for title, step in steps:
+        try:
+            made = step()
+        except No as no:
+            failed.append(Finding(NOTE, "variant-unfit", f"{title} does not help: {no.brief}"))
+            if no.code != too_old.code:
+                remedies.append(no.remedy)
+            continue
+        return replace(made, findings=(*failed, *made.findings))
+    raise No(too_old.code, "; ".join([too_old.what, *(finding.what for finding in failed)]), "; or ".join(dict.fromkeys(remedies)),
+             too_old.who)
+
+
+def _plan_variant(container: Container, facts: ImageFacts, variant: ResolvedProfile, cpu: Optional[Cpu], too_old: No) -> Plan:
+    made = _plan_profile(container, facts, variant, cpu)
+    taken = Finding(NOTE, "variant", f"{variant.title} is taken, which needs glibc {variant.glibc or 'of any release'}: of the profile "
+                    f"itself, {too_old.brief}")
+    return replace(made, findings=(taken, *made.findings))
+
+
+def _plan_with_runtime(container: Container, facts: ImageFacts, profile: ResolvedProfile, runtime: ResolvedProfile,
+                       cpu: Optional[Cpu]) -> Plan:
+    over, replaced, findings = lay_over(facts, runtime, cpu)
     try:
-        over, replaced, findings = lay_over(facts, runtime, inventory.cpu)
-        made = _plan_profile(container, over, profile, inventory.cpu, replaced)
+        made = _plan_profile(container, over, profile, cpu, replaced)
     except No as no:
-        why = f"the site's C runtime ({runtime.source}) is too old as well" if no.code == too_old.code else no.what
-        raise No(too_old.code, f"{too_old.what}; {why}", f"{too_old.remedy}; or {no.remedy}", too_old.who) from None
+        raise No(no.code, no.what, no.remedy, no.who, "it is too old as well" if no.code == "glibc-too-old" else "") from None
     in_place = [Bind(library.real, library.file, copy.path, "the site's C runtime, over the image's", copy.file)
                 for library, copy in replaced]
     return replace(made, findings=(*findings, *made.findings), in_place=(*made.in_place, *in_place))
@@ -146,8 +180,9 @@ def _plan_profile(container: Container, facts: ImageFacts, profile: ResolvedProf
                   replaced: Replaced = ()) -> Plan:
     """The plan for one profile, in an image whose C runtime is ``replaced`` or its own. Raises No, ImageError."""
     if profile.problems:
-        raise No("profile-unavailable", f"profile {profile.name} is not available on this node: {profile.problems[0]}",
-                 f"mend what {profile.source or profile.name} names and run oci-hpc-hooks scan", "site admin")
+        raise No("profile-unavailable", f"{profile.title} is not available on this node: {profile.problems[0]}",
+                 f"mend what {profile.source or profile.name} names and run oci-hpc-hooks scan", "site admin",
+                 f"the scan says: {profile.problems[0]}")
     _gates(facts, profile)
     choice = replace(choose(facts, profile), runtime=replaced)
     if not choice.libraries:
@@ -157,22 +192,26 @@ def _plan_profile(container: Container, facts: ImageFacts, profile: ResolvedProf
     cache = _merged_cache(facts, choice, tree_root)
     proved, findings = prove(facts, profile, choice, cache, tree_root, cpu)
     modules = _modules(profile, choice, facts)
+    directories, missing = _set_directories(choice, facts)
     findings = [*choice.findings, *findings, *lost_functions(choice), *needs_launcher(choice)]
     findings += [Finding(NOTE, "modules", f"{cover.target} of the image is covered by the site's /{cover.folder}: modules and libraries "
                          "come as one set") for cover in modules]
+    findings += missing
     if facts.cache is None and facts.cache_file is not None:
         findings.append(Finding(NOTE, "cache-unreadable", f"{facts.cache_path} of the image is no loader cache and is replaced: "
                                 f"{facts.unreadable.get(facts.cache_real, 'it cannot be read')}"))
-    files = {library.path: library for library in (*choice.libraries, *profile.plugins)}
+    files = {library.path: library for library in (*choice.libraries, *profile.plugins, *choice.modules)}
+    plain = {file.path: Bind(file.real, file.file, file.path.lstrip("/"), f"configuration of the {one.name} set")
+             for one in choice.sets for file in one.files}
     return Plan(
         verdict=PROVED if proved else UNPROVED,
         findings=tuple(findings),
         profile=profile.name,
-        tree=tuple(Bind(library.real, library.file, path.lstrip("/"), f"{library.role} of profile {profile.name}")
-                   for path, library in files.items()),
+        tree=(*(Bind(library.real, library.file, path.lstrip("/"), f"{library.role} of {profile.title}")
+                for path, library in files.items()), *plain.values()),
         in_place=tuple(Bind(library.real, library.file, copy.path, f"stands in for the image's {copy.elf.soname or copy.path}", copy.file)
                        for library, copy in choice.in_place),
-        modules=modules,
+        modules=(*modules, *directories),
         cache_target=facts.cache_path,
         cache_over=facts.cache_file,
         cache=cache,
@@ -238,3 +277,24 @@ def _modules(profile: ResolvedProfile, choice: Choice, facts: ImageFacts) -> Tup
             if not relative.startswith(".") and target in there:
                 covers.setdefault(target, Cover(folder.lstrip("/"), target, there[target].inode, there[target].mtime_ns))
     return tuple(covers.values())
+
+
+def _set_directories(choice: Choice, facts: ImageFacts) -> Tuple[Tuple[Cover, ...], List[Finding]]:
+    """What the libraries of sets open by its path: directories that the image has are covered. Of those that it lacks, one of
+    configuration is made; modules alone are found by name in the loader's cache."""
+    there = {directory.path: directory for directory in facts.directories if directory.inode}
+    covers: Dict[str, Cover] = {}
+    findings: List[Finding] = []
+    for one in choice.sets:
+        plain = {posixpath.dirname(file.path) for file in one.files}
+        for path in sorted(plain | {posixpath.dirname(module.path) for module in one.modules}):
+            if path in there:
+                covers[path] = Cover(path.lstrip("/"), path, there[path].inode, there[path].mtime_ns)
+            elif path in plain and path in facts.makeable:
+                covers[path] = Cover(path.lstrip("/"), path, 0, 0)
+            elif path in plain:
+                findings.append(Finding(
+                    WARNING, "fabric-set", f"the {one.name} set needs {path}, which the image lacks and which cannot be made in this "
+                    f"container: {one.libraries[0]} finds no devices without it", remedy=f"add an empty directory {path} to the image",
+                    who="image author"))
+    return tuple(covers.values()), findings

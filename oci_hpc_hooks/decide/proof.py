@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 from dataclasses import replace
-from typing import List, Mapping, Optional, Sequence, Set, Tuple
+from typing import Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
 from oci_hpc_hooks.decide import abi
 from oci_hpc_hooks.decide import cpu as processor
@@ -23,9 +23,10 @@ class _View:
     def __init__(self, facts: ImageFacts, tree_root: str, choice: Choice) -> None:
         self._facts = facts
         self._tree_root = tree_root
-        self._tree = {tree_root + library.path: library for library in choice.libraries}
+        libraries = (*choice.libraries, *choice.modules)
+        self._tree = {tree_root + library.path: library for library in libraries}
         self._in_place = {copy.path: library for library, copy in choice.in_place}
-        self._host = {_HOST + library.real: library.elf for library in choice.libraries}
+        self._host = {_HOST + library.real: library.elf for library in libraries}
         self._names = {directory.path: frozenset(directory.names) for directory in facts.directories}
         self._missing = {directory.path for directory in facts.directories if not directory.inode}
         self.unknown: Set[str] = set()
@@ -80,6 +81,20 @@ class _Proof:
         for search in self.searches:
             for path in paths:
                 self._must_load(loader.simulate(path, self.view, search), frozenset())
+
+    def sets_load(self) -> Iterator[Finding]:
+        """What of the modules of sets does not load: it is passed over by the library that opens it. Raises No if none of a set does."""
+        for one in self.choice.sets:
+            unfit = []
+            for module in one.modules:
+                try:
+                    self._must_load(loader.simulate(self.tree_root + module.path, self.view, self.searches[0]), frozenset())
+                except No as no:
+                    unfit.append(no)
+                    yield Finding(NOTE, "module-unfit", f"the site's {module.path} does not load in this image: {no.brief}")
+            if one.modules and len(unfit) == len(one.modules):
+                raise No(unfit[0].code, f"no module of the site's {one.name} set loads in this image: {unfit[0].brief}", unfit[0].remedy,
+                         unfit[0].who)
 
     def loads_mpi(self, program: str) -> bool:
         """Whether a program loads MPI, which then is the site's in every case. Raises No if it would be another, or would not load."""
@@ -173,10 +188,11 @@ class _Proof:
             release = abi.newest((worst.version,), "GLIBC_")[6:]  # GLIBC_ABI_DT_RELR has none
             wanted = f"glibc {release} or newer" if release else "a newer glibc"
             actual = abi.libc_version(self.facts)
-            raise No("glibc-too-old", f"{needing} needs {worst.version} of {provider.facts.soname}, and the image's glibc is {actual} "
-                     f"({self.facts.libc.path})",
+            needs = f"{needing} needs {worst.version} of {provider.facts.soname}"
+            raise No("glibc-too-old", f"{needs}, and the image's glibc is {actual} ({self.facts.libc.path})",
                      f"rebuild the image on a distribution with {wanted}, or let the site offer an MPI built "
-                     f"against glibc {actual} or older, or bring its own C runtime (c_runtime in site.json)", "image author")
+                     f"against glibc {actual} or older (variants in site.json), or bring its own C runtime (c_runtime in site.json)",
+                     "image author", needs)
         raise No("version-missing", f"{needing} needs {worst.version} of {provider.facts.soname}, which {provider.path} does not define",
                  f"update {provider.facts.soname} in the image", "image author")
 
@@ -213,7 +229,7 @@ def prove(facts: ImageFacts, profile: ResolvedProfile, choice: Choice, cache: Ld
     """
     proof = _Proof(facts, profile, choice, cache, tree_root, cpu)
     proof.libraries_load()
-    findings: List[Finding] = []
+    findings: List[Finding] = list(proof.sets_load())
     loading = 0
     for program in facts.programs:
         try:

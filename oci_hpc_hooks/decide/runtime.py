@@ -37,7 +37,7 @@ def lay_over(facts: ImageFacts, runtime: ResolvedProfile, cpu: Optional[Cpu] = N
 
 def _no(runtime: ResolvedProfile, why: str) -> No:
     return No("c-runtime", f"the site's C runtime ({runtime.source}) cannot take its place: {why}",
-              "bring the C library of a newer distribution (c_runtime in site.json)", "site admin")
+              "bring the C library of a newer distribution (c_runtime in site.json)", "site admin", why)
 
 
 def _must_be_newer(facts: ImageFacts, runtime: ResolvedProfile, replaced: Replaced) -> None:

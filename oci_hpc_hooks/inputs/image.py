@@ -235,6 +235,7 @@ def gather(root: Root, container: Container, profiles: Sequence[ResolvedProfile]
         loaders = map(tree.resolve, LOADERS)  # those of programs that are not on the command line; the others have been looked at
         for real in filter(None, loaders):
             tree.facts(real)
+    missing = [folder for folder in sorted(copies.set_folders) if tree.directory(folder) is None]
     libc = _libc(tree, search)
     around = Bystanders()
     if libc is not None and copies.runtime_versions - {*libc.elf.verdef}:
@@ -242,6 +243,7 @@ def gather(root: Root, container: Container, profiles: Sequence[ResolvedProfile]
         allowed = "glibc.rtld.execstack=2" in env.get("GLIBC_TUNABLES", "") or (bool(asked) and all(asked))
         around = bystanders.find(root, path_dirs, library_dirs, started, static, allowed)
     return ImageFacts(
+        makeable=() if container.read_only else _makeable(root, missing),
         libc=libc,
         libc_version=_libc_version(tree, libc),
         loader=interp,
@@ -271,6 +273,7 @@ class _Copies:
     """The names under which an image may hold what the profiles bring."""
 
     def __init__(self, profiles: Sequence[ResolvedProfile]) -> None:
+        profiles = [offer for profile in profiles for offer in (profile, *profile.variants)]
         self.libraries = [library for profile in profiles for library in profile.libraries]
         self.names: Set[str] = set()
         self.replaced = {name for library in self.libraries if library.role == "replace" for name in (library.name, *library.replaces)}
@@ -288,6 +291,13 @@ class _Copies:
         folders = {(posixpath.dirname(module.path), posixpath.dirname(library.path))
                    for profile in profiles for module in profile.plugins for library in profile.libraries}
         self.module_folders = {posixpath.relpath(*pair) for pair in folders}
+        sets = [group for profile in profiles for group in profile.sets]
+        self.asked |= {name for group in sets for module in group.modules for name in module.elf.needed}
+        self.asked |= {name for group in sets for name in group.libraries}
+        paths = [module.path for group in sets for module in group.modules] + [file.path for group in sets for file in group.files]
+        self.set_folders = {posixpath.dirname(path) for path in paths}
+        # Beside a copy in the image, where that one has its own.
+        self.module_folders |= {posixpath.basename(posixpath.dirname(module.path)) for group in sets for module in group.modules}
 
     def look_at(self, tree: _Tree, real: str, name: str) -> Optional[ElfFacts]:
         """The facts of a file found under a name, with its symbols where those are compared; None if it is no copy."""
@@ -541,6 +551,24 @@ def _libc_version(tree: _Tree, libc: Optional[ImageFile]) -> str:
         return ""
     found = _BANNER.search(data or b"")
     return found.group(1).decode() if found else ""
+
+
+def _makeable(root: Root, missing: Iterable[str]) -> Tuple[str, ...]:
+    """Of paths that are no directories, those where one could be made: nothing is there, and the parent is on the root filesystem.
+
+    The parent is not watched: engines write into /etc at every start.
+    """
+    found = []
+    for path in missing:
+        parent, there = root.find(posixpath.dirname(path)), root.find(path)
+        try:
+            if there < 0 <= parent and stat.S_ISDIR(os.fstat(parent).st_mode) and mount_id(parent) == mount_id(root.fd):
+                found.append(path)
+        finally:
+            for handle in (parent, there):
+                if handle >= 0:
+                    os.close(handle)
+    return tuple(found)
 
 
 def _empty_directories(root: Root) -> Tuple[str, ...]:

@@ -13,10 +13,23 @@ from typing import Any, Dict, List, Optional, Sequence
 
 from oci_hpc_hooks.errors import ConfigError, InputError
 from oci_hpc_hooks.inputs import jsontext, trust
-from oci_hpc_hooks.model import Cpu, ElfFacts, FileId, HostLibrary, Inventory, ResolvedProfile, Site, SiteProfile, Watched
+from oci_hpc_hooks.model import (
+    Cpu,
+    ElfFacts,
+    FileId,
+    HostFile,
+    HostLibrary,
+    Inventory,
+    ResolvedProfile,
+    ResolvedSet,
+    Site,
+    SiteProfile,
+    Variant,
+    Watched,
+)
 
 NAME = "inventory.json"
-VERSION = 1
+VERSION = 2
 LIMIT = 32 << 20
 
 _SCAN_AGAIN = "run oci-hpc-hooks scan"
@@ -127,7 +140,11 @@ def _cpu(found: Dict[str, Any]) -> Cpu:
 
 
 def _site(found: Dict[str, Any]) -> Site:
-    profiles = tuple(SiteProfile(entry["name"], tuple(entry["search"])) for entry in found["profiles"])
+    profiles = tuple(
+        SiteProfile(entry["name"], tuple(entry["search"]),
+                    tuple(Variant(variant["name"], tuple(variant["search"])) for variant in entry["variants"]))
+        for entry in found["profiles"]
+    )
     return Site(profiles, found["defaults"], found["on_refusal"], found["unproved"], found["c_runtime"], tuple(found["c_runtime_search"]))
 
 
@@ -139,6 +156,20 @@ def _profile(found: Dict[str, Any]) -> ResolvedProfile:
         libraries=tuple(map(_library, found["libraries"])),
         plugins=tuple(map(_library, found["plugins"])),
         problems=tuple(found["problems"]),
+        variant=found["variant"],
+        glibc=found["glibc"],
+        variants=tuple(map(_profile, found["variants"])),
+        sets=tuple(map(_set, found["sets"])),
+    )
+
+
+def _set(found: Dict[str, Any]) -> ResolvedSet:
+    return ResolvedSet(
+        name=found["name"],
+        private=found["private"],
+        libraries=tuple(found["libraries"]),
+        modules=tuple(map(_library, found["modules"])),
+        files=tuple(HostFile(file["path"], file["real"], FileId(**file["file"])) for file in found["files"]),
     )
 
 

@@ -235,7 +235,7 @@ class Account:
 
     def environment(self) -> dict[str, str]:
         """The environment that makes plain ``podman`` and ``buildah`` use the bed's stores."""
-        keep = {key: os.environ[key] for key in ("TERM", "LANG", "COLORTERM") if key in os.environ}
+        keep = {key: os.environ[key] for key in ("TERM", "LANG", "COLORTERM", "PYTHONPATH") if key in os.environ}
         # Rootless podman takes graphroot and driver only from its user's own storage.conf.
         if self.uid:
             storage = {"XDG_CONFIG_HOME": str(self.folder / "config"), "XDG_RUNTIME_DIR": str(self.podman_dir)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -20,7 +21,19 @@ from oci_hpc_hooks.elf import glibc
 from oci_hpc_hooks.errors import ImageError
 from oci_hpc_hooks.inputs import consumers, image
 from oci_hpc_hooks.linux.paths import Root
-from oci_hpc_hooks.model import PROVED, REFUSED, Container, Cpu, ImageFacts, Mount, Request, ResolvedProfile, Wish
+from oci_hpc_hooks.model import (
+    PROVED,
+    REFUSED,
+    Container,
+    Cpu,
+    HostFile,
+    ImageFacts,
+    Mount,
+    Request,
+    ResolvedProfile,
+    ResolvedSet,
+    Wish,
+)
 from tests.unit.decide import world
 from tests.unit.elf.elf_bed import IMAGES, build, cache_of, hwcaps_of_this_cpu, made_up
 
@@ -92,10 +105,44 @@ def copies(facts: ImageFacts) -> List[str]:
 
 # -------------------------------------------------------------------------------------------------------------------- copies
 
+def test_of_what_a_variant_brings(tree: Tree) -> None:
+    """Its closure may have libraries that the profile itself has not."""
+    profile = world.profile(world.site_mpi())
+    variant = dataclasses.replace(world.profile(world.site_mpi(), world.site_fabric(verdef=())), variant="el7")
+    build(tree.at("/usr/lib/libfabric.so.1"), soname="libfabric.so.1", source="void fi_getinfo(void) {}")
+    app = tree.program("/bin/app", "libmpi.so.12")
+    assert not tree.gather(app, tree.mpi("/usr/lib"), profiles=[profile]).files["/usr/lib/libfabric.so.1"].elf.exports
+    facts = tree.gather(app, profiles=[dataclasses.replace(profile, variants=(variant,))])
+    assert "fi_getinfo" in facts.files["/usr/lib/libfabric.so.1"].elf.exports
+
+
 def test_in_a_default_directory(tree: Tree) -> None:
     facts = tree.gather(tree.program("/bin/app", "libmpi.so.12"), tree.mpi("/usr/lib"))
     assert copies(facts) == ["/usr/lib/libmpi.so.12"]
     assert facts.resolved["/usr/lib/libmpi.so.12"] == "/usr/lib/libmpi.so.12"
+
+
+def test_directories_of_a_set(tree: Tree) -> None:
+    """What the image has of them, and where one could be made; ``/etc`` itself, which engines change at every start, is not watched."""
+    module = world.host("/usr/lib/sets/modules/libx.so", world.elf("", needed=["libhelper.so.1"]), "plugin")
+    files = [HostFile(path, path, world.file_id(path)) for path in ("/etc/set.d/x", "/no/such/set.d/x", "/etc/set.file/x")]
+    one = ResolvedSet("set", "", ("libset.so.1",), (module,), tuple(files))
+    profiles = [dataclasses.replace(world.profile(world.site_mpi()), sets=(one,))]
+    app = tree.program("/bin/app", "libmpi.so.12")
+    tree.mpi("/usr/lib")
+    for path in ("/etc/set.file", "/usr/lib/sets/modules/libold.so", "/usr/lib/libhelper.so.1"):
+        tree.at(path).touch()
+    facts = tree.gather(app, profiles=profiles)
+    assert facts.makeable == ("/etc/set.d",)
+    found = {folder.path: folder for folder in facts.directories}
+    assert found["/usr/lib/sets/modules"].names == ("libold.so",) and found["/etc/set.d"].inode == 0
+    assert "/etc" not in found
+    assert "/usr/lib/libhelper.so.1" in facts.resolved
+    assert tree.gather(app, profiles=profiles, read_only=True).makeable == ()
+    tree.at("/etc/set.d/old").touch()
+    facts = tree.gather(app, profiles=profiles)
+    assert facts.makeable == ()
+    assert {folder.path: folder for folder in facts.directories}["/etc/set.d"].inode == os.stat(tree.at("/etc/set.d")).st_ino
 
 
 @pytest.mark.parametrize("kind", ["rpath", "runpath"])

@@ -89,6 +89,7 @@ def test_scan(node: Node) -> None:
         f"ours: available (profile {source})",
         f"  replace libtestmpi.so.12: {library}",
         "  with them come 1 libraries that they need and 0 modules",
+        "  its libraries load with glibc 2 or newer",
         *([f"processor: {cpu.target} ({cpu.vendor}), which amounts to {cpu.level}"] if cpu else []),
         *([f"  note: {note}"] if note else []),
         f"written to {node.state}/inventory.json",

@@ -149,7 +149,7 @@ def test_second_library_comes_from_the_same_directory(tmp_path: Path) -> None:
     build(tmp_path / "b/libtestmpifort.so.12", exports=("mpi_init_",))
     found = run(profile([tmp_path / "a", tmp_path / "b"]))
     assert len(found.inventory.profiles[0].libraries) == 1
-    assert found.notes["mpich"] == ("there is no libtestmpifort.so.12 in the directory of libtestmpi.so.12",)
+    assert found.notes["profile mpich"] == ("there is no libtestmpifort.so.12 in the directory of libtestmpi.so.12",)
     build(tmp_path / "a/libtestmpifort.so.12", exports=("mpi_init_",))
     libraries = resolved(profile([tmp_path / "a", tmp_path / "b"])).libraries
     assert [library.name for library in libraries] == ["libtestmpi.so.12", "libtestmpifort.so.12"]
@@ -237,7 +237,7 @@ def test_modules_and_what_they_need(tmp_path: Path) -> None:
     assert [(plugin.name, plugin.path, plugin.role) for plugin in result.plugins] == [("libgood.so.0", str(good), "plugin")]
     assert result.plugins[0].elf.exports == ()
     assert paths(by_role(result, "dependency")) == [str(helper)]
-    assert f"the module {bad} is left out, this node does not load it either: it lacks libtestgone.so.1" in found.notes["mpich"]
+    assert f"the module {bad} is left out, this node does not load it either: it lacks libtestgone.so.1" in found.notes["profile mpich"]
     assert watched(found, tmp_path / "plugins")
 
 

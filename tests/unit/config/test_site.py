@@ -12,7 +12,7 @@ import pytest
 from oci_hpc_hooks.inputs import resources
 from oci_hpc_hooks.inputs.site import configuration
 from oci_hpc_hooks.inputs.validate import Invalid
-from oci_hpc_hooks.model import Profile, ProfileLibrary, Site, SiteProfile
+from oci_hpc_hooks.model import Profile, ProfileLibrary, Site, SiteProfile, Variant
 
 
 @pytest.fixture
@@ -133,6 +133,29 @@ def test_library_named_twice(etc: Path) -> None:
     put(etc / "profiles.d/a.json", {**own("a"), "libraries": libraries})
     (line,) = told(etc)
     assert "$.libraries[1].soname: 'libmpich.so.12' is named by $.libraries[0].replaces[0] already" in line
+
+
+def test_variants_of_site_and_profile(etc: Path) -> None:
+    put(etc / "site.json", {"version": 1, "profiles": [{"name": "a", "variants": [
+        {"name": "el6", "search": ["/site/el6"]}, {"name": "el7", "search": ["/site/el7"]}]}, "b"]})
+    put(etc / "profiles.d/a.json", {**own("a"), "variants": [
+        {"name": "el8", "search": ["/el8"]}, {"name": "el7", "search": ["/el7", "/el7/*"]}]})
+    put(etc / "profiles.d/b.json", own("b"))
+    found = configuration(str(etc))
+    assert found.variants(found.profiles[0]) == (
+        Variant("el6", ("/site/el6",)), Variant("el7", ("/site/el7", "/el7", "/el7/*")), Variant("el8", ("/el8",)))
+    assert found.variants(found.profiles[1]) == ()
+
+
+def test_variant_named_twice(etc: Path) -> None:
+    twice = [{"name": "el7", "search": ["/a"]}, {"name": "el8", "search": ["/b"]}, {"name": "el7", "search": ["/c"]}]
+    put(etc / "profiles.d/a.json", {**own("a"), "variants": twice})
+    assert told(etc)[0].endswith("a.json: $.variants[2].name: the variant 'el7' is named twice; keep one")
+    put(etc / "profiles.d/a.json", own("a"))
+    put(etc / "site.json", {"version": 1, "profiles": ["b", {"name": "a", "variants": twice}]})
+    put(etc / "profiles.d/b.json", own("b"))
+    (line,) = told(etc)
+    assert line.endswith("site.json: $.profiles[1].variants[2].name: the variant 'el7' is named twice; keep one")
 
 
 def test_site_json_of_another_user(etc: Path) -> None:

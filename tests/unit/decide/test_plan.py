@@ -679,11 +679,16 @@ def nodes(draw: st.DrawFn) -> Inventory:
     def library(role: str) -> Any:
         return host("/opt/site/lib/" + (draw(st.sampled_from(NAMES[:6]))), draw(ELVES), role, replaces=draw(some(NAMES)))
 
+    def offer(mpi: str) -> Any:
+        return profile(library("replace"), *map(library, draw(st.lists(st.sampled_from(["replace", "add", "dependency"]), max_size=2))),
+                       mpi=mpi, plugins=draw(st.sampled_from([[], [MODULE]])), problems=draw(st.sampled_from([[], ["broken"]])))
+
     profiles = [
-        profile(library("replace"), *map(library, draw(st.lists(st.sampled_from(["replace", "add", "dependency"]), max_size=2))),
-                mpi=draw(st.sampled_from(["mpich", "openmpi"])), plugins=draw(st.sampled_from([[], [MODULE]])),
-                problems=draw(st.sampled_from([[], ["broken"]])))
-        for _ in range(draw(st.integers(0, 2)))
+        dataclasses.replace(offer(mpi), variants=tuple(
+            dataclasses.replace(offer(mpi), variant=name, glibc=glibc)
+            for name, glibc in draw(st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from(["", "2.9", "2.17"])), max_size=2))
+        ))
+        for mpi in draw(st.lists(st.sampled_from(["mpich", "openmpi"]), max_size=2))
     ]
     site = Site(on_refusal=draw(st.sampled_from(["refuse", "run-without"])), unproved=draw(st.sampled_from(["run", "refuse"])))
     return inventory(*profiles, site=site)

@@ -136,7 +136,7 @@ def profile(*libraries: HostLibrary, mpi: str = "mpich", plugins: Sequence[HostL
 
 def inventory(*profiles: ResolvedProfile, site: Optional[Site] = None) -> Inventory:
     watched = {posixpath.dirname(plugin.path) for one in profiles for plugin in one.plugins}
-    return Inventory(1, "2026-01-01T00:00:00Z", "x86_64", "2.36", site or Site(), profiles,
+    return Inventory(2, "2026-01-01T00:00:00Z", "x86_64", "2.36", site or Site(), profiles,
                      tuple(Watched(path, FileId(5, 4096, 9)) for path in sorted(watched)))
 
 

@@ -129,7 +129,6 @@ TOO_OLD = ("glibc-too-old", "version-missing", "shared-dependency")
 def _plan_with_fitting_libc(container: Container, facts: ImageFacts, profile: ResolvedProfile, inventory: Inventory) -> Plan:
     """The plan for one profile. Only where the image is too old for it: by the first of its variants that fits, the one that needs
     the oldest glibc in front, or with the site's C runtime, where that is allowed. Raises No, ImageError."""
-    runtime = inventory.c_runtime
     try:
         return _plan_profile(container, facts, profile, inventory)
     except No as no:
@@ -138,6 +137,7 @@ def _plan_with_fitting_libc(container: Container, facts: ImageFacts, profile: Re
         too_old = no
     steps = [(variant.title, partial(_plan_variant, container, facts, variant, inventory, too_old))
              for variant in sorted(profile.variants, key=lambda variant: abi.version_key(variant.glibc))]
+    runtime = inventory.c_runtime
     if runtime is not None and too_old.code == "glibc-too-old":
         with_runtime = partial(_plan_with_runtime, container, facts, profile, inventory, runtime)
         steps.append((f"the site's C runtime ({runtime.source})", with_runtime))

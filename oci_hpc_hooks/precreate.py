@@ -12,6 +12,7 @@ from binascii import crc32
 
 from oci_hpc_hooks.apply import config, rootfs
 from oci_hpc_hooks.errors import HookError, KernelError
+from oci_hpc_hooks.inputs import container
 from oci_hpc_hooks.linux import mounts, syscalls
 from oci_hpc_hooks.linux.paths import ABSENT, Root
 from oci_hpc_hooks.replay import Service, owned, volumes_of
@@ -54,15 +55,17 @@ class Proposal(Service):
     def is_served(self) -> bool:
         return config.is_injected(self.start.config)
 
-    def inject(self, record: dict[str, Any], cache: bytes) -> None:
-        rootfs.check(record, cache, self.root, self.table)
+    def apply(self, record: dict[str, Any], cache: bytes) -> tuple[str, str]:
+        own = container.user_namespace(self.start.config) is not None
+        foreign = "it would belong to nobody in the container's user namespace" if own else ""
+        way, because = rootfs.prepare(record, cache, self.root, self.table, foreign)
         try:
-            file = cache_file(self.places.cache + "/plans", cache) if record["cache"] is not None else ""
+            file = cache_file(self.places.cache + "/plans", cache) if way == "bind" else ""
         except OSError as error:
-            self.leave(Unsuitable(f"the loader's cache cannot be kept in {self.places.cache}: {error.strerror}",
-                                  remedy="make it a directory that this user can write", who="site admin"))
-            return
+            raise Unsuitable(f"the loader's cache cannot be kept in {self.places.cache}: {error.strerror}",
+                             remedy="make it a directory that this user can write", who="site admin") from None
         config.inject(self.start.config, record, file, rootfs.tree_size(record))
+        return way, because
 
     def lay(self, where: str, kind: str, source: str, options: list[str]) -> None:
         """Mounts one volume as the runtime will."""

@@ -38,7 +38,8 @@ def build(plan: Plan, facts: Optional[ImageFacts], watched: Sequence[Watched], k
         "tree": [[bind.source, *_row(bind.source_file), bind.target] for bind in plan.tree],
         "in_place": [[bind.source, *_row(bind.source_file), bind.target, *_row(bind.over)] for bind in plan.in_place],
         "modules": [[cover.folder, cover.target, cover.inode, cover.mtime_ns] for cover in plan.modules],
-        "cache": {"target": plan.cache_target, "over": _row(plan.cache_over) if plan.cache_over else None} if cache else None,
+        "cache": {"target": plan.cache_target, "over": _row(plan.cache_over) if plan.cache_over else None,
+                  "drop_in": [plan.drop_in.path, plan.drop_in.text] if plan.drop_in else None} if cache else None,
         "cache_length": len(cache),
         "host_files": [[item.path, *_row(item.file)] for item in watched if item.path not in sources],
         "image_files": [[file.path, *_row(file.file)] for file in files],
@@ -47,6 +48,8 @@ def build(plan: Plan, facts: Optional[ImageFacts], watched: Sequence[Watched], k
     }
     if facts is not None and facts.cache_file is not None and not cache:
         record["image_files"].append([facts.cache_real, *_row(facts.cache_file)])
+    if plan.drop_in is not None:
+        record["image_files"].append([plan.drop_in.rests_on.path, *_row(plan.drop_in.rests_on.file)])
     return record, cache
 
 

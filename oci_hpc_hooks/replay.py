@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from oci_hpc_hooks.warm import Start
 
 #: Goes into every key: a plan remembered by another version of the record is not found.
-RECORD_VERSION = 1
+RECORD_VERSION = 2
 
 #: What a program could be given by its environment that changes what its loader does.
 LOADER_VARIABLES = ("PATH=", "LD_", "GLIBC_TUNABLES=")
@@ -65,9 +65,20 @@ class Service:
     def is_served(self) -> bool:
         return rootfs.already_injected(self.table, self.root.prefix)
 
-    def inject(self, record: dict[str, Any], cache: bytes) -> None:
+    def inject(self, record: dict[str, Any], cache: bytes, path: str) -> None:
+        """Applies a plan that was found on this path, and says so in the log. Raises as :func:`rootfs.inject`."""
         self.journal = report.open_log(self.places)
-        rootfs.inject(record, cache, self.root, self.table, container.mount_label(self.start.config), self.join)
+        way, because = self.apply(record, cache)
+        findings = record["findings"]
+        if because:
+            what = f"the loader's cache is mounted, not a file of the container's own, and ldconfig inside fails: {because}"
+            note = {"severity": "note", "code": "loader-cache", "what": what, "origin": "", "remedy": "", "who": ""}
+            findings = [*findings, note]
+        self.log(record["verdict"], path, profile=record["profile"], files=len(record["tree"]) + len(record["in_place"]),
+                 loader_cache=way, findings=findings)
+
+    def apply(self, record: dict[str, Any], cache: bytes) -> tuple[str, str]:
+        return rootfs.inject(record, cache, self.root, self.table, container.mount_label(self.start.config), self.join)
 
     def join(self) -> None:
         if not self.entered:
@@ -219,6 +230,4 @@ def replay(service: Service, record: dict[str, Any], cache: bytes) -> None:
         if any(finding["severity"] != "note" for finding in record["findings"]):  # told at each start
             service.log("nothing", "warm", findings=record["findings"])
         return
-    service.inject(record, cache)
-    service.log(record["verdict"], "warm", profile=record["profile"], files=len(record["tree"]) + len(record["in_place"]),
-              findings=record["findings"])
+    service.inject(record, cache, "warm")

@@ -27,8 +27,8 @@ def is_injected(config: dict[str, Any]) -> bool:
 def inject(config: dict[str, Any], record: dict[str, Any], cache_file: str, size: int) -> None:
     """Adds the mounts of a record to the configuration, after all that are there.
 
-    ``cache_file`` holds the record's loader cache, ``size`` is what a tree takes (bytes). A module directory is a tree of its own: the
-    runtime can mount what is on the host, and not a folder of another mount of its own.
+    ``cache_file`` holds the record's loader cache, "" if that is in place; ``size`` is what a tree takes (bytes). A module directory is a
+    tree of its own: the runtime can mount what is on the host, and not a folder of another mount of its own.
     """
     mounts: list[dict[str, Any]] = []
     tree = [(row[0], row[4]) for row in record["tree"]]
@@ -37,7 +37,7 @@ def inject(config: dict[str, Any], record: dict[str, Any], cache_file: str, size
     mounts += [_file(row[0], row[4]) for row in record["in_place"]]
     for folder, target, *_ in record["modules"]:
         mounts += _tree(target, [(source, name[len(folder) + 1:]) for source, name in tree if name.startswith(folder + "/")], size)
-    if record["cache"] is not None:
+    if cache_file:
         mounts.append(_file(cache_file, record["cache"]["target"]))
     config["mounts"] = [*(config.get("mounts") or ()), *mounts]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import posix
 from _stat import S_ISDIR, S_ISREG
+from binascii import hexlify
 
 from oci_hpc_hooks.errors import KernelError, Refusal
 from oci_hpc_hooks.inputs.container import MARK
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 #: Bytes kept for the tree beyond the generated cache: empty files and directories cost one page each.
 TREE_PAGE = 4096
+
+#: Filesystems of which a mount is a container's own: what is written there goes into its layer, not into an image or a user's folder.
+LAYERS = ("overlay", "fuse.fuse-overlayfs", "fuse-overlayfs")
 
 NEW_FILE = posix.O_CREAT | posix.O_EXCL | posix.O_NOFOLLOW | posix.O_WRONLY | posix.O_CLOEXEC
 
@@ -96,6 +100,9 @@ class Injection:
         self.folders: list[str] = []  # directories of the host that are known not to be noexec
         self.attached: list[int] = []  # mount descriptors, in order
         self.created: list[tuple[int, str, bool]] = []  # (descriptor of the parent, name, is a directory)
+        self.files: list[tuple[int, str, bytes, bool]] = []  # for the container's own layer: parent, name, content, takes a file's place
+        self.written: list[tuple[int, str, str]] = []  # parent, name to come, name so far
+        self.bound_because = ""  # why a cache that was to be a file is bound
         self.done = False
 
     def keep(self, fd: int) -> int:
@@ -151,6 +158,32 @@ class Injection:
             self.cache_parent = self.keep(self.root.open(path or "/"))
             self.refuse_shared(self.cache_parent, row["target"])
             self.refuse_volume(self.cache_parent, row["target"])
+        if row is not None and row["drop_in"] is not None:
+            path, text = row["drop_in"]
+            for file, content in ((path, text.encode("utf-8", "surrogateescape")), (row["target"], self.cache)):
+                self.bound_because = self.bound_because or self.open_layer(file, content)
+
+    def open_layer(self, path: str, content: bytes) -> str:
+        """Opens the directory of a file that will be made in the container's own layer, or says why it cannot be made there."""
+        entry = self.table.get(self.root_mount)
+        if entry is None or entry.fstype not in LAYERS:
+            return "the root filesystem is no layer of the container's own"
+        folder, name = path.rsplit("/", 1)
+        parent = self.root.find(folder)
+        if parent < 0:
+            return f"{folder} is missing"
+        self.keep(parent)
+        if self.root.real(parent) != folder or not S_ISDIR(posix.fstat(parent).st_mode) or mounts.mount_id(parent) != self.root_mount:
+            return f"{folder} is a link or a volume"
+        try:
+            there = self.keep(posix.open(name, O_PATH | posix.O_NOFOLLOW | posix.O_CLOEXEC, dir_fd=parent))
+        except FileNotFoundError:
+            self.files.append((parent, name, content, False))
+            return ""
+        if not S_ISREG(posix.fstat(there).st_mode) or mounts.mount_id(there) != self.root_mount:
+            return f"{path} is no file of the container's own layer"
+        self.files.append((parent, name, content, True))
+        return ""
 
     def refuse_shared(self, fd: int, target: str) -> None:
         entry = self.table.get(mounts.mount_id(fd))
@@ -200,13 +233,7 @@ class Injection:
             place = self.keep(posix.open(target, NEW_FILE & ~posix.O_ACCMODE, 0o444, dir_fd=self.tree))
             self.tree_sources.append((self.open_source(*row), place))
         if record["cache"] is not None:
-            fd = posix.open("ld.so.cache", NEW_FILE, 0o444, dir_fd=self.tree)
-            try:
-                view = memoryview(self.cache)
-                while view:
-                    view = view[posix.write(fd, view):]
-            finally:
-                posix.close(fd)
+            write_new(self.tree, "ld.so.cache", self.cache, 0o444)
 
     def open_source(self, path: str, inode: int, size: int, mtime_ns: int) -> int:
         """A detached, read-only mount of the file, which is looked at through the very descriptor that will be attached."""
@@ -236,6 +263,7 @@ class Injection:
     def attach(self) -> None:
         """Attaches everything. This process is in the container's namespaces by now."""
         record = self.record
+        self.write_files()
         if record["tree_at"]:
             place = self.tree_parent
             if self.tree_name:
@@ -250,12 +278,45 @@ class Injection:
             if name:
                 target = self.create(target, name, directory=True)
             self.mount(self.keep(mounts.clone(self.tree, folder)), target)
-        if record["cache"] is not None:
+        if self.written:
+            self.place_files()
+        elif record["cache"] is not None:
             target = self.cache_target
             if target < 0:
                 target = self.create(self.cache_parent, self.cache_name, directory=False)
             self.mount(self.keep(mounts.clone(self.tree, "ld.so.cache")), target)
         self.done = True
+
+    def write_files(self) -> None:
+        """Writes both files, under other names where there are such already; with no room for them, the cache is bound."""
+        if self.bound_because:
+            return
+        try:
+            for parent, name, content, replaces in self.files:
+                new = f".{name}.{hexlify(posix.urandom(8)).decode()}" if replaces else name
+                write_new(parent, new, content, 0o644)
+                self.created.append((parent, new, False))
+                self.written.append((parent, name, new))
+        except OSError as error:
+            self.bound_because = f"it cannot be written: {error.strerror}"
+            self.written.clear()
+            self.take_back()
+
+    def place_files(self) -> None:
+        """Gives both files their names: the cache as the last effect of all, so that no other has to be taken back for it."""
+        (parent, name, new), cache = self.written
+        old = f"{new}~"
+        if new != name:
+            posix.link(name, old, src_dir_fd=parent, dst_dir_fd=parent, follow_symlinks=False)
+            rename(parent, new, name)
+        try:
+            rename(*cache[::2], cache[1])
+        except OSError:
+            if new != name:
+                rename(parent, old, name)
+            raise
+        if new != name:
+            posix.unlink(old, dir_fd=parent)
 
     def mount(self, source: int, target: int) -> None:
         move_mount(source, target)
@@ -295,17 +356,40 @@ class Injection:
                     mounts.detach(fd)
                 except KernelError:
                     pass  # it goes with the namespace: the runtime ends a container whose hook failed
-            for parent, name, directory in reversed(self.created):
-                try:
-                    if directory:
-                        posix.rmdir(name, dir_fd=parent)
-                    else:
-                        posix.unlink(name, dir_fd=parent)
-                except OSError:
-                    pass
+            self.take_back()
         for fd in self.fds:
             posix.close(fd)
         self.fds.clear()
+
+    def take_back(self) -> None:
+        """Removes what was created."""
+        for parent, name, directory in reversed(self.created):
+            try:
+                if directory:
+                    posix.rmdir(name, dir_fd=parent)
+                else:
+                    posix.unlink(name, dir_fd=parent)
+            except OSError:
+                pass
+        self.created.clear()
+
+
+def write_new(parent: int, name: str, content: bytes, mode: int) -> None:
+    """A new file in the directory ``parent``, or none. It is not synced: a container does not outlive its node."""
+    fd = posix.open(name, NEW_FILE, mode, dir_fd=parent)
+    try:
+        view = memoryview(content)
+        while view:
+            view = view[posix.write(fd, view):]
+    except OSError:
+        posix.unlink(name, dir_fd=parent)
+        raise
+    finally:
+        posix.close(fd)
+
+
+def rename(parent: int, name: str, to: str) -> None:
+    posix.rename(name, to, src_dir_fd=parent, dst_dir_fd=parent)
 
 
 def tree_size(record: dict[str, Any]) -> int:
@@ -313,8 +397,9 @@ def tree_size(record: dict[str, Any]) -> int:
     return TREE_PAGE * (len(record["dirs"]) + len(record["tree"]) + 3)
 
 
-def check(record: dict[str, Any], cache: bytes, root: Root, table: dict[int, mounts.MountEntry]) -> None:
-    """For whom the runtime makes the mounts: raises Stale or Refusal as :func:`inject` would, and touches nothing.
+def prepare(record: dict[str, Any], cache: bytes, root: Root, table: dict[int, mounts.MountEntry], foreign: str) -> tuple[str, str]:
+    """For whom the runtime makes the mounts: raises Stale or Refusal as :func:`inject` would, and does of its work what is no mount: the
+    loader's cache as a file. Returns the same. ``foreign`` says why nothing may be written, "" if it may.
 
     ``root`` has the container's volumes on it, but not yet what the runtime itself puts into /dev.
     """
@@ -329,6 +414,15 @@ def check(record: dict[str, Any], cache: bytes, root: Root, table: dict[int, mou
             except OSError:
                 raise Stale(path) from None
             injection.look_at_source(fd, path, *row)
+        if record["cache"] is None:
+            return "", ""
+        if record["cache"]["drop_in"] is not None:
+            injection.bound_because = injection.bound_because or foreign
+        injection.write_files()
+        if injection.written:
+            injection.place_files()
+        injection.done = True
+        return "file" if injection.written else "bind", injection.bound_because
     finally:
         injection.close()
 
@@ -342,8 +436,9 @@ def raise_descriptor_limit() -> None:
 
 
 def inject(record: dict[str, Any], cache: bytes, root: Root, table: dict[int, mounts.MountEntry], label: str,
-           join: Callable[[], None]) -> None:
-    """Applies ``record`` to a container that is being created.
+           join: Callable[[], None]) -> tuple[str, str]:
+    """Applies ``record`` to a container that is being created. Returns how the loader's cache arrived, "file", "bind" or "" for none, and
+    why it is bound where it was to be a file.
 
     ``root`` is its root filesystem in its own mount namespace, ``table`` that namespace's mounts, ``label`` its SELinux mount label;
     ``join`` brings this process into the container's namespaces. Raises Stale or Refusal before ``join``, and KernelError,
@@ -356,5 +451,7 @@ def inject(record: dict[str, Any], cache: bytes, root: Root, table: dict[int, mo
         injection.open_sources(label)
         join()
         injection.attach()
+        way = "" if record["cache"] is None else "file" if injection.written else "bind"
+        return way, injection.bound_because
     finally:
         injection.close()

@@ -139,6 +139,7 @@ def document(target: str, container: Container, plan: Plan) -> Dict[str, Any]:
               for cover in plan.modules),
         ],
         "loader_cache": plan.cache_target,
+        "loader_cache_as": "" if not plan.cache_target else "file" if plan.drop_in else "bind",
     }
 
 
@@ -150,5 +151,6 @@ def _lines(said: Mapping[str, Any]) -> List[str]:
         lines.append(f"  {finding['severity']}: {told}")
     lines += [f"  {file['source']} -> {file['target']} ({file['why']})" for file in said["files"]]
     if said["loader_cache"]:
-        lines.append(f"  a loader cache with the site's libraries -> {said['loader_cache']}")
+        how = "a new file in the container's own layer" if said["loader_cache_as"] == "file" else "mounted over it"
+        lines.append(f"  a loader cache with the site's libraries -> {said['loader_cache']} ({how})")
     return lines

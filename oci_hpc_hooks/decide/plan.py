@@ -12,12 +12,12 @@ from dataclasses import replace
 from functools import partial
 from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 
-from oci_hpc_hooks.decide import abi
+from oci_hpc_hooks.decide import abi, loader_cache
+from oci_hpc_hooks.decide import cpu as processor
 from oci_hpc_hooks.decide.choice import Choice, No, choose, has_copies, lost_functions, must_fit_launcher, needs_launcher
 from oci_hpc_hooks.decide.proof import PMIX_TOO_OLD, prove
 from oci_hpc_hooks.decide.request import AUTO, NOBODY, OVERRIDE
 from oci_hpc_hooks.decide.runtime import Replaced, lay_over
-from oci_hpc_hooks.elf import ldcache
 from oci_hpc_hooks.errors import ImageError
 from oci_hpc_hooks.model import (
     ERROR,
@@ -28,9 +28,10 @@ from oci_hpc_hooks.model import (
     UNPROVED,
     WARNING,
     Bind,
-    CacheEntry,
     Container,
     Cover,
+    Cpu,
+    DropIn,
     Finding,
     ImageFacts,
     Inventory,
@@ -57,6 +58,7 @@ def candidates(request: Request, inventory: Inventory) -> Tuple[ResolvedProfile,
 
 def plan(container: Container, request: Request, inventory: Inventory, facts: ImageFacts) -> Plan:
     """What is done for this container. ``facts`` were gathered for :func:`candidates` of the same request and inventory."""
+    facts = loader_cache.without_ours(facts, (TREE_IN_DEV, TREE_IN_ROOTFS))
     wish = request.mpi
     findings = [*request.findings, *_claims(request, facts)]
     if wish is None or wish.value == NOBODY:
@@ -67,10 +69,14 @@ def plan(container: Container, request: Request, inventory: Inventory, facts: Im
         if not possible:
             note = Finding(NOTE, "nothing-to-replace", "the image has no MPI that this site could replace", wish.origin)
             return Plan(NOTHING, (*findings, note))
+    try:
+        findings += processor.gate(request, facts, inventory.cpu)
+    except No as no:
+        return _refuse(replace(wish, origin=request.cpu.origin if request.cpu else wish.origin), inventory, findings, no)
     refusals: List[No] = []
     for profile in possible:
         try:
-            made = _plan_with_fitting_libc(container, facts, profile, inventory.c_runtime)
+            made = _plan_with_fitting_libc(container, facts, profile, inventory)
         except No as no:
             refusals.append(no)
             continue
@@ -120,20 +126,21 @@ def _claims(request: Request, facts: ImageFacts) -> Iterator[Finding]:
 TOO_OLD = ("glibc-too-old", "version-missing", "shared-dependency")
 
 
-def _plan_with_fitting_libc(container: Container, facts: ImageFacts, profile: ResolvedProfile,
-                            runtime: Optional[ResolvedProfile]) -> Plan:
+def _plan_with_fitting_libc(container: Container, facts: ImageFacts, profile: ResolvedProfile, inventory: Inventory) -> Plan:
     """The plan for one profile. Only where the image is too old for it: by the first of its variants that fits, the one that needs
     the oldest glibc in front, or with the site's C runtime, where that is allowed. Raises No, ImageError."""
     try:
-        return _plan_profile(container, facts, profile)
+        return _plan_profile(container, facts, profile, inventory)
     except No as no:
         if no.code not in TOO_OLD:
             raise
         too_old = no
-    steps = [(variant.title, partial(_plan_variant, container, facts, variant, too_old))
+    steps = [(variant.title, partial(_plan_variant, container, facts, variant, inventory, too_old))
              for variant in sorted(profile.variants, key=lambda variant: abi.version_key(variant.glibc))]
+    runtime = inventory.c_runtime
     if runtime is not None and too_old.code in ("glibc-too-old", "shared-dependency"):
-        steps.append((f"the site's C runtime ({runtime.source})", partial(_plan_with_runtime, container, facts, profile, runtime)))
+        with_runtime = partial(_plan_with_runtime, container, facts, profile, inventory, runtime)
+        steps.append((f"the site's C runtime ({runtime.source})", with_runtime))
     failed: List[Finding] = []
     remedies = [too_old.remedy]
     for title, step in steps:
@@ -149,17 +156,18 @@ def _plan_with_fitting_libc(container: Container, facts: ImageFacts, profile: Re
              too_old.who)
 
 
-def _plan_variant(container: Container, facts: ImageFacts, variant: ResolvedProfile, too_old: No) -> Plan:
-    made = _plan_profile(container, facts, variant)
+def _plan_variant(container: Container, facts: ImageFacts, variant: ResolvedProfile, inventory: Inventory, too_old: No) -> Plan:
+    made = _plan_profile(container, facts, variant, inventory)
     taken = Finding(NOTE, "variant", f"{variant.title} is taken, which needs glibc {variant.glibc or 'of any release'}: of the profile "
                     f"itself, {too_old.brief}")
     return replace(made, findings=(taken, *made.findings))
 
 
-def _plan_with_runtime(container: Container, facts: ImageFacts, profile: ResolvedProfile, runtime: ResolvedProfile) -> Plan:
+def _plan_with_runtime(container: Container, facts: ImageFacts, profile: ResolvedProfile, inventory: Inventory,
+                       runtime: ResolvedProfile) -> Plan:
     over, replaced, findings = lay_over(facts, runtime)
     try:
-        made = _plan_profile(container, over, profile, replaced)
+        made = _plan_profile(container, over, profile, inventory, replaced)
     except No as no:
         raise No(no.code, no.what, no.remedy, no.who, "it is too old as well" if no.code == "glibc-too-old" else "") from None
     in_place = [Bind(library.real, library.file, copy.path, "the site's C runtime, over the image's", copy.file)
@@ -167,17 +175,19 @@ def _plan_with_runtime(container: Container, facts: ImageFacts, profile: Resolve
     return replace(made, findings=(*findings, *made.findings), in_place=(*made.in_place, *in_place))
 
 
-def _plan_profile(container: Container, facts: ImageFacts, profile: ResolvedProfile, replaced: Replaced = ()) -> Plan:
+def _plan_profile(container: Container, facts: ImageFacts, profile: ResolvedProfile, inventory: Inventory,
+                  replaced: Replaced = ()) -> Plan:
     """The plan for one profile, in an image whose C runtime is ``replaced`` or its own. Raises No, ImageError."""
     try:
-        return _plan_choice(container, facts, profile, replaced, keep_pmix=True)
+        return _plan_choice(container, facts, profile, inventory, replaced, keep_pmix=True)
     except No as no:
         if no.code != PMIX_TOO_OLD:
             raise
-        return _plan_choice(container, facts, profile, replaced, keep_pmix=False)
+        return _plan_choice(container, facts, profile, inventory, replaced, keep_pmix=False)
 
 
-def _plan_choice(container: Container, facts: ImageFacts, profile: ResolvedProfile, replaced: Replaced, keep_pmix: bool) -> Plan:
+def _plan_choice(container: Container, facts: ImageFacts, profile: ResolvedProfile, inventory: Inventory, replaced: Replaced,
+                 keep_pmix: bool) -> Plan:
     if profile.problems:
         raise No("profile-unavailable", f"{profile.title} is not available on this node: {profile.problems[0]}",
                  f"mend what {profile.source or profile.name} names and run oci-hpc-hooks scan", "site admin",
@@ -188,9 +198,16 @@ def _plan_choice(container: Container, facts: ImageFacts, profile: ResolvedProfi
         all_there = Finding(NOTE, "all-there", f"the image has everything that profile {profile.name} would add")
         return Plan(NOTHING, (*choice.findings, all_there))
     tree_root, tree_make = _tree_place(container, facts)
-    cache = _merged_cache(facts, choice, tree_root)
-    proved, findings = prove(facts, profile, choice, cache, tree_root)
+    cache = loader_cache.merged(facts, choice, tree_root)
+    proved, findings = prove(facts, profile, choice, cache, tree_root, inventory.cpu)
     must_fit_launcher(choice, facts.programs, keep_pmix)
+    drop_in = None
+    if inventory.site.loader_cache == "file":
+        try:
+            cache, drop_in = _cache_as_file(container, facts, profile, choice, cache, tree_root, proved, inventory.cpu)
+        except (No, ImageError) as no:
+            findings.append(Finding(NOTE, "loader-cache", "the loader's cache is mounted, not a file of the container's own, and ldconfig "
+                                                          f"inside fails: {no.what}"))
     modules = _modules(profile, choice, facts)
     directories, missing = _set_directories(choice, facts)
     findings = [*choice.findings, *findings, *lost_functions(choice), *needs_launcher(choice)]
@@ -217,6 +234,7 @@ def _plan_choice(container: Container, facts: ImageFacts, profile: ResolvedProfi
         cache=cache,
         tree_root=tree_root,
         tree_make=tree_make,
+        drop_in=drop_in,
     )
 
 
@@ -249,18 +267,18 @@ def _tree_place(container: Container, facts: ImageFacts) -> Tuple[str, str]:
              "directory that the site's files could be mounted over", "add an empty directory /mnt to the image", "image author")
 
 
-def _merged_cache(facts: ImageFacts, choice: Choice, tree_root: str) -> LdCache:
-    """The image's cache with an entry for every name of what is injected; they lead into the tree, where ``$ORIGIN`` is right.
-
-    A name that leads to a copy of another MPI family keeps leading there: whoever asks for it means that one.
-    """
-    cache = facts.cache or LdCache(())
-    others = {copy.path for copy in choice.others}
-    theirs = {entry.name for entry in cache.entries if facts.resolved.get(entry.path) in others}
-    return ldcache.merge(cache, [
-        CacheEntry(name, tree_root + library.path, ldcache.entry_flags(cache, library.elf.machine, library.elf.elf_class))
-        for name, library in choice.names.items() if name not in theirs
-    ])
+def _cache_as_file(container: Container, facts: ImageFacts, profile: ResolvedProfile, choice: Choice, bound: LdCache, tree_root: str,
+                   proved: bool, cpu: Optional[Cpu]) -> Tuple[LdCache, DropIn]:
+    """The cache as a file of the container's own, if with it, and with what ldconfig would make of it, all is as with one that is
+    ``bound``: ``proved`` or not. Raises No, ImageError."""
+    why = loader_cache.obstacle(container, facts, choice, tree_root)
+    if not why:
+        cache = loader_cache.merged(facts, choice, tree_root, stays=True)
+        others = (cache, loader_cache.rebuilt(facts, choice, tree_root))
+        if all(prove(facts, profile, choice, other, tree_root, cpu)[0] == proved for other in others if other != bound):
+            return cache, loader_cache.drop_in(facts, choice, tree_root)
+        why = "after an ldconfig there would be no proof any more"
+    raise No("loader-cache", why, "", "")
 
 
 def _modules(profile: ResolvedProfile, choice: Choice, facts: ImageFacts) -> Tuple[Cover, ...]:

@@ -7,11 +7,12 @@ from dataclasses import replace
 from typing import Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
 from oci_hpc_hooks.decide import abi
+from oci_hpc_hooks.decide import cpu as processor
 from oci_hpc_hooks.decide.choice import Choice, No
-from oci_hpc_hooks.decide.runtime import must_not_be_coupled
-from oci_hpc_hooks.elf import loader, mpi
+from oci_hpc_hooks.decide.runtime import must_be_openable, must_not_be_coupled
+from oci_hpc_hooks.elf import hwcaps, loader, mpi
 from oci_hpc_hooks.errors import ImageError
-from oci_hpc_hooks.model import NOTE, WARNING, ElfFacts, Finding, ImageFacts, LdCache, ResolvedProfile
+from oci_hpc_hooks.model import NOTE, WARNING, Cpu, ElfFacts, Finding, ImageFacts, LdCache, ResolvedProfile
 
 PMIX_TOO_OLD = "pmix-too-old"
 _HOST = "host:"  # marks the identity of a host file in the simulated tree; image paths start with "/"
@@ -28,6 +29,7 @@ class _View:
         self._in_place = {copy.path: library for library, copy in choice.in_place}
         self._host = {_HOST + library.real: library.elf for library in libraries}
         self._names = {directory.path: frozenset(directory.names) for directory in facts.directories}
+        self._there = {directory.path for directory in facts.directories if directory.inode}
         self.unknown: Set[str] = set()
 
     def resolve(self, path: str) -> str:
@@ -44,6 +46,14 @@ class _View:
             return _HOST + self._in_place[real].real
         return real
 
+    def is_directory(self, path: str) -> bool:
+        if path.startswith(self._tree_root + "/"):
+            return any(library.startswith(path + "/") for library in self._tree)
+        folder, name = posixpath.split(path)
+        if path not in self._names and name in self._names.get(folder, (name,)):
+            self.unknown.add(path)
+        return path in self._there
+
     def facts(self, identity: str) -> Optional[ElfFacts]:
         if identity.startswith(_HOST):
             return self._host.get(identity)
@@ -54,14 +64,17 @@ class _View:
 class _Proof:
     """One choice held against one image."""
 
-    def __init__(self, facts: ImageFacts, profile: ResolvedProfile, choice: Choice, cache: LdCache, tree_root: str) -> None:
+    def __init__(self, facts: ImageFacts, profile: ResolvedProfile, choice: Choice, cache: LdCache, tree_root: str,
+                 cpu: Optional[Cpu]) -> None:
         self.facts = facts
+        self.cpu = cpu
         self.profile = profile
         self.choice = choice
         self.tree_root = tree_root
         self.view = _View(facts, tree_root, choice)
         self.before = _View(facts, tree_root, Choice((), (), (), ()))
-        plain = loader.Search(library_path=facts.library_path, cache=cache, default_dirs=facts.default_dirs, preload=facts.preload)
+        plain = loader.Search(library_path=facts.library_path, cache=cache, default_dirs=facts.default_dirs, preload=facts.preload,
+                              hwcaps=hwcaps.of_glibc(facts.hwcaps, abi.libc_version(facts)))
         homes = sorted({posixpath.dirname(copy.path) for _, copy in (*choice.in_place, *choice.runtime)})
         # A script may put a directory that holds a copy into LD_LIBRARY_PATH (conda activate, setvars).
         self.notes: Dict[str, Finding] = {}
@@ -92,13 +105,22 @@ class _Proof:
 
     def loads_mpi(self, program: str) -> bool:
         """Whether a program loads MPI, which then is the site's in every case. Raises No if it would be another, or would not load."""
+        if program in self.facts.unreadable:
+            raise ImageError(self.facts.unreadable[program])
+        if program in self.facts.foreign:
+            raise No("other-loader", f"{program} is started by {self.facts.files[program].elf.interp}, and other programs by "
+                     f"{self.facts.loader}, which has another cache and other directories: the site's libraries can be led to from one",
+                     "start the MPI program itself as the container's command", "user")
         lacked = self._lacks(program)
         uses = False
         for search in self.searches:
             link_map = loader.simulate(program, self.view, search)
             self._must_load(link_map, lacked)
+            processor.must_run(((item.path, item.facts) for item in link_map.objects), self.cpu)
             if self.choice.runtime:
                 must_not_be_coupled(((item.identity, item.facts) for item in link_map.objects), self.choice.runtime)
+            if not link_map.objects[0].facts.interp:  # a module, which a program opens
+                must_be_openable(((item.path, item.facts) for item in link_map.objects), abi.libc_version(self.facts))
             self._must_have_functions(link_map)
             _must_be_one_build(program, link_map)
             uses = self._takes_ours(program, link_map) or uses
@@ -129,10 +151,16 @@ class _Proof:
                          "report this to the project with the image's name: the file should have been replaced", "site admin")
         return uses
 
+    def _own_release(self) -> str:
+        """The glibc release of the image itself, though another takes its place."""
+        replaced = [copy for _, copy in self.choice.runtime if copy.elf.soname == "libc.so.6"]
+        return abi.newest(replaced[0].elf.verdef, "GLIBC_")[6:] if replaced else abi.libc_version(self.facts)
+
     def _lacks(self, program: str) -> frozenset[str]:
         """What the untouched image lacks already is not ours to refuse."""
         try:
-            link_map = loader.simulate(program, self.before, replace(self.searches[0], cache=self.facts.cache))
+            caps = hwcaps.of_glibc(self.facts.hwcaps, self._own_release())
+            link_map = loader.simulate(program, self.before, replace(self.searches[0], cache=self.facts.cache, hwcaps=caps))
         except ImageError:
             return frozenset()
         lacked = {name for name, _ in (*link_map.missing, *link_map.broken)}
@@ -231,12 +259,13 @@ def _must_be_one_build(program: str, link_map: loader.LinkMap) -> None:
                  "under the site's mpirun or srun outside; an Open MPI 5 of the site would serve this launcher too", "user")
 
 
-def prove(facts: ImageFacts, profile: ResolvedProfile, choice: Choice, cache: LdCache, tree_root: str) -> Tuple[bool, List[Finding]]:
+def prove(facts: ImageFacts, profile: ResolvedProfile, choice: Choice, cache: LdCache, tree_root: str,
+          cpu: Optional[Cpu] = None) -> Tuple[bool, List[Finding]]:
     """Step 7: whether at least one program of the command line loads MPI and each that does loads the site's. Raises No, ImageError.
 
     False is no refusal: everything injected loads, but what the command line leads to could not be followed.
     """
-    proof = _Proof(facts, profile, choice, cache, tree_root)
+    proof = _Proof(facts, profile, choice, cache, tree_root, cpu)
     proof.libraries_load()
     findings: List[Finding] = list(proof.sets_load())
     loading = 0
@@ -271,6 +300,8 @@ def _consumers(proof: _Proof, facts: ImageFacts) -> List[Finding]:
             if proof.loads_mpi(path):
                 good.append(path)
         except No as no:
+            if no.code == PMIX_TOO_OLD:
+                raise  # there is another way
             findings.append(Finding(WARNING, f"consumer-{no.code}", f"{path} would not work: {no.what}", remedy=no.remedy, who=no.who))
         except ImageError as error:
             findings.append(Finding(NOTE, "program-unreadable", f"{path}: {error.what}"))

@@ -14,6 +14,7 @@ from typing import Any, Dict, List, Optional, Sequence
 from oci_hpc_hooks.errors import ConfigError, InputError
 from oci_hpc_hooks.inputs import jsontext, trust
 from oci_hpc_hooks.model import (
+    Cpu,
     ElfFacts,
     FileId,
     HostFile,
@@ -129,7 +130,14 @@ def _inventory(found: Dict[str, Any]) -> Inventory:
         profiles=tuple(map(_profile, found["profiles"])),
         rests_on=tuple(Watched(watched["path"], _optional_file(watched["file"])) for watched in found["rests_on"]),
         c_runtime=_profile(found["c_runtime"]) if found["c_runtime"] is not None else None,
+        cpu=_cpu(found["cpu"]) if found["cpu"] is not None else None,
+        hwcaps=tuple(found.get("hwcaps", ())),
     )
+
+
+def _cpu(found: Dict[str, Any]) -> Cpu:
+    return Cpu(found["target"], found["vendor"], found["level"], found["isa"], tuple(found["compatible"]),
+               found["levels"])
 
 
 def _site(found: Dict[str, Any]) -> Site:
@@ -138,7 +146,8 @@ def _site(found: Dict[str, Any]) -> Site:
                     tuple(Variant(variant["name"], tuple(variant["search"])) for variant in entry["variants"]))
         for entry in found["profiles"]
     )
-    return Site(profiles, found["defaults"], found["on_refusal"], found["unproved"], found["c_runtime"], tuple(found["c_runtime_search"]))
+    return Site(profiles, found["defaults"], found["on_refusal"], found["unproved"], found["c_runtime"], tuple(found["c_runtime_search"]),
+                found["loader_cache"])
 
 
 def _profile(found: Dict[str, Any]) -> ResolvedProfile:

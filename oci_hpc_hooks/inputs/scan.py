@@ -14,9 +14,11 @@ import time
 from dataclasses import dataclass, replace
 from typing import Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
-from oci_hpc_hooks.elf import glibc, ldcache, loader, mpi
+from oci_hpc_hooks.elf import glibc, hwcaps, ldcache, loader, mpi
+from oci_hpc_hooks.elf.facts import read_facts
 from oci_hpc_hooks.elf.scan import read_with_pyelftools
 from oci_hpc_hooks.errors import ConfigError, HookError
+from oci_hpc_hooks.inputs.cpu import node_cpu
 from oci_hpc_hooks.inputs.site import Configuration
 from oci_hpc_hooks.model import (
     CacheEntry,
@@ -38,6 +40,7 @@ from oci_hpc_hooks.model import (
 
 VERSION = 2
 CACHE = "/etc/ld.so.cache"
+CPUINFO = "/proc/cpuinfo"
 
 _MOST_NAMES = 100_000  # in one directory
 
@@ -48,6 +51,7 @@ class Scan:
 
     inventory: Inventory
     notes: Mapping[str, Tuple[str, ...]]
+    cpu_note: str = ""
 
 
 def scan(configuration: Configuration) -> Scan:
@@ -68,6 +72,7 @@ def scan(configuration: Configuration) -> Scan:
             notes[offers[-1].title] = tuple(resolution.notes)
         resolved.append(replace(offers[0], variants=tuple(offers[1:])))
     runtime = _c_runtime(node, configuration.site) if configuration.site.c_runtime == "host" else None
+    cpu, cpu_note = node_cpu()
     inventory = Inventory(
         version=VERSION,
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -77,8 +82,18 @@ def scan(configuration: Configuration) -> Scan:
         profiles=tuple(resolved),
         rests_on=tuple(Watched(path, file) for path, file in sorted(node.watched.items())),
         c_runtime=runtime,
+        cpu=cpu,
+        hwcaps=hwcaps.of_cpuinfo(_cpuinfo(), os.uname().machine),
     )
-    return Scan(inventory, notes)
+    return Scan(inventory, notes, cpu_note)
+
+
+def _cpuinfo() -> str:
+    try:
+        with open(CPUINFO, encoding="ascii", errors="replace") as file:
+            return file.read(1 << 20)  # one processor's part has 2 KB
+    except OSError:
+        return ""
 
 
 def file_id(status: os.stat_result) -> FileId:
@@ -92,6 +107,7 @@ class _Node:
         self.watched: Dict[str, Optional[FileId]] = {}
         self.unreadable: Dict[str, str] = {}
         self._facts: Dict[str, Optional[ElfFacts]] = {}
+        self._loadable: Dict[str, bool] = {"": False}
         # The interpreter that runs this tells what a program of this node is.
         own = read_with_pyelftools(os.path.realpath("/proc/self/exe"), symbols=lambda name: False)
         self.abi = (own.elf_class, own.little_endian, own.machine)
@@ -143,6 +159,17 @@ class _Node:
                 self._facts[identity] = None
                 self.unreadable[identity] = error.what
         return self._facts[identity]
+
+    def is_loadable(self, identity: str) -> bool:
+        """Whether programs of this node could load a file, "" being none. Asked of every library in /usr/lib64: without its symbols."""
+        if identity not in self._loadable:
+            try:
+                with open(identity, "rb") as file:
+                    elf = read_facts(file.fileno())
+                self._loadable[identity] = elf.dynamic and (elf.elf_class, elf.little_endian, elf.machine) == self.abi
+            except (HookError, OSError):
+                self._loadable[identity] = False
+        return self._loadable[identity]
 
     def listdir(self, directory: str) -> List[str]:
         """The names in a directory, none if there is no such directory."""
@@ -202,6 +229,9 @@ class _Program:
 
     def facts(self, identity: str) -> Optional[ElfFacts]:
         return self._elf if identity == self.PATH else self._node.facts(identity)
+
+    def is_directory(self, path: str) -> bool:
+        return False  # what is offered serves every processor
 
 
 class _Resolution:
@@ -334,9 +364,7 @@ class _Resolution:
         return loader.Search(cache=ldcache.merge(self._node.cache, fitting), default_dirs=self._node.default_dirs)
 
     def _is_loadable(self, path: str) -> bool:
-        real = self._node.resolve(path)
-        elf = self._node.facts(real) if real else None
-        return elf is not None and elf.dynamic and (elf.elf_class, elf.little_endian, elf.machine) == self._node.abi
+        return self._node.is_loadable(self._node.resolve(path))
 
     def _closure(self, libraries: Sequence[HostLibrary], search: loader.Search) -> Dict[str, HostLibrary]:
         """By real path, what the libraries need in turn; a gap makes the profile a problem."""

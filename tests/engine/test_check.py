@@ -84,7 +84,10 @@ def test_files_for_people(ready: ReadySite) -> None:  # noqa: F811
     assert lines[0] == f"{ROOTFS}: proved: the program will load the site's libraries"
     assert f"  {MPICH5}/libmpi.so.12 -> {TREE}{MPICH5}/libmpi.so.12 (replace of profile mpich)" in lines
     assert f"  {TREE}{MPICH5}/mpich/ucx -> /usr/lib/x86_64-linux-gnu/ucx (modules go with their libraries)" in lines
-    assert lines[-1] == "  a loader cache with the site's libraries -> /etc/ld.so.cache"
+    assert lines[-1] == "  a loader cache with the site's libraries -> /etc/ld.so.cache (mounted over it)"
+    image = ready(Engine("crun", "root")).command("check", Engine("crun", "root").load("bookworm-mpich"))
+    assert image.stdout.splitlines()[-1] == (
+        "  a loader cache with the site's libraries -> /etc/ld.so.cache (a new file in the container's own layer)")
 
 
 @pytest.mark.parametrize(("arguments", "says"), [

@@ -48,6 +48,8 @@ def test_a_record_has_all_of_the_plan() -> None:
     assert found["cache_length"] == len(cache)
     assert ldcache.parse(cache) == decision.cache
     # Whatever the plan replaces is checked as it is replaced; the rest has a row of its own.
+    assert decision.drop_in is not None and found["cache"]["drop_in"] == [decision.drop_in.path, decision.drop_in.text]
+    assert [row for row in found["image_files"] if row[0] == "/etc/ld.so.conf"]  # by which ldconfig comes to the drop-in
     checked = {row[0] for row in found["image_files"]} | {row[4] for row in found["in_place"]} | {found["cache"]["target"]}
     assert set(facts.files) | {"/etc/ld.so.cache"} <= checked
     assert {row[0] for row in found["image_dirs"]} == {folder.path for folder in facts.directories}

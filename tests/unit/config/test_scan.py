@@ -10,6 +10,7 @@ from typing import Any, List, Sequence
 
 import pytest
 
+from oci_hpc_hooks.elf.scan import read_with_pyelftools
 from oci_hpc_hooks.inputs import inventory, validate
 from oci_hpc_hooks.inputs.scan import Scan, scan
 from oci_hpc_hooks.inputs.site import Configuration
@@ -218,6 +219,22 @@ def test_c_runtime_stays_with_the_container(tmp_path: Path) -> None:
     (found,) = resolved(profile([tmp_path])).libraries
     assert {"libm.so.6", "libc.so.6"} <= set(found.elf.needed)
     assert dict(found.elf.verneed)["libc.so.6"]
+
+
+def test_what_only_lies_beside_it_is_not_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There may be thousands: an MPI in /usr/lib64."""
+    dependency = build(tmp_path / "libtestdep.so.1")
+    beside = build(tmp_path / "libbeside.so.1")
+    library = build(tmp_path / "libtestmpi.so.12", exports=MPICH, needed=[dependency])
+    read: List[str] = []
+
+    def reading(path: str, **more: Any) -> Any:
+        read.append(path)
+        return read_with_pyelftools(path, **more)
+
+    monkeypatch.setattr("oci_hpc_hooks.inputs.scan.read_with_pyelftools", reading)
+    assert paths(resolved(profile([tmp_path])).libraries) == [str(library), str(dependency)]
+    assert {str(library), str(dependency)} <= {*read} and str(beside) not in read
 
 
 # ---------------------------------------------------------------------------------------------------------- its modules

@@ -35,6 +35,7 @@ SITE: Dict[str, Any] = {
     "defaults": {"org.supercontainers.mpi": "auto"},
     "on_refusal": "refuse",
     "unproved": "run",
+    "loader_cache": "bind",
     "c_runtime": {"search": ["/opt/glibc/lib"]},
 }
 WHOLE = {"profile": PROFILE, "site": SITE}
@@ -88,6 +89,8 @@ GOOD: List[Tuple[str, str, object]] = [
     ("site", "defaults/org.supercontainers.mpi", "mpich"),
     ("site", "on_refusal", "run-without"),
     ("site", "unproved", "refuse"),
+    ("site", "loader_cache", "file"),
+    ("site", "loader_cache", REMOVE),
     ("site", "c_runtime", "host"),
     ("site", "c_runtime", "none"),
     ("site", "c_runtime", REMOVE),
@@ -245,6 +248,7 @@ BAD: List[Tuple[str, str, object, str, str]] = [
     ("site", "defaults/org.supercontainers.mpi", "atuo", '$.defaults["org.supercontainers.mpi"]', 'did you mean "auto"?'),
     ("site", "on_refusal", "run", "$.on_refusal", '"run" is none of: "refuse", "run-without"'),
     ("site", "unproved", "runs", "$.unproved", '"runs" is none of: "run", "refuse"; did you mean "run"?'),
+    ("site", "loader_cache", "bin", "$.loader_cache", '"bin" is none of: "file", "bind"; did you mean "bind"?'),
     ("site", "c_runtime", "hots", "$.c_runtime", "is not none, host, or an object with search"),
     ("site", "c_runtime", 1, "$.c_runtime", "is not none, host, or an object with search"),
     ("site", "c_runtime", {}, "$.c_runtime", 'the key "search" is missing'),

@@ -94,9 +94,8 @@ def read_facts(fd: int, *, symbols: bool = False, max_size: int = MAX_SIZE) -> E
 
     ``exports`` and ``imports`` are filled only with ``symbols``: defined GLOBAL, WEAK and UNIQUE symbols of default or protected
     visibility, and undefined GLOBAL ones that a relocation names (the others are never looked up, and a program must do without a weak
-    one), each name once, in the order of the table. Version
-    chains are followed as ld.so follows them, by their links and not by the counts beside them. The base entry of verdef, which names
-    the file, is left out.
+    one), each name once, in the order of the table. Version chains are followed as ld.so follows them, by their links and not by the
+    counts beside them. The base entry of verdef, which names the file, is left out.
 
     Raises :class:`ImageError` for what is no program or shared object, is larger than ``max_size`` bytes or is malformed; ``what``
     names the defect and the caller, who knows it, the path.

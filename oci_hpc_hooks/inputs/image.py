@@ -215,7 +215,9 @@ def gather(root: Root, container: Container, profiles: Sequence[ResolvedProfile]
         _follow(tree, consumers, search, copies)
     folders = [*_homes(loaded), *library_dirs, *_rpaths(tree, programs)]
     folders += [f"{posixpath.dirname(folder)}/{lib}" for folder in path_dirs for lib in ("lib", "lib64")]
-    for home in sorted(_look_for_copies(tree, dict.fromkeys(folders), copies)):
+    homes = _look_for_copies(tree, dict.fromkeys(folders), copies)
+    _follow(tree, sorted(copies.met), search, copies)  # what they need in turn, though no program of the image may load them now
+    for home in sorted(homes):
         tree.spend("directories with copies of the MPI", 1, HOMES_LIMIT)
         if copies.runtime:
             tree.directory(f"{home}/gconv")  # modules of glibc
@@ -264,6 +266,7 @@ class _Copies:
         self.runtime = any(library.role == "runtime" for library in self.libraries)
         self.stems = {_stem(name) for name in self.names}
         self.asked = self.names | {name for library in self.libraries for name in library.elf.needed}
+        self.met: Set[str] = set()  # where the image has what the site's libraries need
         folders = {(posixpath.dirname(module.path), posixpath.dirname(library.path))
                    for profile in profiles for module in profile.plugins for library in profile.libraries}
         self.module_folders = {posixpath.relpath(*pair) for pair in folders}
@@ -482,6 +485,8 @@ def _copies_in(tree: _Tree, folder: str, copies: _Copies) -> Set[str]:
     for name in () if listing is None else sorted(copies.asked) if folder in tree.unlisted else listing.names:
         if name in copies.asked or _stem(name) in copies.stems or (copies.runtime and glibc.is_c_runtime(name)):
             real = tree.resolve(f"{folder}/{name}")
+            if real and name in copies.asked:
+                copies.met.add(f"{folder}/{name}")
             if real and copies.look_at(tree, real, name) is not None:
                 homes |= {folder, posixpath.dirname(real)}
     return homes

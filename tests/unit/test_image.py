@@ -104,6 +104,18 @@ def test_in_a_path_of_the_program(tree: Tree, kind: str, written: str) -> None:
     assert copies(tree.gather("/opt/bin/app")) == [copy]
 
 
+def test_what_the_image_has_for_the_sites_libraries_is_followed(tree: Tree) -> None:
+    """No program of the image loads its libz, but the site's MPI will, and what that needs in turn must have been looked at."""
+    build(tree.at("/usr/lib/libz.so.1"), soname="libz.so.1", needed=["libdeep.so.1"])
+    build(tree.at("/usr/lib/libdeep.so.1"), soname="libdeep.so.1")
+    tree.at("/etc/ld.so.conf").touch()
+    subprocess.run(["/sbin/ldconfig", "-r", str(tree.top)], check=True, capture_output=True)
+    mpi = world.site_mpi(needed=("libz.so.1", "libc.so.6"))
+    facts = tree.gather(tree.program("/bin/app", "libmpi.so.12"), tree.mpi("/usr/lib"), profiles=[world.profile(mpi)])
+    assert facts.resolved["/usr/lib/libdeep.so.1"] == "/usr/lib/libdeep.so.1"
+    assert "/usr/lib/libdeep.so.1" in facts.files
+
+
 def test_in_library_path(tree: Tree) -> None:
     copy = tree.mpi("/opt/x/lib")
     facts = tree.gather(tree.program("/bin/app", "libmpi.so.12"), env=["LD_LIBRARY_PATH=/nowhere:/opt/x/lib:"])

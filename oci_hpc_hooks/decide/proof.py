@@ -4,32 +4,32 @@ from __future__ import annotations
 
 import posixpath
 from dataclasses import replace
-from typing import List, Mapping, Optional, Sequence, Set, Tuple
+from typing import Iterable, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
 from oci_hpc_hooks.decide import abi
 from oci_hpc_hooks.decide.choice import Choice, No
 from oci_hpc_hooks.decide.runtime import must_not_be_coupled
 from oci_hpc_hooks.elf import loader, mpi
 from oci_hpc_hooks.errors import ImageError
-from oci_hpc_hooks.model import NOTE, WARNING, ElfFacts, Finding, ImageFacts, LdCache, ResolvedProfile
+from oci_hpc_hooks.model import NOTE, WARNING, ElfFacts, Finding, HostLibrary, ImageFacts, LdCache, ResolvedProfile
 
 _HOST = "host:"  # marks the identity of a host file in the simulated tree; image paths start with "/"
 
 
-class _View:
-    """The image as its loader will see it: with the tree, and with host files over the image's copies."""
+class View:
+    """The image as its loader will see it: with the tree (by path in the container), and with host files over the image's copies."""
 
-    def __init__(self, facts: ImageFacts, tree_root: str, choice: Choice) -> None:
+    def __init__(self, facts: ImageFacts, tree_root: str, tree: Mapping[str, HostLibrary], in_place: Mapping[str, HostLibrary]) -> None:
         self._facts = facts
         self._tree_root = tree_root
-        self._tree = {tree_root + library.path: library for library in choice.libraries}
-        self._in_place = {copy.path: library for library, copy in choice.in_place}
-        self._host = {_HOST + library.real: library.elf for library in choice.libraries}
+        self._tree = tree
+        self._in_place = in_place
+        self._host = {_HOST + library.real: library.elf for library in (*tree.values(), *in_place.values())}
         self._names = {directory.path: frozenset(directory.names) for directory in facts.directories}
         self.unknown: Set[str] = set()
 
     def resolve(self, path: str) -> str:
-        if path.startswith(self._tree_root + "/"):
+        if self._tree and path.startswith(self._tree_root + "/"):
             library = self._tree.get(posixpath.normpath(path))
             return _HOST + library.real if library else ""
         real = self._facts.resolved.get(path)
@@ -49,6 +49,30 @@ class _View:
         return file.elf if file else None
 
 
+def searches(facts: ImageFacts, cache: Optional[LdCache], copies: Iterable[str] = ()) -> List[loader.Search]:
+    """How the image's loader searches with this cache: in the environment of the start, then with each directory that holds a copy in
+    front of LD_LIBRARY_PATH, where a script may put it (conda activate, setvars)."""
+    plain = loader.Search(library_path=facts.library_path, cache=cache, default_dirs=facts.default_dirs, preload=facts.preload,
+                          interp=facts.loader)
+    homes = sorted({posixpath.dirname(path) for path in copies})
+    return [plain, *(replace(plain, library_path=(home, *facts.library_path)) for home in homes)]
+
+
+def host_file(identity: str) -> str:
+    """The path on the host of what :class:`View` has put there, "" for a file of the image."""
+    return identity[len(_HOST):] if identity.startswith(_HOST) else ""
+
+
+def lacks(program: str, facts: ImageFacts) -> frozenset[str]:
+    """What the untouched image lacks already (names and versions) is not ours to refuse."""
+    try:
+        link_map = loader.simulate(program, View(facts, "", {}, {}), searches(facts, facts.cache)[0])
+    except ImageError:
+        return frozenset()
+    lacked = {name for name, _ in (*link_map.missing, *link_map.broken)}
+    return frozenset(lacked | {gap.version for gap in loader.unsatisfied(link_map) if gap.fatal})
+
+
 class _Proof:
     """One choice held against one image."""
 
@@ -57,12 +81,9 @@ class _Proof:
         self.profile = profile
         self.choice = choice
         self.tree_root = tree_root
-        self.view = _View(facts, tree_root, choice)
-        self.before = _View(facts, tree_root, Choice((), (), (), ()))
-        plain = loader.Search(library_path=facts.library_path, cache=cache, default_dirs=facts.default_dirs, preload=facts.preload)
-        homes = sorted({posixpath.dirname(copy.path) for _, copy in (*choice.in_place, *choice.runtime)})
-        # A script may put a directory that holds a copy into LD_LIBRARY_PATH (conda activate, setvars).
-        self.searches = [plain, *(replace(plain, library_path=(home, *facts.library_path)) for home in homes)]
+        tree = {tree_root + library.path: library for library in choice.libraries}
+        self.view = View(facts, tree_root, tree, {copy.path: library for library, copy in choice.in_place})
+        self.searches = searches(facts, cache, (copy.path for _, copy in (*choice.in_place, *choice.runtime)))
 
     def libraries_load(self) -> None:
         """Everything injected loads, wherever it is found. Raises No."""
@@ -75,7 +96,7 @@ class _Proof:
 
     def loads_mpi(self, program: str) -> bool:
         """Whether a program loads MPI, which then is the site's in every case. Raises No if it would be another, or would not load."""
-        lacked = self._lacks(program)
+        lacked = lacks(program, self.facts)
         uses = False
         for search in self.searches:
             link_map = loader.simulate(program, self.view, search)
@@ -104,15 +125,6 @@ class _Proof:
                 raise No("not-taken", f"{program} would load {loaded.path} of the image instead of the site's {library.name}",
                          "report this to the project with the image's name: the file should have been replaced", "site admin")
         return uses
-
-    def _lacks(self, program: str) -> frozenset[str]:
-        """What the untouched image lacks already is not ours to refuse."""
-        try:
-            link_map = loader.simulate(program, self.before, replace(self.searches[0], cache=self.facts.cache))
-        except ImageError:
-            return frozenset()
-        lacked = {name for name, _ in (*link_map.missing, *link_map.broken)}
-        return frozenset(lacked | {gap.version for gap in loader.unsatisfied(link_map) if gap.fatal})
 
     def _must_load(self, link_map: loader.LinkMap, lacked: frozenset[str]) -> None:
         """Step 4: every DT_NEEDED is there and every needed version is defined by whoever provides it. Raises No."""
@@ -160,18 +172,21 @@ def _must_have_functions(link_map: loader.LinkMap) -> None:
 
     With lazy binding a missing function would end the program only when it is called, maybe hours after the start.
     """
+    for loaded, host, lost in lost_calls(link_map):
+        raise No("mpi-symbols", f"{loaded.path} uses {lost}, which {host.facts.soname} (the site's {host_file(host.identity)}) does not "
+                 "have",
+                 "build the program with an MPI that is no newer than the site's, or let the site offer a newer one", "image author")
+
+
+def lost_calls(link_map: loader.LinkMap) -> Iterator[Tuple[loader.Loaded, loader.Loaded, str]]:
+    """Each file of the image that calls what the site's MPI lacks, that MPI, and the functions in words."""
     offered = {name for loaded in link_map.objects for name in loaded.facts.exports}
-    host = next((loaded for loaded in link_map.objects if loaded.identity.startswith(_HOST) and "MPI_Init" in loaded.facts.exports), None)
-    if host is None:
-        return
-    for loaded in link_map.objects:
+    host = next((loaded for loaded in link_map.objects if host_file(loaded.identity) and "MPI_Init" in loaded.facts.exports), None)
+    for loaded in link_map.objects if host else ():
         lost = sorted(name for name in loaded.facts.imports
                       if name.startswith((*mpi.STANDARD, mpi.OPENMPI_MARK)) and name not in offered)
-        if lost and not loaded.identity.startswith(_HOST):
-            more = f" and {len(lost) - 1} more functions" if len(lost) > 1 else ""
-            raise No("mpi-symbols", f"{loaded.path} uses {lost[0]}{more}, which {host.facts.soname} (the site's "
-                     f"{host.identity[len(_HOST):]}) does not have",
-                     "build the program with an MPI that is no newer than the site's, or let the site offer a newer one", "image author")
+        if host and lost and not host_file(loaded.identity):
+            yield loaded, host, lost[0] + (f" and {len(lost) - 1} more functions" if len(lost) > 1 else "")
 
 
 def _must_be_one_build(program: str, link_map: loader.LinkMap) -> None:

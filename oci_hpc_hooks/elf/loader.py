@@ -42,6 +42,7 @@ class Search:
     hwcaps: Tuple[str, ...] = ()  # names of usable glibc-hwcaps subdirectories, preferred first; empty for glibc before 2.33
     preload: Tuple[str, ...] = ()  # LD_PRELOAD, split
     platform: str = ""  # what $PLATFORM stands for; "": path elements that hold it are left out
+    interp: str = ""  # the loader itself: in every process, so a shared object that stands for a program need not find it
 
 
 @dataclass(frozen=True)
@@ -208,7 +209,7 @@ class _Simulation:
 
     def _interp(self) -> Optional[_Object]:
         """The kernel has mapped the interpreter before any search begins; it answers to its path and to its soname."""
-        path = self._main.loaded.facts.interp
+        path = self._main.loaded.facts.interp or self._search.interp
         if not path:
             return None
         identity = self._view.resolve(path) if path.startswith("/") else ""

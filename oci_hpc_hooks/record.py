@@ -12,9 +12,13 @@ import tempfile
 from binascii import crc32
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-from oci_hpc_hooks import replay, report
+from oci_hpc_hooks import replay, report, warm
+from oci_hpc_hooks.apply import rootfs
 from oci_hpc_hooks.elf import ldcache
-from oci_hpc_hooks.model import Bind, FileId, Finding, ImageFacts, Plan, Watched
+from oci_hpc_hooks.errors import HookError
+from oci_hpc_hooks.inputs.container import command_words
+from oci_hpc_hooks.linux.paths import Root
+from oci_hpc_hooks.model import Bind, Container, FileId, Finding, ImageFacts, Plan, Watched
 
 #: Remembered plans per node or user. An anonymous volume makes every start a new case, so the oldest must go some time.
 PLANS_LIMIT = 1024
@@ -94,6 +98,40 @@ def remember(places: report.Places, record: Dict[str, Any], cache: bytes) -> Non
         _forget_oldest(folder)
     except OSError:
         pass
+
+
+def key_begins(places: Tuple[str, str, str, str], container: Container, defaults: Sequence[Tuple[str, str]]) -> str:
+    """How :func:`replay.key_of` begins for a start of this container, whatever volumes and options it gets."""
+    sources = (("annotation", container.annotations), ("label", container.labels), ("manifest", container.manifest_annotations))
+    words = [(source, key, value) for source, values in sources for key, value in sorted(values.items()) if key.startswith(warm.PREFIXES)]
+    environment = sorted((item for item in container.env if item.startswith(replay.LOADER_VARIABLES)), key=replay.variable)
+    return repr((replay.RECORD_VERSION, places, container.image_id or container.rootfs, words, list(defaults),
+                 command_words(container.args), environment, container.cwd))[:-1]
+
+
+def knows(places: report.Places, begins: str, root: Root) -> bool:
+    """Whether a plan is remembered for starts whose key begins so, and nothing that it rests on has changed: such a start is a warm one."""
+    try:
+        names = [name for name in os.listdir(places.cache + "/plans") if name.endswith(".plan")]
+    except OSError:
+        return False
+    for name in names:
+        found = replay.read_plan(places, name)
+        if found is not None and found[0]["key"].startswith(begins) and _still_holds(found[0], root):
+            return True
+    return False
+
+
+def _still_holds(record: Dict[str, Any], root: Root) -> bool:
+    try:
+        replay.check_host(record)
+        for path, *row in (row[:4] for row in (*record["tree"], *record["in_place"])):
+            if not rootfs.same_file(os.stat(path), *row):
+                return False
+        rootfs.check_image(record, root)
+        return True
+    except (rootfs.Stale, HookError, OSError):
+        return False
 
 
 def _forget_oldest(folder: str) -> None:

@@ -63,7 +63,9 @@ def fail(error: HookError, *, as_json: bool) -> int:
     if as_json:
         print_json({"version": 1, "error": str(error), "origin": error.origin, "remedy": error.remedy, "who": error.who})
     else:
-        print(f"oci-hpc-hooks: {error}", file=sys.stderr)
+        from oci_hpc_hooks.cli import show
+
+        print("\n".join(map(show.clean, f"oci-hpc-hooks: {error}".split("\n"))), file=sys.stderr)
     return error.exit_code
 
 

@@ -81,7 +81,7 @@ def plan(container: Container, request: Request, inventory: Inventory, facts: Im
         if made.verdict == UNPROVED and inventory.site.unproved == "refuse":
             return _refuse(wish, inventory, findings, No(
                 "unproved", "it cannot be proved before the start that the program would load the site's MPI, and this site refuses such",
-                "start the MPI program itself, not through a script", "user"))
+                "start the MPI program itself, not through a script", "user", made))
         return replace(made, findings=tuple(findings))
     if not refusals:
         offered = ", ".join(sorted({profile.provides["mpi"] for profile in inventory.profiles if "mpi" in profile.provides}))
@@ -100,7 +100,8 @@ def _refuse(wish: Wish, inventory: Inventory, findings: Sequence[Finding], *refu
                 no.remedy if run_without else no.remedy + f"; to start without injection give {OVERRIDE}", no.who)
         for no in refusals
     ]
-    return Plan(NOTHING if run_without else REFUSED, (*findings, *found))
+    tried = next((no.tried for no in refusals if no.tried is not None), None)
+    return Plan(NOTHING if run_without else REFUSED, (*findings, *found), tried=tried)
 
 
 def _claims(request: Request, facts: ImageFacts) -> Iterator[Finding]:
@@ -129,7 +130,7 @@ def _plan_with_fitting_libc(container: Container, facts: ImageFacts, profile: Re
         made = _plan_profile(container, over, profile, replaced)
     except No as no:
         why = f"the site's C runtime ({runtime.source}) is too old as well" if no.code == too_old.code else no.what
-        raise No(too_old.code, f"{too_old.what}; {why}", f"{too_old.remedy}; or {no.remedy}", too_old.who) from None
+        raise No(too_old.code, f"{too_old.what}; {why}", f"{too_old.remedy}; or {no.remedy}", too_old.who, too_old.tried) from None
     in_place = [Bind(library.real, library.file, copy.path, "the site's C runtime, over the image's", copy.file)
                 for library, copy in replaced]
     return replace(made, findings=(*findings, *made.findings), in_place=(*made.in_place, *in_place))
@@ -147,18 +148,29 @@ def _plan_profile(container: Container, facts: ImageFacts, profile: ResolvedProf
         return Plan(NOTHING, (*choice.findings, all_there))
     tree_root, tree_make = _tree_place(container, facts)
     cache = _merged_cache(facts, choice, tree_root)
-    proved, findings = prove(facts, profile, choice, cache, tree_root)
     modules = _modules(profile, choice, facts)
+    made = _actions(profile, facts, choice, modules, cache, tree_root, tree_make)
+    try:
+        proved, findings = prove(facts, profile, choice, cache, tree_root)
+    except No as no:
+        no.tried = made
+        raise
     findings = [*choice.findings, *findings, *lost_functions(choice), *needs_launcher(choice)]
     findings += [Finding(NOTE, "modules", f"{cover.target} of the image is covered by the site's /{cover.folder}: modules and libraries "
                          "come as one set") for cover in modules]
     if facts.cache is None and facts.cache_file is not None:
         findings.append(Finding(NOTE, "cache-unreadable", f"{facts.cache_path} of the image is no loader cache and is replaced: "
                                 f"{facts.unreadable.get(facts.cache_real, 'it cannot be read')}"))
+    return replace(made, verdict=PROVED if proved else UNPROVED, findings=tuple(findings))
+
+
+def _actions(profile: ResolvedProfile, facts: ImageFacts, choice: Choice, modules: Tuple[Cover, ...], cache: LdCache, tree_root: str,
+             tree_make: str) -> Plan:
+    """What would be done, before it is known whether it may be."""
     files = {library.path: library for library in (*choice.libraries, *profile.plugins)}
     return Plan(
-        verdict=PROVED if proved else UNPROVED,
-        findings=tuple(findings),
+        verdict=REFUSED,
+        findings=(),
         profile=profile.name,
         tree=tuple(Bind(library.real, library.file, path.lstrip("/"), f"{library.role} of profile {profile.name}")
                    for path, library in files.items()),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import PurePath
-from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from oci_hpc_hooks import cli, cold, record, warm
 from oci_hpc_hooks.cli import show, target
@@ -46,6 +46,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--all", action="store_true", help="show every library and every file, not only those that matter first")
     parser.add_argument("--inventory", metavar="[NAME=]FILE", action="append", default=[],
                         help="decide for the system whose site has published this inventory.json; may be repeated")
+    parser.add_argument("--graph", metavar="FILE.svg", help="draw what the program would load, coloured by who provides it")
 
 
 class Answer(NamedTuple):
@@ -59,6 +60,8 @@ class Answer(NamedTuple):
 def execute(args: argparse.Namespace) -> int:
     annotations = _pairs(args.annotation, "--annotation")
     labels = _pairs(args.label, "--label")
+    if args.graph and len(args.inventory) > 1:
+        raise UsageError("--graph draws the answer for one system", remedy="give one --inventory, or none", who="user")
     systems = {name: inventory.published(file) for name, file in _named(args.inventory)}
     registered = (args.config_dir, args.state_dir, args.cache_dir, args.log_file)
     with target.look(args.target, args.command, annotations, labels) as container, _tree(container) as root:
@@ -72,6 +75,8 @@ def execute(args: argparse.Namespace) -> int:
                                for name, answer in answers.items()]
     else:
         document.update(_answer(answers[""]))
+    if args.graph:
+        _draw(args.graph, args.target, document["systems"][0] if systems else document)
     if args.json:
         cli.print_json(document)
     else:
@@ -170,8 +175,8 @@ def _program(link_map: links.LinkMap) -> Dict[str, Any]:
              "needed_by": link.needed_by}
             for link in links.order(link_map)
         ],
-        "faults": [{"needed_by": edge.needed_by, "name": edge.name, "path": edge.path, "fault": edge.fault, "injection": edge.ours}
-                   for edge in link_map.edges if edge.fault],
+        "dependencies": [{"needed_by": edge.needed_by, "name": edge.name, "path": edge.path, "fault": edge.fault, "injection": edge.ours}
+                         for edge in link_map.edges],
     }
 
 
@@ -187,8 +192,7 @@ def _lines(said: Mapping[str, Any], everything: bool) -> Iterator[show.Block]:
     yield show.Line(f"{said['target']}: {SAYS[said['verdict']]}", said["verdict"])
     yield from show.findings(said["findings"])
     programs = said["programs"]
-    telling = next((program for program in programs if any(fault["injection"] for fault in program["faults"]) or _of_host(program)),
-                   programs[0] if programs else None)
+    telling = _telling(programs)
     for program in programs:
         yield from _libraries(program, everything or program is telling, everything)
     if everything:
@@ -204,6 +208,16 @@ def _lines(said: Mapping[str, Any], everything: bool) -> Iterator[show.Block]:
                f"the image's{cache}){start}")
 
 
+def _telling(programs: Sequence[Mapping[str, Any]]) -> Optional[Mapping[str, Any]]:
+    """The program that shows what the injection does: one that fails, or loads something of the host."""
+    told = (program for program in programs if _of_host(program) or any(fault["injection"] for fault in _faults(program)))
+    return next(told, programs[0] if programs else None)
+
+
+def _faults(program: Mapping[str, Any]) -> List[Mapping[str, Any]]:
+    return [needs for needs in program["dependencies"] if needs["fault"]]
+
+
 def _of_host(program: Mapping[str, Any]) -> int:
     return sum(library["provider"] != links.IMAGE for library in program["libraries"] if library["rule"] != "program")
 
@@ -217,12 +231,12 @@ def _libraries(program: Mapping[str, Any], table: bool, everything: bool) -> Ite
     yield f"{program['path']} would load {show.count(len(libraries), 'library', 'libraries')}, {_of_host(program)} of the host"
     if not table:
         return
-    nobody = [fault for fault in program["faults"] if not fault["path"]]
+    nobody = [fault for fault in _faults(program) if not fault["path"]]
     shown = libraries if everything else libraries[:ROWS]
     rows = [(fault["name"], "nobody", "-", "-", f"{_name(fault['needed_by'])} needs it; {fault['fault']}") for fault in nobody]
     for library in shown:
         rule = RULES.get(library["rule"], library["rule"])
-        rows.append((library["name"], library["provider"], library["file"], rule, _why(library, program["faults"])))
+        rows.append((library["name"], library["provider"], library["file"], rule, _why(library, _faults(program))))
     if rows:
         yield show.Table(("LIBRARY", "PROVIDER", "FILE", "FOUND BY", "WHY"), tuple(rows))
     if len(libraries) > len(shown):
@@ -238,6 +252,22 @@ def _why(library: Mapping[str, Any], faults: Sequence[Mapping[str, Any]]) -> str
 
 def _name(path: str) -> str:
     return path.rpartition("/")[2]
+
+
+def _draw(path: str, name: str, said: Mapping[str, Any]) -> None:
+    """Writes the picture of the program that tells most. Raises UsageError where it cannot be written."""
+    from oci_hpc_hooks.cli import graph
+
+    program = _telling(said["programs"]) or {"libraries": [], "dependencies": []}
+    errors = [finding for finding in said["findings"] if finding["severity"] == ERROR]
+    reasons = [f"{finding['what']} ({finding['origin']})" if finding["origin"] else finding["what"] for finding in errors]
+    reasons += [program["trouble"] for program in said["programs"] if program["trouble"]]
+    picture = graph.draw(program, f"{name}: {SAYS[said['verdict']]}", reasons)
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(picture)
+    except OSError as error:
+        raise UsageError(f"the picture {path} cannot be written: {error.strerror}", remedy="name another file", who="user") from None
 
 
 def _systems(said: Mapping[str, Any], everything: bool) -> Iterator[show.Block]:

@@ -118,7 +118,8 @@ class _Laid:
     def link_map(self, program: str, search: loader.Search) -> LinkMap:
         file = self._facts.files.get(program)
         if file is not None and "/ld-musl" in file.elf.interp:
-            return LinkMap(program, trouble=f"its loader is musl's ({file.elf.interp}), which searches in another way")
+            alone = Link(program, program, IMAGE, program, "program", "", "")
+            return LinkMap(program, (alone,), trouble=f"its loader is musl's ({file.elf.interp}), which searches in another way")
         try:
             found = loader.simulate(program, self._view, search)
         except ImageError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any, Dict, List
 
@@ -124,7 +125,7 @@ def test_a_refusal_shows_what_failed(rootfs: Path, tmp_path: Path) -> None:
     site(node, "GLIBC_2.99")
     said = document(node, rootfs, *WISH, "--", APP, code=1)
     assert said["verdict"] == "refused" and not said["files"] and not said["cost"]["mounts"]
-    (fault,) = said["programs"][0]["faults"]
+    (fault,) = [needs for needs in said["programs"][0]["dependencies"] if needs["fault"]]
     assert fault["name"] == "libc.so.6" and fault["fault"] == "lacks GLIBC_2.99" and fault["injection"]
     text = node.run("check", rootfs, *WISH, "--", APP).stdout
     (row,) = [line for line in text.splitlines() if line.lstrip().startswith("libc.so.6 ")]
@@ -280,3 +281,32 @@ def test_on_a_terminal_there_are_colours(node: Node, rootfs: Path) -> None:
 def test_markup_and_escapes_are_text_on_a_terminal(node: Node, tmp_path: Path) -> None:
     said = terminal(node, "check", image(tmp_path / "root", "/usr/bin/[bold]\x1b[5mapp"), *WISH, "--", "/usr/bin/[bold]\x1b[5mapp")
     assert "[bold]?[5mapp" in said and "\x1b[5m" not in said
+
+
+# ---------------------------------------------------------------------------------------------------------------- the picture
+
+def test_the_picture(node: Node, rootfs: Path, tmp_path: Path) -> None:
+    done = node.run("check", "--graph", tmp_path / "a.svg", rootfs, *WISH, "--", APP)
+    assert (done.returncode, done.stderr) == (0, "")
+    text = (tmp_path / "a.svg").read_text()
+    assert f"{rootfs}: proved" in ET.fromstring(text).findtext("{http://www.w3.org/2000/svg}title", "")
+    assert '<g class="node host">' in text and 'class="failing"' not in text
+    assert node.run("check", "--graph", tmp_path / "b.svg", rootfs, "--annotation", "org.supercontainers.mpi=openmpi").returncode == 1
+    assert "openmpi is wanted" in (tmp_path / "b.svg").read_text()
+
+
+def test_the_picture_of_another_system(node: Node, rootfs: Path, tmp_path: Path) -> None:
+    inventory = node.state / "inventory.json"
+    assert node.run("check", "--inventory", inventory, "--graph", tmp_path / "a.svg", rootfs, *WISH, "--", APP).returncode == 0
+    assert '<g class="node host">' in (tmp_path / "a.svg").read_text()
+    two = ("--inventory", f"a={inventory}", "--inventory", f"b={inventory}")
+    done = node.run("check", *two, "--graph", tmp_path / "b.svg", rootfs, *WISH)
+    assert done.returncode == 2 and "one system" in done.stderr
+
+
+@pytest.mark.parametrize("path", ["nowhere/a.svg", "."])
+def test_a_picture_that_cannot_be_written(node: Node, rootfs: Path, tmp_path: Path, path: str) -> None:
+    done = node.run("check", "--graph", tmp_path / path, rootfs, *WISH)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"oci-hpc-hooks: the picture {tmp_path / path} cannot be written: ")
+    assert len(done.stderr.splitlines()) == 1

@@ -10,7 +10,7 @@ import os
 import posixpath
 import tempfile
 from binascii import crc32
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from oci_hpc_hooks import replay, report, warm
 from oci_hpc_hooks.apply import rootfs
@@ -19,6 +19,10 @@ from oci_hpc_hooks.errors import HookError
 from oci_hpc_hooks.inputs.container import command_words
 from oci_hpc_hooks.linux.paths import Root
 from oci_hpc_hooks.model import Bind, Container, FileId, Finding, ImageFacts, Plan, Watched
+
+#: Why what is made by ourselves is there.
+COVER = "modules go with their libraries"
+CACHE = "the image's loader cache with the site's libraries"
 
 #: Remembered plans per node or user. An anonymous volume makes every start a new case, so the oldest must go some time.
 PLANS_LIMIT = 1024
@@ -47,10 +51,34 @@ def build(plan: Plan, facts: Optional[ImageFacts], watched: Sequence[Watched], k
         "image_files": [[file.path, *_row(file.file)] for file in files],
         "image_dirs": [[folder.path, folder.inode, folder.mtime_ns] for folder in facts.directories] if facts else [],
         "findings": [finding_document(finding) for finding in plan.findings],
+        "why": _why((*plan.tree, *plan.in_place)),
     }
     if facts is not None and facts.cache_file is not None and not cache:
         record["image_files"].append([facts.cache_real, *_row(facts.cache_file)])
     return record, cache
+
+
+def _why(binds: Sequence[Bind]) -> Dict[str, List[int]]:
+    """Each reason with the numbers of the rows that are there for it: few reasons, many rows."""
+    found: Dict[str, List[int]] = {}
+    for number, bind in enumerate(binds):
+        found.setdefault(bind.why, []).append(number)
+    return found
+
+
+def files(record: Mapping[str, Any]) -> List[Dict[str, Any]]:
+    """What a record puts into the container, for people: source, target, how ("tree" or "in place"), why, and ``id``, which is inode,
+    size and mtime of the source (of a directory that covers modules and of the loader cache, which are of our own making: nothing)."""
+    reasons = {number: why for why, numbers in record.get("why", {}).items() for number in numbers}
+    at = record["tree_at"]
+    rows = [(row[0], f"{at}/{row[4]}", "tree", row[1:4]) for row in record["tree"]]
+    rows += [(row[0], row[4], "in place", row[1:4]) for row in record["in_place"]]
+    found = [{"source": source, "target": target, "how": how, "why": reasons.get(number, ""), "id": tuple(identity)}
+             for number, (source, target, how, identity) in enumerate(rows)]
+    found += [{"source": f"{at}/{row[0]}", "target": row[1], "how": "in place", "why": COVER, "id": ()} for row in record["modules"]]
+    if record["cache"]:
+        found.append({"source": f"{at}/ld.so.cache", "target": record["cache"]["target"], "how": "in place", "why": CACHE, "id": ()})
+    return found
 
 
 def _row(file: Optional[FileId]) -> List[int]:

@@ -76,6 +76,7 @@ class Service:
             "id": self.start.state.id,
             "image": self.start.image.image_name or self.start.image.image_id,
             "stage": self.start.stage,
+            "plan": plan_file(self.key),
             "path": path,
             "ms": round((time.monotonic() - self.start.began) * 1000, 2),
             "cpu_ms": round(time.process_time() * 1000, 2),

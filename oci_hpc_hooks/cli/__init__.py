@@ -22,6 +22,7 @@ VERBS: Dict[str, str] = {
     "validate": "hold configuration files against their schemas",
     "register": "write the hook executables and descriptors of this installation",
     "last": "show what the hooks did last",
+    "explain": "tell of one container what was done to it, and why",
 }
 
 #: The global options: each place, its default, and what lies there.

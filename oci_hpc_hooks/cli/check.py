@@ -13,7 +13,6 @@ from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Seq
 from oci_hpc_hooks import cli, cold, record, warm
 from oci_hpc_hooks.cli import show, target
 from oci_hpc_hooks.decide import links
-from oci_hpc_hooks.elf import ldcache
 from oci_hpc_hooks.errors import Refusal, UsageError
 from oci_hpc_hooks.inputs import inventory
 from oci_hpc_hooks.linux.paths import Root
@@ -27,7 +26,6 @@ SAYS = {
     NOTHING: "nothing to do: the container would be left as it is",
     REFUSED: "refused: the container would not start",
 }
-COVER = "modules go with their libraries"
 
 #: Rows of a table of libraries, unless --all is given.
 ROWS = 12
@@ -142,25 +140,21 @@ def _offer(offers: Inventory, plan: Plan) -> Dict[str, str]:
 def _answer(answer: Answer) -> Dict[str, Any]:
     """What ``--json`` prints of one decision: schemas/check-output.schema.json."""
     plan = answer.plan
+    applied, cache = record.build(plan, None, (), "")
     return {
         "verdict": plan.verdict,
         "profile": plan.profile,
         "findings": [record.finding_document(finding) for finding in plan.findings],
         "programs": [_program(one) for one in answer.maps],
-        "tree": plan.tree_root if plan.tree else "",
-        "files": [
-            *({"source": bind.source, "target": f"{plan.tree_root}/{bind.target}", "how": "tree", "why": bind.why} for bind in plan.tree),
-            *({"source": bind.source, "target": bind.target, "how": "in place", "why": bind.why} for bind in plan.in_place),
-            *({"source": f"{plan.tree_root}/{cover.folder}", "target": cover.target, "how": "in place", "why": COVER}
-              for cover in plan.modules),
-        ],
+        "tree": applied["tree_at"],
+        "files": [{key: file[key] for key in ("source", "target", "how", "why")} for file in record.files(applied)],
         "loader_cache": plan.cache_target,
         "cost": {
             "tree_files": len(plan.tree),
             "in_place": len(plan.in_place) + len(plan.modules),
-            "mounts": (len(plan.tree) + 1 if plan.tree else 0) + len(plan.in_place) + len(plan.modules) + bool(plan.cache_target),
-            "cache_entries": len(plan.cache.entries) if plan.cache and plan.cache_target else 0,
-            "cache_bytes": len(ldcache.serialize(plan.cache)) if plan.cache and plan.cache_target else 0,
+            "mounts": len(record.files(applied)) + bool(plan.tree),
+            "cache_entries": len(plan.cache.entries) if plan.cache is not None and cache else 0,
+            "cache_bytes": len(cache),
             "start": answer.start,
         },
     }
@@ -197,8 +191,6 @@ def _lines(said: Mapping[str, Any], everything: bool) -> Iterator[show.Block]:
         yield from _libraries(program, everything or program is telling, everything)
     if everything:
         yield from (f"  {file['source']} -> {file['target']} ({file['why']})" for file in said["files"])
-        if said["loader_cache"]:
-            yield f"  a loader cache with the site's libraries -> {said['loader_cache']}"
     cost = said["cost"]
     if cost["mounts"]:
         cache = f", a loader cache of {cost['cache_entries']} entries" if cost["cache_entries"] else ""

@@ -100,7 +100,7 @@ def test_files_for_people(ready: ReadySite) -> None:  # noqa: F811
     assert lines[0] == f"{ROOTFS}: proved: the program will load the site's libraries"
     assert f"  {MPICH5}/libmpi.so.12 -> {TREE}{MPICH5}/libmpi.so.12 (replace of profile mpich)" in lines
     assert f"  {TREE}{MPICH5}/mpich/ucx -> /usr/lib/x86_64-linux-gnu/ucx (modules go with their libraries)" in lines
-    assert lines[-2] == "  a loader cache with the site's libraries -> /etc/ld.so.cache"
+    assert lines[-2] == f"  {TREE}/ld.so.cache -> /etc/ld.so.cache (the image's loader cache with the site's libraries)"
     row = next(line.split() for line in lines if line.startswith("  libmpich.so.12 "))
     assert row[1:5] == ["host", f"{MPICH5}/libmpi.so.12", "loader", "cache"]
 

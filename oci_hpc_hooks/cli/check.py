@@ -74,7 +74,7 @@ def execute(args: argparse.Namespace) -> int:
     else:
         document.update(_answer(answers[""]))
     if args.graph:
-        _draw(args.graph, args.target, document["systems"][0] if systems else document)
+        _draw(args.graph, " on ".join([args.target, *systems]), document["systems"][0] if systems else document)
     if args.json:
         cli.print_json(document)
     else:
@@ -263,7 +263,11 @@ def _draw(path: str, name: str, said: Mapping[str, Any]) -> None:
 
 
 def _systems(said: Mapping[str, Any], everything: bool) -> Iterator[show.Block]:
-    """A table of systems, and below it what stands in the way on each."""
+    """A table of systems, and below it what stands in the way on each; of a single system all that is told of this node."""
+    if len(said["systems"]) == 1:
+        (system,) = said["systems"]
+        yield from _lines({**system, "target": f"{said['target']} on {system['system']}"}, everything)
+        return
     rows = []
     for system in said["systems"]:
         worst = next((finding for word in ("error", "warning") for finding in system["findings"] if finding["severity"] == word), None)

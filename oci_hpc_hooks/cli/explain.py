@@ -60,8 +60,9 @@ def execute(args: argparse.Namespace) -> int:
     entry = next((entry for entry in entries if entry.get("id") == subject.id), None)
     seen = _mounts_of(subject)
     if entry is None and not (seen and _marked(seen)):
+        removed = "if it has been removed give its id, for its name went with it" if subject.status == "gone" else ""
         raise HookError(f"nothing is known of the container {args.container}: {places.log} has no entry of it, for it asked for nothing, "
-                        "or was started without the hooks or by another user")
+                        "or was started without the hooks or by another user", remedy=removed, who="user")
     document = _document(subject, entry, places, seen)
     if args.json:
         cli.print_json(document)

@@ -331,4 +331,4 @@ class Plan:
     cache: Optional[LdCache] = None
     tree_root: str = ""  # where the tree appears in the container
     tree_make: str = ""  # "dev": a directory in the runtime's own /dev tmpfs; "create": in the rootfs; "": over an existing empty one
-    tried: Optional[Plan] = None  # of a refusal: what would have been done, where the decision came that far
+    tried: Optional[Plan] = None  # of a refusal: what the first finding of it is about, where the decision came that far

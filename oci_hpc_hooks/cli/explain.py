@@ -28,7 +28,8 @@ from oci_hpc_hooks.linux import mounts
 from oci_hpc_hooks.linux.paths import Root
 from oci_hpc_hooks.report import Places, own_places
 
-NOTHING_KNOWN = 1
+#: Seconds for podman, which waits for a container that is just being started.
+PATIENCE = 30
 
 Table = Dict[int, mounts.MountEntry]
 
@@ -98,9 +99,9 @@ def _subject(wanted: str, logged: Sequence[str]) -> Subject:
 def _asked(command: Sequence[str]) -> Optional[Dict[str, Any]]:
     """The JSON object (or the first of a list) that a command prints, None where it fails or is not installed."""
     try:
-        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False, timeout=PATIENCE)
         found = json.loads(done.stdout) if done.returncode == 0 else None
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, subprocess.TimeoutExpired):
         return None
     found = found[0] if isinstance(found, list) and found else found
     return found if isinstance(found, dict) else None

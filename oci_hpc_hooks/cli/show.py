@@ -19,6 +19,10 @@ STYLES: Mapping[str, str] = {
 }
 
 
+#: Letters; a column that has no longer cell is not broken where the terminal is narrow. The last one, of words, is.
+WHOLE = 28
+
+
 @dataclass(frozen=True)
 class Line:
     """One line; ``style`` is a key of STYLES, or nothing."""
@@ -75,18 +79,20 @@ def _plain(block: Block) -> Iterator[str]:
 
 def _rich(blocks: Iterable[Block]) -> None:
     from rich.console import Console
+    from rich.padding import Padding
     from rich.table import Table as RichTable
     from rich.text import Text
 
     console = Console(highlight=False, emoji=False)  # itself respects NO_COLOR and TERM=dumb
     for block in blocks:
         if isinstance(block, Table):
-            table = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 2), header_style="bold")
-            for heading in block.headings:
-                table.add_column(heading, overflow="fold")
+            table = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+            for heading, *cells in zip(block.headings, *block.rows):
+                whole = heading != block.headings[-1] and max(map(len, cells), default=0) <= WHOLE
+                table.add_column(heading, overflow="fold", no_wrap=whole)
             for row in block.rows:
                 table.add_row(*(Text(clean(cell), STYLES.get(cell, "")) for cell in row))
-            console.print(table)
+            console.print(Padding(table, (0, 0, 0, 2)))
         else:
             line = block if isinstance(block, Line) else Line(block)
             console.print(Text(clean(line.text), STYLES.get(line.style, "")), soft_wrap=True)

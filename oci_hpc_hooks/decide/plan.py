@@ -100,8 +100,7 @@ def _refuse(wish: Wish, inventory: Inventory, findings: Sequence[Finding], *refu
                 no.remedy if run_without else no.remedy + f"; to start without injection give {OVERRIDE}", no.who)
         for no in refusals
     ]
-    tried = next((no.tried for no in refusals if no.tried is not None), None)
-    return Plan(NOTHING if run_without else REFUSED, (*findings, *found), tried=tried)
+    return Plan(NOTHING if run_without else REFUSED, (*findings, *found), tried=refusals[0].tried)
 
 
 def _claims(request: Request, facts: ImageFacts) -> Iterator[Finding]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Dict, Optional, Tuple
 
+from hypothesis import HealthCheck, given, settings
+
 from oci_hpc_hooks.decide import links
 from oci_hpc_hooks.decide.links import HOST, IMAGE, RUNTIME, Edge, LinkMap
 from oci_hpc_hooks.decide.plan import TREE_IN_DEV, plan
-from oci_hpc_hooks.model import NOTHING, PROVED, REFUSED, UNPROVED, ImageFacts, Inventory, Plan, Request, Site, Wish
-from tests.unit.decide import test_runtime, world
+from oci_hpc_hooks.model import ERROR, NOTHING, PROVED, REFUSED, UNPROVED, ImageFacts, Inventory, Plan, Request, Site, Wish
+from tests.unit.decide import test_plan, test_runtime, world
 from tests.unit.decide.world import (
     APP,
     IMAGE_MPI,
@@ -173,3 +175,24 @@ def test_musl_is_not_simulated() -> None:
 def test_a_program_that_is_no_elf_file() -> None:
     found = only(mpich_image().facts("/bin/none"), request=Request())
     assert found.trouble == "/bin/none is not an ELF program"
+
+
+#: Refusals that are a dependency which fails.
+OF_AN_EDGE = {"glibc-too-old", "version-missing", "dependency-missing", "dependency-broken", "mpi-symbols"}
+
+
+@settings(max_examples=300, suppress_health_check=list(HealthCheck), deadline=None)
+@given(test_plan.images(), test_plan.nodes())
+def test_it_says_what_the_proof_said(facts: ImageFacts, node: Inventory) -> None:
+    """Where the plan is proved nothing fails; where a dependency was the reason to refuse, one that fails is shown."""
+    made, maps = look(facts, node)
+    if made.verdict == PROVED:
+        assert not any(one.faults for one in maps)
+        assert any(link.provider == HOST for one in maps for link in one.objects)
+    first = next((finding.code for finding in made.findings if finding.severity == ERROR), "")
+    if made.verdict == REFUSED and first in OF_AN_EDGE:
+        assert any(one.faults for one in maps)
+    for one in maps:
+        paths = {link.path for link in one.objects}
+        assert all(edge.needed_by in paths and edge.path in {*paths, ""} for edge in one.edges)
+        assert len(links.order(one)) == len(one.objects)

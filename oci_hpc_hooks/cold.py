@@ -64,14 +64,11 @@ def serve(service: Service, container: Container) -> None:
             service.log(NOTHING, "cold", findings=made["findings"])
             return
         try:
-            service.inject(made, cache)
+            service.inject(made, cache, "cold")
+            return
         except Stale as stale:
             if not left:
                 raise Refusal(f"{stale} changes while it is looked at", remedy="start the container again", who="user") from None
-            continue
-        service.log(decision.verdict, "cold", profile=decision.profile, files=len(made["tree"]) + len(made["in_place"]),
-                  findings=made["findings"])
-        return
 
 
 def decide(container: Container, root: Root, offers: Inventory) -> Tuple[Plan, ImageFacts]:
@@ -80,7 +77,7 @@ def decide(container: Container, root: Root, offers: Inventory) -> Tuple[Plan, I
     profiles = decide_plan.candidates(wanted, offers)
     if profiles and offers.c_runtime is not None:
         profiles = (*profiles, offers.c_runtime)
-    facts = image.gather(root, container, profiles)
+    facts = image.gather(root, container, profiles, offers.cpu.hwcaps if offers.cpu else ())
     return decide_plan.plan(container, wanted, offers, facts), facts
 
 

@@ -59,6 +59,8 @@ class ElfFacts:
     verdef: Tuple[str, ...] = ()
     exports: Tuple[str, ...] = ()
     imports: Tuple[str, ...] = ()
+    isa_needed: int = 0  # GNU_PROPERTY_X86_ISA_1_NEEDED: bit n = x86-64-v(n + 1); 0 = not marked
+    execstack: bool = False  # wants an executable stack: PT_GNU_STACK with PF_X, or none where that is the default
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ class Container:
 class Wish:
     """One thing asked for, and by whom."""
 
-    value: str  # normalised: "mpich", "openmpi", "auto", "none" …
+    value: str  # normalised: "mpich", "openmpi", "mpi-abi", "auto", "none" …
     origin: str  # "annotation org.supercontainers.mpi=mpich", "label …", "site default …"
     explicit: bool  # an annotation or label: may be refused; defaults and auto are skipped with a note instead
 
@@ -122,9 +124,18 @@ class Request:
     mpi: Optional[Wish] = None
     glibc: Optional[Wish] = None  # the image's claim about its own glibc, checked against ELF
     findings: Tuple[Finding, ...] = ()
+    cpu: Optional[Wish] = None  # the claim for which microarchitecture the image was built, as archspec would call it
 
 
 # ---------------------------------------------------------------------------------------------------------------- site
+
+@dataclass(frozen=True)
+class Variant:
+    """The same libraries built another way, against an older C library: for images that are too old for the profile's own."""
+
+    name: str
+    search: Tuple[str, ...]  # directories with shell patterns; the libraries themselves are taken from nowhere else
+
 
 @dataclass(frozen=True)
 class SiteProfile:
@@ -132,6 +143,7 @@ class SiteProfile:
 
     name: str
     search: Tuple[str, ...] = ()  # directories looked in before those of the profile
+    variants: Tuple[Variant, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -144,6 +156,7 @@ class Site:
     unproved: str = "run"  # or "refuse"
     c_runtime: str = "none"  # or "host": where a container's glibc is too old, the site's takes its place
     c_runtime_search: Tuple[str, ...] = ()  # directories that it may be taken from; empty = the node's own
+    loader_cache: str = "file"  # in the container's own layer, where that can be; or "bind": always mounted over the image's
 
 
 @dataclass(frozen=True)
@@ -154,6 +167,17 @@ class ProfileLibrary:
     role: str  # "replace": over the image's copies; "add": if the image has none
     replaces: Tuple[str, ...] = ()  # other sonames in images that this one stands in for
     required: bool = True
+
+
+@dataclass(frozen=True)
+class LibrarySet:
+    """Libraries, their modules and their configuration that must come from one build, the site's or the image's."""
+
+    name: str
+    when: str  # soname of the library that the set is about: with it the set comes
+    libraries: Tuple[str, ...] = ()  # sonames that go with it
+    directories: Tuple[str, ...] = ()  # what it opens by path, modules and configuration; "$ORIGIN" = real directory of ``when``
+    private: str = ""  # how symbol versions begin that only files of one build share
 
 
 @dataclass(frozen=True)
@@ -168,6 +192,8 @@ class Profile:
     plugins: Tuple[str, ...] = ()  # directories of modules that are dlopened, "$ORIGIN" = directory of the first library
     immovable: Tuple[str, ...] = ()  # patterns of files that the libraries open by their absolute path: with these it cannot be offered
     source: str = ""  # the file it was read from
+    variants: Tuple[Variant, ...] = ()
+    sets: Tuple[LibrarySet, ...] = ()
 
 
 # ---------------------------------------------------------------------------------------------------------------- inventory
@@ -186,8 +212,28 @@ class HostLibrary:
 
 
 @dataclass(frozen=True)
+class HostFile:
+    """A file of the node that no loader reads, resolved."""
+
+    path: str
+    real: str
+    file: FileId
+
+
+@dataclass(frozen=True)
+class ResolvedSet:
+    """A :class:`LibrarySet` on this node. Its libraries are among those of the profile."""
+
+    name: str
+    private: str
+    libraries: Tuple[str, ...]  # sonames, that of the library it is about first; not every one need be on this node
+    modules: Tuple[HostLibrary, ...]  # of its directories: what is loaded
+    files: Tuple[HostFile, ...]  # and everything else
+
+
+@dataclass(frozen=True)
 class ResolvedProfile:
-    """A profile resolved on this node. ``problems`` not empty: it cannot be offered, and why."""
+    """A profile, or one of its variants, resolved on this node. ``problems`` not empty: it cannot be offered, and why."""
 
     name: str
     provides: Mapping[str, str]
@@ -195,6 +241,15 @@ class ResolvedProfile:
     libraries: Tuple[HostLibrary, ...]  # what is replaced or added first, then the dependency closure
     plugins: Tuple[HostLibrary, ...] = ()
     problems: Tuple[str, ...] = ()
+    variant: str = ""  # the variant's name, "" for the profile as such
+    glibc: str = ""  # the glibc release, such as "2.34", that has what the libraries (without modules) need of it; "" = any
+    variants: Tuple[ResolvedProfile, ...] = ()
+    sets: Tuple[ResolvedSet, ...] = ()  # those that come with the libraries
+
+    @property
+    def title(self) -> str:
+        """ "profile mpich", "variant el7 of profile mpich", for people."""
+        return f"variant {self.variant} of profile {self.name}" if self.variant else f"profile {self.name}"
 
 
 @dataclass(frozen=True)
@@ -203,6 +258,19 @@ class Watched:
 
     path: str
     file: Optional[FileId]
+
+
+@dataclass(frozen=True)
+class Cpu:
+    """The node's processor, in archspec's names, with all that is needed to judge an image without archspec."""
+
+    target: str  # "zen3"
+    vendor: str  # "AuthenticAMD"
+    level: str  # the generic target that it amounts to: "x86_64_v3", "armv8.2a"
+    isa: int  # the x86-64 levels that run here, as bits of GNU_PROPERTY_X86_ISA_1_NEEDED; 0 on other machines
+    hwcaps: Tuple[str, ...]  # glibc-hwcaps subdirectories that a loader uses here, preferred first
+    compatible: Tuple[str, ...]  # the targets whose programs run here, its own among them
+    levels: Mapping[str, str]  # every target of this machine's family, and the generic one that it amounts to
 
 
 @dataclass(frozen=True)
@@ -217,6 +285,7 @@ class Inventory:
     profiles: Tuple[ResolvedProfile, ...]  # in the site's order of preference
     rests_on: Tuple[Watched, ...]  # configuration, profiles and every host file and directory that was consulted
     c_runtime: Optional[ResolvedProfile] = None  # loader and libraries of glibc, one directory's (``source``); None = the site keeps it
+    cpu: Optional[Cpu] = None  # None = it could not be told
 
 
 # ---------------------------------------------------------------------------------------------------------------- image
@@ -261,6 +330,16 @@ class Directory:
 
 
 @dataclass(frozen=True)
+class Bystanders:
+    """What in an image would notice that another C library takes the place of its own. Paths, real ones except for the commands."""
+
+    execstack: Tuple[str, ...] = ()  # libraries and modules that want an executable stack and are not loaded when the programs start
+    static_nss: Tuple[str, ...] = ()  # static programs of the command line that open the NSS modules of the glibc they were linked with
+    linker: str = ""  # ``ld`` in PATH
+    ldd: str = ""  # ``ldd`` in PATH
+
+
+@dataclass(frozen=True)
 class ImageFacts:
     """What the image brings: enough for plan() to simulate its loader without touching a file.
 
@@ -287,6 +366,12 @@ class ImageFacts:
     preload: Tuple[str, ...] = ()  # LD_PRELOAD
     consumers: Tuple[str, ...] = ()  # real paths of what uses MPI in PATH, libraries and Python packages, where the programs do not
     libc_version: str = ""  # as libc.so.6 says it itself
+    makeable: Tuple[str, ...] = ()  # directories of sets that the image lacks and that could be made in its own filesystem
+    drop_ins: str = ""  # the directory whose *.conf files ldconfig in the image reads, "" if it reads none
+    conf: Optional[Watched] = None  # the ld.so.conf that says so
+    hwcaps: Tuple[str, ...] = ()  # of the node's glibc-hwcaps subdirectories those that the image's loader knows how to use
+    static_programs: Tuple[str, ...] = ()  # real paths of static ELF programs that the arguments lead to
+    bystanders: Bystanders = Bystanders()  # looked for only where the site may bring a newer C library
 
 
 # ---------------------------------------------------------------------------------------------------------------- plan
@@ -308,12 +393,21 @@ class Bind:
 
 @dataclass(frozen=True)
 class Cover:
-    """A directory of the image that a directory of the tree is mounted over."""
+    """A directory of the image that a directory of the tree is mounted over. ``inode`` 0: it is made first."""
 
     folder: str  # relative to the tree's root
     target: str  # path in the image
     inode: int  # of what must still be there, as is mtime_ns
     mtime_ns: int
+
+
+@dataclass(frozen=True)
+class DropIn:
+    """A file for ldconfig: with it, a cache that ldconfig makes anew inside the container still leads to what was injected."""
+
+    path: str  # in the image
+    text: str
+    rests_on: Watched  # the image's ld.so.conf, which includes it
 
 
 @dataclass(frozen=True)
@@ -332,3 +426,4 @@ class Plan:
     tree_root: str = ""  # where the tree appears in the container
     tree_make: str = ""  # "dev": a directory in the runtime's own /dev tmpfs; "create": in the rootfs; "": over an existing empty one
     tried: Optional[Plan] = None  # of a refusal: what the first finding of it is about, where the decision came that far
+    drop_in: Optional[DropIn] = None  # the cache is a file in the container's own layer, with this one; None = it is bound

@@ -16,6 +16,7 @@ from oci_hpc_hooks import replay, report, warm
 from oci_hpc_hooks.apply import rootfs
 from oci_hpc_hooks.elf import ldcache
 from oci_hpc_hooks.errors import HookError
+from oci_hpc_hooks.inputs import jsontext
 from oci_hpc_hooks.inputs.container import command_words
 from oci_hpc_hooks.linux.paths import Root
 from oci_hpc_hooks.model import Bind, Container, FileId, Finding, ImageFacts, Plan, Watched
@@ -23,6 +24,7 @@ from oci_hpc_hooks.model import Bind, Container, FileId, Finding, ImageFacts, Pl
 #: Why what is made by ourselves is there.
 COVER = "modules go with their libraries"
 CACHE = "the image's loader cache with the site's libraries"
+DROP_IN = "with it, what ldconfig makes in the container leads to the site's libraries too"
 
 #: Remembered plans per node or user. An anonymous volume makes every start a new case, so the oldest must go some time.
 PLANS_LIMIT = 1024
@@ -45,7 +47,8 @@ def build(plan: Plan, facts: Optional[ImageFacts], watched: Sequence[Watched], k
         "tree": [[bind.source, *_row(bind.source_file), bind.target] for bind in plan.tree],
         "in_place": [[bind.source, *_row(bind.source_file), bind.target, *_row(bind.over)] for bind in plan.in_place],
         "modules": [[cover.folder, cover.target, cover.inode, cover.mtime_ns] for cover in plan.modules],
-        "cache": {"target": plan.cache_target, "over": _row(plan.cache_over) if plan.cache_over else None} if cache else None,
+        "cache": {"target": plan.cache_target, "over": _row(plan.cache_over) if plan.cache_over else None,
+                  "drop_in": [plan.drop_in.path, plan.drop_in.text] if plan.drop_in else None} if cache else None,
         "cache_length": len(cache),
         "host_files": [[item.path, *_row(item.file)] for item in watched if item.path not in sources],
         "image_files": [[file.path, *_row(file.file)] for file in files],
@@ -55,6 +58,8 @@ def build(plan: Plan, facts: Optional[ImageFacts], watched: Sequence[Watched], k
     }
     if facts is not None and facts.cache_file is not None and not cache:
         record["image_files"].append([facts.cache_real, *_row(facts.cache_file)])
+    if plan.drop_in is not None:
+        record["image_files"].append([plan.drop_in.rests_on.path, *_row(plan.drop_in.rests_on.file)])
     return record, cache
 
 
@@ -66,9 +71,10 @@ def _why(binds: Sequence[Bind]) -> Dict[str, List[int]]:
     return found
 
 
-def files(record: Mapping[str, Any]) -> List[Dict[str, Any]]:
-    """What a record puts into the container, for people: source, target, how ("tree" or "in place"), why, and ``id``, which is inode,
-    size and mtime of the source (of a directory that covers modules and of the loader cache, which are of our own making: nothing)."""
+def files(record: Mapping[str, Any], cache_as: str = "") -> List[Dict[str, Any]]:
+    """What a record puts into the container, for people: source, target, how ("tree", "in place", or "file" in its own layer), why, and
+    ``id``, which is inode, size and mtime of the source (of a directory that covers modules and of the loader cache, which are of our own
+    making: nothing). ``cache_as`` is how the cache arrived ("file" or "bind"), if that is known to be otherwise than planned."""
     reasons = {number: why for why, numbers in record.get("why", {}).items() for number in numbers}
     at = record["tree_at"]
     rows = [(row[0], f"{at}/{row[4]}", "tree", row[1:4]) for row in record["tree"]]
@@ -76,8 +82,12 @@ def files(record: Mapping[str, Any]) -> List[Dict[str, Any]]:
     found = [{"source": source, "target": target, "how": how, "why": reasons.get(number, ""), "id": tuple(identity)}
              for number, (source, target, how, identity) in enumerate(rows)]
     found += [{"source": f"{at}/{row[0]}", "target": row[1], "how": "in place", "why": COVER, "id": ()} for row in record["modules"]]
-    if record["cache"]:
-        found.append({"source": f"{at}/ld.so.cache", "target": record["cache"]["target"], "how": "in place", "why": CACHE, "id": ()})
+    cache = record["cache"]
+    if cache and (cache_as or ("file" if cache["drop_in"] else "bind")) == "file":
+        found += [{"source": "", "target": target, "how": "file", "why": why, "id": ()}
+                  for target, why in ((cache["target"], CACHE), (cache["drop_in"][0] if cache["drop_in"] else "", DROP_IN)) if target]
+    elif cache:
+        found.append({"source": f"{at}/ld.so.cache", "target": cache["target"], "how": "in place", "why": CACHE, "id": ()})
     return found
 
 
@@ -117,7 +127,7 @@ def remember(places: report.Places, record: Dict[str, Any], cache: bytes) -> Non
         fd, temporary = tempfile.mkstemp(dir=folder)
         try:
             with open(fd, "wb") as file:
-                data = report.dumps(record).encode() + b"\n" + cache
+                data = jsontext.dumps(record).encode() + b"\n" + cache
                 file.write(b"%08x\n" % crc32(data) + data)
             os.rename(temporary, f"{folder}/{replay.plan_file(record['key'])}")
         except BaseException:

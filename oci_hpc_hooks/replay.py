@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from oci_hpc_hooks.warm import Start
 
 #: Goes into every key: a plan remembered by another version of the record is not found.
-RECORD_VERSION = 1
+RECORD_VERSION = 2
 
 #: What a program could be given by its environment that changes what its loader does.
 LOADER_VARIABLES = ("PATH=", "LD_", "GLIBC_TUNABLES=")
@@ -47,8 +47,8 @@ class Service:
         self.root: Root
         self.table: dict[int, mounts.MountEntry]
 
-    def look(self) -> None:
-        """Opens the container's tree and reads its mount table. Raises InputError, OSError."""
+    def look(self) -> bool:
+        """Opens the container's tree and reads its mount table; False if another stage has to serve it. Raises InputError, OSError."""
         pid = self.start.state.pid
         try:
             if posix.geteuid() != 0:
@@ -60,10 +60,25 @@ class Service:
             self.table = mounts.mount_table(f"/proc/{pid}/mountinfo")
         except (FileNotFoundError, ProcessLookupError):
             raise InputError(f"process {pid}, the container's first, is gone: the runtime has given up on it") from None
+        return True
 
-    def inject(self, record: dict[str, Any], cache: bytes) -> None:
+    def is_served(self) -> bool:
+        return rootfs.already_injected(self.table, self.root.prefix)
+
+    def inject(self, record: dict[str, Any], cache: bytes, path: str) -> None:
+        """Applies a plan that was found on this path, and says so in the log. Raises as :func:`rootfs.inject`."""
         self.journal = report.open_log(self.places)
-        rootfs.inject(record, cache, self.root, self.table, container.mount_label(self.start.config), self.join)
+        way, because = self.apply(record, cache)
+        findings = record["findings"]
+        if because:
+            what = f"the loader's cache is mounted, not a file of the container's own, and ldconfig inside fails: {because}"
+            note = {"severity": "note", "code": "loader-cache", "what": what, "origin": "", "remedy": "", "who": ""}
+            findings = [*findings, note]
+        self.log(record["verdict"], path, profile=record["profile"], files=len(record["tree"]) + len(record["in_place"]),
+                 loader_cache=way, findings=findings)
+
+    def apply(self, record: dict[str, Any], cache: bytes) -> tuple[str, str]:
+        return rootfs.inject(record, cache, self.root, self.table, container.mount_label(self.start.config), self.join)
 
     def join(self) -> None:
         if not self.entered:
@@ -89,18 +104,19 @@ def run(start: Start) -> None:
     """Serves one container that asks for something. Raises HookError where it must not start."""
     syscalls.close_range(3)
     syscalls.set_not_dumpable()
-    service = Service(start)
+    service = service_for(start)
     if not start.words and not start.defaults:
         service.log("nothing", "warm", message=f"the image's labels could not be read: {start.image.reason}")
         return
     try:
-        service.look()
+        if not service.look():
+            return
     except (HookError, OSError) as error:
         from oci_hpc_hooks import cold
 
         cold.run(service, error)
         return
-    if rootfs.already_injected(service.table, service.root.prefix):
+    if service.is_served():
         return
     known = remembered(service.places, service.key)
     trouble: HookError | None = None
@@ -117,14 +133,18 @@ def run(start: Start) -> None:
     cold.run(service, trouble if service.touched else None)
 
 
+def service_for(start: Start) -> Service:
+    if start.stage == "precreate":
+        from oci_hpc_hooks.precreate import Proposal
+
+        return Proposal(start)
+    return Service(start)
+
+
 def key_of(start: Start) -> str:
     """Everything that a plan depends on, apart from the files that are checked one by one."""
     config = start.config
-    # podman writes its mounts in random order; those whose source carries the container's id are its own small files.
-    volumes = sorted([
-        (where, kind, source, "ro" in options) for where, kind, source, options in container.mounts(config)
-        if f"/{start.state.id}/" not in source and not where.startswith(("/proc/", "/sys/", "/dev/"))
-    ])
+    volumes = sorted([(where, kind, source, "ro" in options) for where, kind, source, options in volumes_of(start)])
     return repr((
         RECORD_VERSION,
         start.places,  # a user has one cache for all sites of the node
@@ -140,6 +160,15 @@ def key_of(start: Start) -> str:
         container.user_namespace(config) is not None,
         container.mount_label(config) != "",
     ))
+
+
+def volumes_of(start: Start) -> list[tuple[str, str, str, list[str]]]:
+    """The mounts that somebody asked for, as :func:`container.mounts` gives them; podman writes them in random order. Those whose source
+    carries the container's id are its own small files."""
+    return [
+        mount for mount in container.mounts(start.config)
+        if f"/{start.state.id}/" not in mount[2] and not mount[0].startswith(("/proc/", "/sys/", "/dev/"))
+    ]
 
 
 def variable(item: str) -> str:
@@ -200,9 +229,7 @@ def replay(service: Service, record: dict[str, Any], cache: bytes) -> None:
         if any(finding["severity"] != "note" for finding in record["findings"]):  # told at each start
             service.log("nothing", "warm", findings=record["findings"])
         return
-    service.inject(record, cache)
-    service.log(record["verdict"], "warm", profile=record["profile"], files=len(record["tree"]) + len(record["in_place"]),
-              findings=record["findings"])
+    service.inject(record, cache, "warm")
 
 
 def check_host(record: dict[str, Any]) -> None:

@@ -1,8 +1,8 @@
 """What a hook says: to the person at the terminal, and to the log that ``oci-hpc-hooks last`` reads (light module).
 
 runc prints what a failed hook wrote to stderr. crun connects hooks to /dev/null, and podman then shows only crun's own words; so under
-crun the sentence goes to crun's stderr, and a line is added to crun's log file, which podman cannot parse then and therefore shows
-that stderr instead.
+crun the sentence goes to crun's stderr (at podman's own stage precreate, to podman's), and a line is added to crun's log file, which
+podman cannot parse then and therefore shows that stderr instead.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import time
 from _json import encode_basestring_ascii
 from _stat import S_ISCHR, S_ISREG
 
-from oci_hpc_hooks.inputs import container
-from oci_hpc_hooks.linux import namespaces
+from oci_hpc_hooks.errors import HookError
+from oci_hpc_hooks.inputs import container, jsontext
+from oci_hpc_hooks.linux import namespaces, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -70,15 +71,18 @@ def complain(text: str) -> None:
         posix.write(2, line)
         status = posix.fstat(2)
         if S_ISCHR(status.st_mode) and status.st_rdev == posix.makedev(1, 3):
-            _complain_through_crun(line)
-    except OSError:
+            _complain_through_parent(line)
+    except (OSError, HookError):
         pass
 
 
-def _complain_through_crun(line: bytes) -> None:
+def _complain_through_parent(line: bytes) -> None:
     parent = posix.getppid()
-    # O_APPEND and never O_TRUNC: the runtime's stderr may be a file.
-    _append(f"/proc/{parent}/fd/2", line)
+    try:
+        # O_APPEND and never O_TRUNC: the runtime's stderr may be a file.
+        _append(f"/proc/{parent}/fd/2", line)
+    except OSError:  # a pipe that another user made, as under sudo -u
+        posix.write(syscalls.descriptor_of(parent, 2), line)
     arguments = container.command_line(parent)
     for index, argument in enumerate(arguments):
         path = ""
@@ -124,27 +128,12 @@ def open_log(places: Places) -> int:
 def log(fd: int, entry: dict[str, Any]) -> None:
     """Writes one line to an open log. Never raises."""
     entry["time"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    line = dumps(entry).encode()
+    line = jsontext.dumps(entry).encode()
     for key in ("findings", "message", "image"):
         if len(line) > LINE_LIMIT and key in entry:
             entry[key] = [] if key == "findings" else entry[key][:SENTENCE_LIMIT]
-            line = dumps(entry).encode()
+            line = jsontext.dumps(entry).encode()
     try:
         posix.write(fd, line + b"\n")
     except OSError:
         pass
-
-
-def dumps(value: Any) -> str:
-    """JSON text of plain values; the json module costs a hook 10 ms."""
-    if isinstance(value, str):
-        return str(encode_basestring_ascii(value.encode("utf-8", "backslashreplace").decode()))
-    if value is None:
-        return "null"
-    if value is True or value is False:
-        return "true" if value else "false"
-    if isinstance(value, (int, float)):
-        return repr(value)
-    if isinstance(value, dict):
-        return "{" + ",".join([f"{dumps(str(key))}:{dumps(item)}" for key, item in value.items()]) + "}"
-    return "[" + ",".join([dumps(item) for item in value]) + "]"

@@ -25,6 +25,9 @@ PREFIXES = ("org.supercontainers.", "com.hooks.mpi.")
 
 SITE_LIMIT = 1 << 20
 
+#: podman's own stage: config.json on stdin, what the runtime is to get on stdout.
+PRECREATE = "precreate"
+
 
 class Start:
     """One container that is being created: what the runtime, the bundle and the image store say about it, and what is asked for.
@@ -33,16 +36,22 @@ class Start:
     ``places`` are the directories that were fixed when the hook was registered: config, state, cache, log.
     """
 
-    __slots__ = ("began", "config", "defaults", "image", "places", "rootfs", "stage", "state", "words")
+    __slots__ = ("began", "config", "defaults", "image", "leave", "places", "rootfs", "stage", "state", "stdin", "words")
 
     def __init__(self, stage: str, places: tuple[str, str, str, str], began: float) -> None:
         self.stage = stage
         self.places = places
         self.began = began
-        self.state = container.read_state(container.read_stdin())
-        self.config = container.read_config(self.state)
-        if not self.state.annotations:
-            self.state.annotations = container.annotations_of(self.config)
+        self.leave = False  # at precreate: what remains is done at createRuntime
+        self.stdin = container.read_stdin()
+        if stage == PRECREATE:
+            self.config = jsontext.as_mapping(jsontext.loads(self.stdin, "config.json", container.CONFIG_LIMIT), "config.json")
+            self.state = container.proposed(self.config)
+        else:
+            self.state = container.read_state(self.stdin)
+            self.config = container.read_config(self.state)
+            if not self.state.annotations:
+                self.state.annotations = container.annotations_of(self.config)
         self.rootfs = container.rootfs(self.config, self.state.bundle)
         self.image = storage.image_of(self.state.bundle, self.state.id, self.rootfs)
         self.words = [
@@ -60,7 +69,8 @@ class Start:
 
 
 def main(stage: str, *, config: str, state: str, cache: str, log: str) -> NoReturn:
-    """A hook's whole life: reads the state from stdin, and exits 0 (done, or nothing to do) or 1 (the container must not start)."""
+    """A hook's whole life: reads the state (at precreate, the configuration) from stdin, and exits 0 (done, or nothing to do) or 1 (the
+    container must not start)."""
     began = time.monotonic()
     status = 1
     try:
@@ -84,6 +94,10 @@ def run(stage: str, places: tuple[str, str, str, str], began: float) -> None:
         from oci_hpc_hooks import replay
 
         replay.run(start)
+    if stage == PRECREATE:
+        from oci_hpc_hooks.apply import config
+
+        config.answer(start.stdin, start.config, start.leave)
 
 
 def complain(text: str) -> None:

@@ -10,8 +10,10 @@ from __future__ import annotations
 import errno
 import posix
 from _stat import S_ISDIR, S_ISREG
+from binascii import hexlify
 
 from oci_hpc_hooks.errors import KernelError, Refusal
+from oci_hpc_hooks.inputs.container import MARK
 from oci_hpc_hooks.linux import mounts
 from oci_hpc_hooks.linux.paths import ABSENT
 from oci_hpc_hooks.linux.syscalls import O_PATH, move_mount
@@ -22,11 +24,11 @@ if TYPE_CHECKING:
 
     from oci_hpc_hooks.linux.paths import Root
 
-#: What mountinfo shows as the source of our tree: the mark by which a second hook sees that the work is done. An image cannot forge it.
-MARK = "oci-hpc-hooks"
-
 #: Bytes kept for the tree beyond the generated cache: empty files and directories cost one page each.
 TREE_PAGE = 4096
+
+#: Filesystems of which a mount is a container's own: what is written there goes into its layer, not into an image or a user's folder.
+LAYERS = ("overlay", "fuse.fuse-overlayfs", "fuse-overlayfs")
 
 NEW_FILE = posix.O_CREAT | posix.O_EXCL | posix.O_NOFOLLOW | posix.O_WRONLY | posix.O_CLOEXEC
 
@@ -98,6 +100,9 @@ class Injection:
         self.folders: list[str] = []  # directories of the host that are known not to be noexec
         self.attached: list[int] = []  # mount descriptors, in order
         self.created: list[tuple[int, str, bool]] = []  # (descriptor of the parent, name, is a directory)
+        self.files: list[tuple[int, str, bytes, bool]] = []  # for the container's own layer: parent, name, content, takes a file's place
+        self.written: list[tuple[int, str, str]] = []  # parent, name to come, name so far
+        self.bound_because = ""  # why a cache that was to be a file is bound
         self.done = False
 
     def keep(self, fd: int) -> int:
@@ -114,11 +119,22 @@ class Injection:
             fd = self.keep(open_unchanged(self.root, target, inode, size, mtime_ns))
             self.refuse_shared(fd, target)
             self.in_place.append((source, fd))
-        self.covers: list[tuple[str, int]] = []
+        self.covers: list[tuple[str, int, str]] = []
         for folder, target, inode, mtime_ns in record["modules"]:
-            fd = self.keep(open_directory(self.root, target, inode, mtime_ns))
+            if inode:
+                name = ""
+                fd = self.keep(open_directory(self.root, target, inode, mtime_ns))
+            else:
+                path, name = target.rsplit("/", 1)
+                fd = self.keep(self.root.open(path or "/"))
+                self.refuse_volume(fd, target)
             self.refuse_shared(fd, target)
-            self.covers.append((folder, fd))
+            self.covers.append((folder, fd, name))
+        self.open_cache_target()
+
+    def open_tree_place(self) -> None:
+        """The same for the directory that the tree is mounted on, or made in."""
+        record = self.record
         self.tree_parent = -1
         at = record["tree_at"]
         if at:
@@ -130,8 +146,10 @@ class Injection:
                 self.require_own_tmpfs(self.tree_parent, path)
             if record["tree_make"] == "create":
                 self.refuse_volume(self.tree_parent, at)
+
+    def open_cache_target(self) -> None:
         self.cache_target = -1
-        row = record["cache"]
+        row = self.record["cache"]
         if row is not None and row["over"] is not None:
             self.cache_target = self.keep(open_unchanged(self.root, row["target"], *row["over"]))
             self.refuse_shared(self.cache_target, row["target"])
@@ -140,6 +158,32 @@ class Injection:
             self.cache_parent = self.keep(self.root.open(path or "/"))
             self.refuse_shared(self.cache_parent, row["target"])
             self.refuse_volume(self.cache_parent, row["target"])
+        if row is not None and row["drop_in"] is not None:
+            path, text = row["drop_in"]
+            for file, content in ((path, text.encode("utf-8", "surrogateescape")), (row["target"], self.cache)):
+                self.bound_because = self.bound_because or self.open_layer(file, content)
+
+    def open_layer(self, path: str, content: bytes) -> str:
+        """Opens the directory of a file that will be made in the container's own layer, or says why it cannot be made there."""
+        entry = self.table.get(self.root_mount)
+        if entry is None or entry.fstype not in LAYERS:
+            return "the root filesystem is no layer of the container's own"
+        folder, name = path.rsplit("/", 1)
+        parent = self.root.find(folder)
+        if parent < 0:
+            return f"{folder} is missing"
+        self.keep(parent)
+        if self.root.real(parent) != folder or not S_ISDIR(posix.fstat(parent).st_mode) or mounts.mount_id(parent) != self.root_mount:
+            return f"{folder} is a link or a volume"
+        try:
+            there = self.keep(posix.open(name, O_PATH | posix.O_NOFOLLOW | posix.O_CLOEXEC, dir_fd=parent))
+        except FileNotFoundError:
+            self.files.append((parent, name, content, False))
+            return ""
+        if not S_ISREG(posix.fstat(there).st_mode) or mounts.mount_id(there) != self.root_mount:
+            return f"{path} is no file of the container's own layer"
+        self.files.append((parent, name, content, True))
+        return ""
 
     def refuse_shared(self, fd: int, target: str) -> None:
         entry = self.table.get(mounts.mount_id(fd))
@@ -180,8 +224,7 @@ class Injection:
         self.sources = [self.open_source(*row[:4]) for row in record["in_place"]]
         if not record["tree_at"]:
             return
-        pages = len(record["dirs"]) + len(record["tree"]) + 2
-        self.tree = self.keep(mounts.new_tmpfs(MARK, len(self.cache) + TREE_PAGE * (pages + 1), label))
+        self.tree = self.keep(mounts.new_tmpfs(MARK, len(self.cache) + tree_size(record), label))
         for path in record["dirs"]:
             posix.mkdir(path, 0o755, dir_fd=self.tree)
         self.tree_sources = []
@@ -190,13 +233,7 @@ class Injection:
             place = self.keep(posix.open(target, NEW_FILE & ~posix.O_ACCMODE, 0o444, dir_fd=self.tree))
             self.tree_sources.append((self.open_source(*row), place))
         if record["cache"] is not None:
-            fd = posix.open("ld.so.cache", NEW_FILE, 0o444, dir_fd=self.tree)
-            try:
-                view = memoryview(self.cache)
-                while view:
-                    view = view[posix.write(fd, view):]
-            finally:
-                posix.close(fd)
+            write_new(self.tree, "ld.so.cache", self.cache, 0o444)
 
     def open_source(self, path: str, inode: int, size: int, mtime_ns: int) -> int:
         """A detached, read-only mount of the file, which is looked at through the very descriptor that will be attached."""
@@ -206,6 +243,12 @@ class Injection:
             if error.errno not in ABSENT:
                 raise
             raise Stale(path) from None
+        self.look_at_source(fd, path, inode, size, mtime_ns)
+        mounts.make_read_only(fd)
+        return fd
+
+    def look_at_source(self, fd: int, path: str, inode: int, size: int, mtime_ns: int) -> None:
+        """Raises Stale or Refusal unless an open host file is the one that the plan saw, on a mount that lets programs load it."""
         if not same_file(posix.fstat(fd), inode, size, mtime_ns):
             raise Stale(path)
         folder = path.rpartition("/")[0]
@@ -214,14 +257,13 @@ class Injection:
                 raise Refusal(f"{path} lies on a noexec mount of the host: no program could load it",
                               remedy="move the library to a filesystem that is mounted without noexec", who="site admin")
             self.folders.append(folder)
-        mounts.make_read_only(fd)
-        return fd
 
     # -- effects
 
     def attach(self) -> None:
         """Attaches everything. This process is in the container's namespaces by now."""
         record = self.record
+        self.write_files()
         if record["tree_at"]:
             place = self.tree_parent
             if self.tree_name:
@@ -232,14 +274,49 @@ class Injection:
             mounts.make_read_only(self.tree)
         for source, (_, target) in zip(self.sources, self.in_place):
             self.mount(source, target)
-        for folder, target in self.covers:
+        for folder, target, name in self.covers:
+            if name:
+                target = self.create(target, name, directory=True)
             self.mount(self.keep(mounts.clone(self.tree, folder)), target)
-        if record["cache"] is not None:
+        if self.written:
+            self.place_files()
+        elif record["cache"] is not None:
             target = self.cache_target
             if target < 0:
                 target = self.create(self.cache_parent, self.cache_name, directory=False)
             self.mount(self.keep(mounts.clone(self.tree, "ld.so.cache")), target)
         self.done = True
+
+    def write_files(self) -> None:
+        """Writes both files, under other names where there are such already; with no room for them, the cache is bound."""
+        if self.bound_because:
+            return
+        try:
+            for parent, name, content, replaces in self.files:
+                new = f".{name}.{hexlify(posix.urandom(8)).decode()}" if replaces else name
+                write_new(parent, new, content, 0o644)
+                self.created.append((parent, new, False))
+                self.written.append((parent, name, new))
+        except OSError as error:
+            self.bound_because = f"it cannot be written: {error.strerror}"
+            self.written.clear()
+            self.take_back()
+
+    def place_files(self) -> None:
+        """Gives both files their names: the cache as the last effect of all, so that no other has to be taken back for it."""
+        (parent, name, new), cache = self.written
+        old = f"{new}~"
+        if new != name:
+            posix.link(name, old, src_dir_fd=parent, dst_dir_fd=parent, follow_symlinks=False)
+            rename(parent, new, name)
+        try:
+            rename(*cache[::2], cache[1])
+        except OSError:
+            if new != name:
+                rename(parent, old, name)
+            raise
+        if new != name:
+            posix.unlink(old, dir_fd=parent)
 
     def mount(self, source: int, target: int) -> None:
         move_mount(source, target)
@@ -279,17 +356,75 @@ class Injection:
                     mounts.detach(fd)
                 except KernelError:
                     pass  # it goes with the namespace: the runtime ends a container whose hook failed
-            for parent, name, directory in reversed(self.created):
-                try:
-                    if directory:
-                        posix.rmdir(name, dir_fd=parent)
-                    else:
-                        posix.unlink(name, dir_fd=parent)
-                except OSError:
-                    pass
+            self.take_back()
         for fd in self.fds:
             posix.close(fd)
         self.fds.clear()
+
+    def take_back(self) -> None:
+        """Removes what was created."""
+        for parent, name, directory in reversed(self.created):
+            try:
+                if directory:
+                    posix.rmdir(name, dir_fd=parent)
+                else:
+                    posix.unlink(name, dir_fd=parent)
+            except OSError:
+                pass
+        self.created.clear()
+
+
+def write_new(parent: int, name: str, content: bytes, mode: int) -> None:
+    """A new file in the directory ``parent``, or none. It is not synced: a container does not outlive its node."""
+    fd = posix.open(name, NEW_FILE, mode, dir_fd=parent)
+    try:
+        view = memoryview(content)
+        while view:
+            view = view[posix.write(fd, view):]
+    except OSError:
+        posix.unlink(name, dir_fd=parent)
+        raise
+    finally:
+        posix.close(fd)
+
+
+def rename(parent: int, name: str, to: str) -> None:
+    posix.rename(name, to, src_dir_fd=parent, dst_dir_fd=parent)
+
+
+def tree_size(record: dict[str, Any]) -> int:
+    """Bytes that the tmpfs of a tree needs for its directories and mount points."""
+    return TREE_PAGE * (len(record["dirs"]) + len(record["tree"]) + 3)
+
+
+def prepare(record: dict[str, Any], cache: bytes, root: Root, table: dict[int, mounts.MountEntry], foreign: str) -> tuple[str, str]:
+    """For whom the runtime makes the mounts: raises Stale or Refusal as :func:`inject` would, and does of its work what is no mount: the
+    loader's cache as a file. Returns the same. ``foreign`` says why nothing may be written, "" if it may.
+
+    ``root`` has the container's volumes on it, but not yet what the runtime itself puts into /dev.
+    """
+    injection = Injection(record, cache, root, table)
+    try:
+        injection.open_targets()
+        if record["tree_make"] != "dev":
+            injection.open_tree_place()
+        for path, *row in [row[:4] for row in (*record["tree"], *record["in_place"])]:
+            try:
+                fd = injection.keep(posix.open(path, O_PATH | posix.O_NOFOLLOW | posix.O_CLOEXEC))
+            except OSError:
+                raise Stale(path) from None
+            injection.look_at_source(fd, path, *row)
+        if record["cache"] is None:
+            return "", ""
+        if record["cache"]["drop_in"] is not None:
+            injection.bound_because = injection.bound_because or foreign
+        injection.write_files()
+        if injection.written:
+            injection.place_files()
+        injection.done = True
+        return "file" if injection.written else "bind", injection.bound_because
+    finally:
+        injection.close()
 
 
 def raise_descriptor_limit() -> None:
@@ -301,8 +436,9 @@ def raise_descriptor_limit() -> None:
 
 
 def inject(record: dict[str, Any], cache: bytes, root: Root, table: dict[int, mounts.MountEntry], label: str,
-           join: Callable[[], None]) -> None:
-    """Applies ``record`` to a container that is being created.
+           join: Callable[[], None]) -> tuple[str, str]:
+    """Applies ``record`` to a container that is being created. Returns how the loader's cache arrived, "file", "bind" or "" for none, and
+    why it is bound where it was to be a file.
 
     ``root`` is its root filesystem in its own mount namespace, ``table`` that namespace's mounts, ``label`` its SELinux mount label;
     ``join`` brings this process into the container's namespaces. Raises Stale or Refusal before ``join``, and KernelError,
@@ -311,8 +447,11 @@ def inject(record: dict[str, Any], cache: bytes, root: Root, table: dict[int, mo
     injection = Injection(record, cache, root, table)
     try:
         injection.open_targets()
+        injection.open_tree_place()
         injection.open_sources(label)
         join()
         injection.attach()
+        way = "" if record["cache"] is None else "file" if injection.written else "bind"
+        return way, injection.bound_because
     finally:
         injection.close()

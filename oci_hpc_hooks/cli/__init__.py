@@ -20,6 +20,7 @@ VERBS: Dict[str, str] = {
     "scan": "find out what this node offers to containers and write it to the inventory",
     "check": "decide for an image or a root filesystem what a hook would do, without starting a container",
     "validate": "hold configuration files against their schemas",
+    "profiles": "draft a profile from a library of this node, or list those that there are",
     "register": "write the hook executables and descriptors of this installation",
     "last": "show what the hooks did last",
     "explain": "tell of one container what was done to it, and why",

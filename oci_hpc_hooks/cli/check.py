@@ -64,21 +64,20 @@ def execute(args: argparse.Namespace) -> int:
     registered = (args.config_dir, args.state_dir, args.cache_dir, args.log_file)
     with target.look(args.target, args.command, annotations, labels) as container, _tree(container) as root:
         if systems:
-            answers = {name: _decide(container, root, offers) for name, offers in systems.items()}
+            answers = {name: decide(container, root, offers) for name, offers in systems.items()}
         else:
             answers = {"": _decide_here(container, root, registered)}
-    document: Dict[str, Any] = {"version": 1, "target": args.target, "command": list(container.args)}
     if systems:
-        document["systems"] = [{"system": name, **_offer(systems[name], answer.plan), **_answer(answer)}
-                               for name, answer in answers.items()]
+        said: Dict[str, Any] = {"version": 1, "target": args.target, "command": list(container.args), "systems": [
+            {"system": name, **_offer(systems[name], answer.plan), **_answer(answer)} for name, answer in answers.items()]}
     else:
-        document.update(_answer(answers[""]))
+        said = document(args.target, container, answers[""])
     if args.graph:
-        _draw(args.graph, " on ".join([args.target, *systems]), document["systems"][0] if systems else document)
+        _draw(args.graph, " on ".join([args.target, *systems]), said["systems"][0] if systems else said)
     if args.json:
-        cli.print_json(document)
+        cli.print_json(said)
     else:
-        show.show(_systems(document, args.all) if systems else _lines(document, args.all))
+        show.show(_systems(said, args.all) if systems else _lines(said, args.all))
     codes = {EXIT[answer.plan.verdict] for answer in answers.values()}
     return next(code for code in (0, 3, 1) if code in codes)
 
@@ -112,14 +111,15 @@ def _tree(container: Container) -> Root:
 
 def _decide_here(container: Container, root: Root, registered: Tuple[str, str, str, str]) -> Answer:
     places = own_places(Places(*registered))
-    answer = _decide(container, root, cold.node(places))
+    answer = decide(container, root, cold.node(places))
     if answer.plan.verdict in (NOTHING, REFUSED):
         return answer
     begins = record.key_begins(registered, container, warm.site_defaults(places.config))
     return answer._replace(start="warm" if record.knows(places, begins, root) else "cold")
 
 
-def _decide(container: Container, root: Root, offers: Inventory) -> Answer:
+def decide(container: Container, root: Root, offers: Inventory) -> Answer:
+    """The decision by one inventory. Raises HookError."""
     try:
         plan, facts = cold.decide(container, root, offers)
     except Refusal as refusal:
@@ -137,8 +137,12 @@ def _offer(offers: Inventory, plan: Plan) -> Dict[str, str]:
     return {"machine": offers.machine, "libc_version": offers.libc_version, "mpi": mpi}
 
 
-def _answer(answer: Answer) -> Dict[str, Any]:
+def document(target: str, container: Container, answer: Answer) -> Dict[str, Any]:
     """What ``--json`` prints of one decision: schemas/check-output.schema.json."""
+    return {"version": 1, "target": target, "command": list(container.args), **_answer(answer)}
+
+
+def _answer(answer: Answer) -> Dict[str, Any]:
     plan = answer.plan
     applied, cache = record.build(plan, None, (), "")
     return {
@@ -149,10 +153,11 @@ def _answer(answer: Answer) -> Dict[str, Any]:
         "tree": applied["tree_at"],
         "files": [{key: file[key] for key in ("source", "target", "how", "why")} for file in record.files(applied)],
         "loader_cache": plan.cache_target,
+        "loader_cache_as": "" if not plan.cache_target else "file" if plan.drop_in else "bind",
         "cost": {
             "tree_files": len(plan.tree),
             "in_place": len(plan.in_place) + len(plan.modules),
-            "mounts": len(record.files(applied)) + bool(plan.tree),
+            "mounts": sum(file["how"] != "file" for file in record.files(applied)) + bool(plan.tree),
             "cache_entries": len(plan.cache.entries) if plan.cache is not None and cache else 0,
             "cache_bytes": len(cache),
             "start": answer.start,
@@ -190,7 +195,7 @@ def _lines(said: Mapping[str, Any], everything: bool) -> Iterator[show.Block]:
     for program in programs:
         yield from _libraries(program, everything or program is telling, everything)
     if everything:
-        yield from (f"  {file['source']} -> {file['target']} ({file['why']})" for file in said["files"])
+        yield from (f"  {file['source'] or 'a new file'} -> {file['target']} ({file['why']})" for file in said["files"])
     cost = said["cost"]
     if cost["mounts"]:
         cache = f", a loader cache of {cost['cache_entries']} entries" if cost["cache_entries"] else ""

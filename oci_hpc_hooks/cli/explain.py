@@ -24,6 +24,7 @@ from oci_hpc_hooks.apply import rootfs
 from oci_hpc_hooks.cli import last, show
 from oci_hpc_hooks.decide.request import MPI, OVERRIDE
 from oci_hpc_hooks.errors import HookError, UsageError
+from oci_hpc_hooks.inputs.container import MARK
 from oci_hpc_hooks.linux import mounts
 from oci_hpc_hooks.linux.paths import Root
 from oci_hpc_hooks.report import Places, own_places
@@ -34,7 +35,7 @@ PATIENCE = 30
 Table = Dict[int, mounts.MountEntry]
 
 #: How a file that the plan names is found in the running container.
-THERE, GONE, OTHER, UNSEEN = "there", "not mounted", "another file", ""
+THERE, GONE, OTHER, UNSEEN = "there", "not there", "another file", ""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -120,7 +121,7 @@ def _mounts_of(subject: Subject) -> Optional[Table]:
 
 
 def _marked(seen: Table) -> List[mounts.MountEntry]:
-    return [entry for entry in seen.values() if entry.fstype == "tmpfs" and entry.source == rootfs.MARK]
+    return [entry for entry in seen.values() if entry.fstype == "tmpfs" and entry.source == MARK]
 
 
 def _compare(files: List[Dict[str, Any]], subject: Subject, seen: Table, tree: str) -> List[str]:
@@ -132,8 +133,13 @@ def _compare(files: List[Dict[str, Any]], subject: Subject, seen: Table, tree: s
         with contextlib.suppress(OSError):
             root = stack.enter_context(Root(os.open(f"/proc/{subject.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)))
         for file in files:
-            file["now"] = GONE if file["target"] not in mounted else _look(root, file) if root is not None else UNSEEN
-            if file["now"] == GONE:
+            if file["how"] != "file" and file["target"] not in mounted:
+                file["now"] = GONE
+            else:
+                file["now"] = _look(root, file) if root is not None else UNSEEN
+            if file["now"] == GONE and file["how"] == "file":
+                differences.append(f"{file['target']} is not there any more: it has been removed in the container")
+            elif file["now"] == GONE:
                 differences.append(f"{file['target']} is not mounted any more: whoever was root in the container has taken it away")
             elif file["now"] == OTHER:
                 differences.append(f"{file['target']} is another file than the plan's {file['source']}: something was mounted over it")
@@ -145,16 +151,14 @@ def _compare(files: List[Dict[str, Any]], subject: Subject, seen: Table, tree: s
 
 
 def _look(root: Root, file: Dict[str, Any]) -> str:
-    if not file["id"]:
-        return THERE
     try:
         fd = root.find(file["target"])
     except HookError:
         return UNSEEN
     if fd < 0:
-        return UNSEEN
+        return GONE if file["how"] == "file" else UNSEEN
     try:
-        return THERE if rootfs.same_file(os.fstat(fd), *file["id"]) else OTHER
+        return THERE if not file["id"] or rootfs.same_file(os.fstat(fd), *file["id"]) else OTHER
     finally:
         os.close(fd)
 
@@ -169,7 +173,7 @@ def _document(subject: Subject, entry: Optional[Dict[str, Any]], places: Places,
     if entry is not None and found is not None and _younger(path, str(entry.get("time"))):
         found = None  # decided anew, for a later start
     plan = found[0] if found is not None and entry is not None and entry["verdict"] in ("proved", "unproved") else None
-    files = record.files(plan) if plan is not None else []
+    files = record.files(plan, str((entry or {}).get("loader_cache") or "")) if plan is not None else []
     tree = str(plan["tree_at"]) if plan is not None else ""
     for file in files:
         file["now"] = UNSEEN
@@ -250,7 +254,7 @@ def _lines(said: Dict[str, Any]) -> Iterator[show.Block]:
     if said["files"]:
         yield "from the plan:" if said["plan"] else "mounted:"
         yield show.Table(("FILE", "APPEARS AS", "WHY", "NOW"), tuple(
-            (file["source"], file["target"], file["why"] or "-", file["now"] or "-") for file in said["files"]))
+            (file["source"] or "a new file", file["target"], file["why"] or "-", file["now"] or "-") for file in said["files"]))
     elif said["entry"] is not None and said["entry"]["verdict"] in ("proved", "unproved"):
         yield "the plan is not remembered any more, so its files cannot be told"
     for difference in said["differences"]:

@@ -19,9 +19,10 @@ from oci_hpc_hooks import cli
 from oci_hpc_hooks.errors import ConfigError
 from oci_hpc_hooks.inputs import resources, trust
 
-NAME = "oci-hpc-hooks.json"
-#: Folders of ``hooks.d``: podman's own containers; every container (CRI-O); engines that know prestart only.
-FOLDERS = ("", "cri", "prestart")
+#: Descriptors of ``hooks.d``: podman's own containers; every container (CRI-O); engines that know prestart only; podman with its own stage
+#: precreate, which other engines refuse and which therefore has a folder of its own.
+DESCRIPTORS = ("oci-hpc-hooks.json", "cri/oci-hpc-hooks.json", "prestart/oci-hpc-hooks.json", "podman/oci-hpc-hooks.json",
+               "podman/oci-hpc-hooks-precreate.json")
 
 #: Bytes of a script's first line that the kernel reads (BINPRM_BUF_SIZE, linux/binfmts.h), its end included.
 _FIRST_LINE = 256
@@ -50,12 +51,12 @@ def execute(args: argparse.Namespace) -> int:
     if os.geteuid() == 0:
         trust.trust_directory(args.dir, fixed=(args.dir,))
     files: Dict[str, str] = {}
-    for folder in FOLDERS:
-        descriptor = json.loads(resources.find(os.path.join("hooks.d", folder, NAME)).read_text(encoding="utf-8"))
+    for name in DESCRIPTORS:
+        descriptor = json.loads(resources.find(f"hooks.d/{name}").read_text(encoding="utf-8"))
         executable = os.path.join(args.dir, "bin", os.path.basename(descriptor["hook"]["path"]))
         files[executable] = executable_text(descriptor["stages"][0], args)
         descriptor["hook"].update(path=executable, args=[executable])
-        files[os.path.join(args.dir, folder, NAME)] = json.dumps(descriptor, indent=2) + "\n"
+        files[os.path.join(args.dir, name)] = json.dumps(descriptor, indent=2) + "\n"
     # Executables first: a descriptor whose executable is missing is passed over by podman without a word.
     written = sorted(files, key=lambda path: (path.endswith(".json"), path))
     for path in written:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import Iterator, Sequence
+from typing import Iterator, Mapping, Sequence
 
 from oci_hpc_hooks import cli
 from oci_hpc_hooks.inputs import inventory, scan, site
@@ -21,20 +21,27 @@ def execute(args: argparse.Namespace) -> int:
         cli.print_json(inventory.document(found.inventory))
         return 0
     for profile in found.inventory.profiles:
-        print("\n".join(_lines(profile, found.notes[profile.name])))
+        print("\n".join(_lines(profile, found.notes)))
     if not found.inventory.profiles:
         print("no profile is on: a container that asks for an MPI gets none")
     runtime = found.inventory.c_runtime
     if runtime is not None:
         told = runtime.problems[0] if runtime.problems else f"{len(runtime.libraries)} files of {runtime.source}"
         print(f"C runtime for containers whose glibc is too old: {told}")
+    cpu = found.inventory.cpu
+    if cpu is not None:
+        print(f"processor: {cpu.target} ({cpu.vendor}), which amounts to {cpu.level}")
+    if found.cpu_note:
+        print(f"  note: {found.cpu_note}")
     if path:
         print(f"written to {path}")
     return 0
 
 
-def _lines(profile: ResolvedProfile, notes: Sequence[str]) -> Iterator[str]:
-    yield f"{profile.name}: {'not available' if profile.problems else 'available'} (profile {profile.source})"
+def _lines(profile: ResolvedProfile, notes: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """A profile and, indented below it, its variants."""
+    told = "not available" if profile.problems else "available"
+    yield f"variant {profile.variant}: {told}" if profile.variant else f"{profile.name}: {told} (profile {profile.source})"
     for problem in profile.problems:
         yield f"  problem: {problem}"
     for library in profile.libraries:
@@ -44,5 +51,10 @@ def _lines(profile: ResolvedProfile, notes: Sequence[str]) -> Iterator[str]:
     if not profile.problems:
         dependencies = sum(library.role == "dependency" for library in profile.libraries)
         yield f"  with them come {dependencies} libraries that they need and {len(profile.plugins)} modules"
-    for note in notes:
+        yield f"  its libraries load with glibc {profile.glibc or '2'} or newer" + (", modules may need more" if profile.plugins else "")
+        if profile.sets:
+            yield f"  as one set each: {', '.join(one.name for one in profile.sets)}"
+    for note in notes[profile.title]:
         yield f"  note: {note}"
+    for variant in profile.variants:
+        yield from (f"  {line}" for line in _lines(variant, notes))

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import posixpath
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
 from oci_hpc_hooks.decide import abi
 from oci_hpc_hooks.elf import glibc, mpi
-from oci_hpc_hooks.model import NOTE, WARNING, Finding, HostLibrary, ImageFacts, ImageFile, Plan, ResolvedProfile
+from oci_hpc_hooks.model import NOTE, WARNING, ElfFacts, Finding, HostLibrary, ImageFacts, ImageFile, Plan, ResolvedProfile, ResolvedSet
 
 
 class No(Exception):
-    """This profile cannot serve this container: the parts of the finding that says so."""
+    """This profile cannot serve this container: the parts of the finding that says so. ``brief`` is ``what`` among other reasons."""
 
-    def __init__(self, code: str, what: str, remedy: str, who: str, tried: Optional[Plan] = None) -> None:
+    def __init__(self, code: str, what: str, remedy: str, who: str, brief: str = "", tried: Optional[Plan] = None) -> None:
         super().__init__(what)
         self.code = code
         self.what = what
         self.remedy = remedy
         self.who = who
+        self.brief = brief or what
         self.tried = tried  # what would have been done, where it came that far
 
 
@@ -36,11 +37,18 @@ class Choice:
     others: Tuple[ImageFile, ...]
     findings: Tuple[Finding, ...]
     runtime: Tuple[Tuple[HostLibrary, ImageFile], ...] = ()
+    sets: Tuple[ResolvedSet, ...] = ()  # those that come from the site
 
     @property
     def names(self) -> Dict[str, HostLibrary]:
         """Every name under which a program may ask for what is injected."""
-        return {name: library for library in self.libraries for name in (library.name, *library.replaces)}
+        libraries = (*self.libraries, *self.modules)
+        return {name: library for library in libraries for name in (library.name, *library.replaces)}
+
+    @property
+    def modules(self) -> Tuple[HostLibrary, ...]:
+        """Modules of the sets: opened by a path where their library looks for them, else by name."""
+        return tuple(module for one in self.sets for module in one.modules)
 
 
 def copies(profile: ResolvedProfile, facts: ImageFacts) -> Dict[str, List[ImageFile]]:
@@ -64,8 +72,8 @@ def copies(profile: ResolvedProfile, facts: ImageFacts) -> Dict[str, List[ImageF
 
 def same_family(library: HostLibrary, copy: ImageFile) -> bool:
     """Whether a copy is of the MPI family of the library; what implements no MPI itself (Fortran bindings) fits by its name."""
-    ours = mpi.family(library.elf.exports)
-    return not ours or mpi.family(copy.elf.exports) == ours
+    ours = mpi.family(library.elf)
+    return not ours or mpi.family(copy.elf) == ours
 
 
 def has_copies(profile: ResolvedProfile, facts: ImageFacts) -> bool:
@@ -101,59 +109,152 @@ def choose(facts: ImageFacts, profile: ResolvedProfile) -> Choice:
         if index == 0 or mine:
             chosen[library.name] = library
             in_place += [(library, copy) for copy in mine]
-    _add_dependencies(facts, profile, found, chosen, in_place, findings)
-    return Choice(tuple(chosen.values()), tuple(in_place), tuple(others), tuple(findings))
+    rules = _Dependencies(facts, profile, found)
+    rules.add([name for library in chosen.values() for name in library.elf.needed], chosen, in_place)
+    findings += [Finding(NOTE, "image-kept", f"the image's own {name} serves both sides and is kept") for name in rules.kept]
+    findings += _take_sets(profile, facts, rules, chosen, in_place)
+    sets = tuple(one for one in profile.sets if one.libraries[0] in chosen)
+    return Choice(tuple(chosen.values()), tuple(in_place), tuple(others), tuple(findings), sets=sets)
 
 
 def _refuse_other_family(profile: ResolvedProfile, theirs: Sequence[ImageFile]) -> None:
     for copy in theirs:
-        raise No("family", f"the image's {copy.path} is {mpi.family(copy.elf.exports) or 'no MPI'} by the symbols that it exports, not "
+        raise No("family", f"the image's {copy.path} is {mpi.family(copy.elf) or 'no MPI'} by the symbols that it exports, not "
                  f"{profile.provides['mpi']}", "correct the label, or use an image built for the MPI that the label names", "image author")
 
 
-def _add_dependencies(facts: ImageFacts, profile: ResolvedProfile, found: Mapping[str, List[ImageFile]],
-                      chosen: Dict[str, HostLibrary], in_place: List[Tuple[HostLibrary, ImageFile]], findings: List[Finding]) -> None:
-    by_name = {library.name: library for library in profile.libraries}
-    queue = [name for library in chosen.values() for name in library.elf.needed]
-    kept: Set[str] = set()
-    while queue:
-        name = queue.pop(0)
-        if name in chosen or name in kept or name not in by_name or glibc.is_c_runtime(name):
-            continue
-        library = by_name[name]
-        mine = found.get(library.path, [])
-        if any(_whose(library, copy, facts, profile, found) == abi.IMAGE for copy in mine):
-            kept.add(name)
-            findings.append(Finding(NOTE, "image-kept", f"the image's own {name} serves both sides and is kept"))
-            continue
-        chosen[name] = library
-        in_place += [(library, copy) for copy in mine]
-        queue += library.elf.needed
+class _Dependencies:
+    """Which side's copy of each dependency is used. Those of a set come from one side, all of them."""
+
+    def __init__(self, facts: ImageFacts, profile: ResolvedProfile, found: Mapping[str, List[ImageFile]]) -> None:
+        self.facts = facts
+        self.profile = profile
+        self.found = found
+        self.by_name = {library.name: library for library in profile.libraries}
+        self.sets = {name: one for one in profile.sets for name in one.libraries}
+        replaced = {file.path for files in found.values() for file in files}
+        self.staying = [file for path, file in facts.files.items() if path not in replaced]
+        self.kept: List[str] = []  # names under which the image's own serves both sides
+
+    def add(self, names: Sequence[str], chosen: Dict[str, HostLibrary], in_place: List[Tuple[HostLibrary, ImageFile]]) -> None:
+        """Adds what is needed under these names, and in turn, where the site's is used. Raises No."""
+        queue = list(names)
+        while queue:
+            name = queue.pop(0)
+            if name in chosen or name in self.kept or name not in self.by_name or glibc.is_c_runtime(name):
+                continue
+            if self.whose(name) == abi.IMAGE:
+                self.kept.append(name)
+                continue
+            library = self.by_name[name]
+            chosen[name] = library
+            in_place += [(library, copy) for copy in self.copies(name)]
+            queue += library.elf.needed
+            if name in self.sets:
+                queue += filter(self.copies, self.sets[name].libraries)
+
+    def copies(self, name: str) -> List[ImageFile]:
+        return self.found.get(self.by_name[name].path, []) if name in self.by_name else []
+
+    def whose(self, name: str) -> str:
+        """Raises No if neither side's copy serves both."""
+        one = self.sets.get(name)
+        if one is None:
+            sides = {self._whose(self.by_name[name], copy, "", ()) for copy in self.copies(name)}
+            return abi.IMAGE if abi.IMAGE in sides else abi.HOST
+        members = [member for member in one.libraries if member in self.by_name]
+        sides = {self._whose(self.by_name[member], copy, one.private, members) for member in members for copy in self.copies(member)}
+        lacking = [member for member in members if not self.copies(member)]
+        if abi.IMAGE not in sides:
+            return abi.HOST
+        if abi.HOST in sides or any(member in library.elf.needed for library in self.profile.libraries for member in lacking
+                                    if library.name not in members):
+            raise No("shared-dependency", f"the libraries {', '.join(members)} must come from one side, and neither the site's nor the "
+                     "image's serve both", "update them in the image, or on this node", "image author")
+        return abi.IMAGE
+
+    def _whose(self, library: HostLibrary, copy: ImageFile, private: str, members: Sequence[str]) -> str:
+        """Whose copy of a dependency that both sides bring is used. Raises No if neither serves both."""
+        users = [file.elf for file in self.staying if library.name in file.elf.needed]
+        ours, theirs = _public(library.elf, private), _public(copy.elf, private)
+        whose, why = abi.provider(ours, theirs, users)
+        if whose == abi.HOST and not _fits_libc(library, self.facts) and self._serves_site(theirs, library.name, members):
+            return abi.IMAGE  # the site's is newer than the image's C library allows, and nothing of the site needs that
+        if whose is None:
+            raise No("shared-dependency", f"both sides bring {library.name} and neither copy serves both: {why} "
+                     f"(site: {library.path}, image: {copy.path})",
+                     f"build the site's MPI with a private {library.name}, or take it out of the image", "site admin")
+        return whose
+
+    def _serves_site(self, theirs: ElfFacts, name: str, members: Sequence[str]) -> bool:
+        wanted = {version for library in self.profile.libraries if library.name not in members
+                  for file, versions in library.elf.verneed if file == name for version in versions}
+        return bool(theirs.verdef) and wanted <= {*theirs.verdef}
 
 
-def _whose(library: HostLibrary, copy: ImageFile, facts: ImageFacts, profile: ResolvedProfile,
-           found: Mapping[str, List[ImageFile]]) -> str:
-    """Whose copy of a dependency that both sides bring is used. Raises No if neither serves both."""
-    replaced = {file.path for files in found.values() for file in files}
-    users = [file.elf for path, file in facts.files.items() if path not in replaced and library.name in file.elf.needed]
-    whose, why = abi.provider(library.elf, copy.elf, users)
-    if whose == abi.HOST and not _fits_libc(library, facts) and _serves_site(copy, library.name, profile):
-        return abi.IMAGE  # the site's is newer than the image's C library allows, and nothing of the site needs that
-    if whose is None:
-        raise No("shared-dependency", f"both sides bring {library.name} and neither copy serves both: {why} "
-                 f"(site: {library.path}, image: {copy.path})",
-                 f"build the site's MPI with a private {library.name}, or take it out of the image", "site admin")
-    return whose
+def _public(elf: ElfFacts, private: str) -> ElfFacts:
+    """Without the versions that only files of one build share: these come together, or stay together."""
+    return replace(elf, verdef=tuple(version for version in elf.verdef if not private or not version.startswith(private)))
+
+
+def _take_sets(profile: ResolvedProfile, facts: ImageFacts, rules: _Dependencies, chosen: Dict[str, HostLibrary],
+               in_place: List[Tuple[HostLibrary, ImageFile]]) -> Iterator[Finding]:
+    """Sets that the site's modules need as well, and what is to be known of those that do not come."""
+    for one in profile.sets:
+        wanted = [name for plugin in profile.plugins for name in plugin.elf.needed if name in one.libraries]
+        users = sorted({plugin.name for plugin in profile.plugins if {*plugin.elf.needed} & {*one.libraries}})
+        fell_back = Finding(WARNING, "fabric-set", f"the site's {', '.join(users)} cannot have the {one.name} set, and what it drives is "
+                            "not used: ", remedy="use an image with a newer C library, or a newer set", who="image author")
+        trial, places = dict(chosen), list(in_place)
+        try:
+            rules.add(wanted, trial, places)
+        except No as no:
+            yield replace(fell_back, what=fell_back.what + no.what)
+            continue
+        unfit = [library for name, library in trial.items() if name not in chosen and not _fits_libc(library, facts)]
+        if one.libraries[0] in trial and one.libraries[0] not in chosen and not any(_fits_libc(module, facts) for module in one.modules):
+            unfit += one.modules
+        if unfit:
+            why = f"{unfit[0].name} (the site's {unfit[0].path}) needs a newer glibc than the image's"
+            yield replace(fell_back, what=fell_back.what + why)
+            continue
+        chosen.update(trial)
+        in_place[:] = places
+        if one.libraries[0] in chosen:
+            yield Finding(NOTE, "fabric-set", f"the {one.name} set comes from the site: its libraries, {len(one.modules)} modules and "
+                          f"{len(one.files)} files of configuration")
+            yield from _left_alone(one, rules, chosen)
+        elif {*one.libraries} & {*rules.kept}:
+            yield from _images_own(one, wanted, rules, facts)
+
+
+def _left_alone(one: ResolvedSet, rules: _Dependencies, chosen: Mapping[str, HostLibrary]) -> Iterator[Finding]:
+    """Files of the image that belong to its own build of a set, and have no counterpart in the site's."""
+    for file in rules.staying:
+        for name, versions in file.elf.verneed:
+            lost = sorted({*versions} - {*chosen[name].elf.verdef}) if name in one.libraries and name in chosen else []
+            if lost:
+                yield Finding(WARNING, "fabric-set", f"{file.path} of the image needs {lost[-1]} of {name}, which the site's lacks: what "
+                              "uses it would not start", remedy="install its counterpart on this node, and scan", who="site admin")
+
+
+def _images_own(one: ResolvedSet, wanted: Sequence[str], rules: _Dependencies, facts: ImageFacts) -> Iterator[Finding]:
+    center = one.libraries[0]
+    yield Finding(NOTE, "fabric-set", f"the image's own {center} serves both sides: the {one.name} set stays the image's")
+    lacking = [name for name in wanted if not rules.copies(name)]
+    if lacking:
+        yield Finding(WARNING, "fabric-set", f"the image has {center} and no {lacking[0]}, which modules of the site need: they are not "
+                      "used", remedy=f"install {lacking[0]} too", who="image author")
+    folders = {posixpath.join(posixpath.dirname(copy.path), posixpath.basename(posixpath.dirname(module.path)))
+               for copy in rules.copies(center) for module in one.modules}
+    if folders and not any(folder.names for folder in facts.directories if folder.path in folders):
+        yield Finding(WARNING, "fabric-set", f"the image has {center} and no modules for it in {sorted(folders)[0]}: the site's devices "
+                      "cannot be used through it", remedy="install the providers too (ibverbs-providers, rdma-core)", who="image author")
 
 
 def _fits_libc(library: HostLibrary, facts: ImageFacts) -> bool:
     defined = {*facts.libc.elf.verdef} if facts.libc is not None else set()
     return all({*versions} <= defined for file, versions in library.elf.verneed if file == "libc.so.6")
-
-
-def _serves_site(copy: ImageFile, name: str, profile: ResolvedProfile) -> bool:
-    wanted = {version for library in profile.libraries for file, versions in library.elf.verneed if file == name for version in versions}
-    return bool(copy.elf.verdef) and wanted <= {*copy.elf.verdef}
 
 
 def lost_functions(choice: Choice) -> Iterator[Finding]:
@@ -173,3 +274,9 @@ def needs_launcher(choice: Choice) -> Iterator[Finding]:
         yield Finding(NOTE, "launcher-environment", "the site's Open MPI is of a release before 5: its ranks need OPAL_PREFIX, OMPI_* and "
                       "PMIX_* of the mpirun that starts the containers, and a program that nobody has launched needs "
                       "OMPI_MCA_ess_singleton_isolated=1", remedy="give podman run --env for them", who="user")
+    for library in choice.libraries:
+        maker = mpi.implementation(library.elf)
+        if mpi.family(library.elf) == mpi.ABI and maker:
+            yield Finding(NOTE, "launcher-implementation", f"the site's {library.name} is {maker}'s: an mpiexec of another "
+                          "implementation would start ranks that do not know of each other",
+                          remedy=f"start the ranks by a launcher that {maker} understands", who="user")

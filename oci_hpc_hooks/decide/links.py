@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import posixpath
 from dataclasses import dataclass
-from typing import Dict, FrozenSet, Iterator, List, Mapping, Tuple
+from typing import Dict, FrozenSet, Iterable, Iterator, List, Mapping, Sequence, Tuple
 
-from oci_hpc_hooks.decide import abi, proof
+from oci_hpc_hooks.decide import abi, loader_cache, proof
+from oci_hpc_hooks.decide.plan import TREE_IN_DEV, TREE_IN_ROOTFS
 from oci_hpc_hooks.elf import glibc, loader
 from oci_hpc_hooks.errors import ImageError
-from oci_hpc_hooks.model import NOTHING, REFUSED, Bind, HostLibrary, ImageFacts, Inventory, Plan
+from oci_hpc_hooks.model import NOTHING, REFUSED, Bind, ElfFacts, HostLibrary, ImageFacts, Inventory, Plan
 
 #: Who provides an object.
 IMAGE = "image"
@@ -67,6 +68,7 @@ def link_maps(facts: ImageFacts, plan: Plan, inventory: Inventory) -> Tuple[Link
 
     For a refused plan: as they would have been, so that the failing edges show; where the decision did not come that far, the image's own.
     """
+    facts = loader_cache.without_ours(facts, (TREE_IN_DEV, TREE_IN_ROOTFS))
     shown = plan.tried if plan.verdict in (REFUSED, NOTHING) and plan.tried is not None else plan
     laid = _Laid(facts, shown, inventory)
     programs = (*facts.programs, *facts.consumers)[:PROGRAMS_LIMIT]
@@ -109,6 +111,8 @@ class _Laid:
         self._tree = tree
         self._in_place = {bind.source: bind for bind in plan.in_place}
         self._libraries, self._names = _offered(inventory, plan.profile)
+        self._copies = [facts.files[bind.target].elf for bind in plan.in_place
+                        if bind.source in self._libraries and self._libraries[bind.source].role != "runtime"]
         self._view = proof.View(facts, plan.tree_root, self._those(tree), self._those(in_place))
         self.injected = (*tree, *in_place)
 
@@ -124,7 +128,7 @@ class _Laid:
             found = loader.simulate(program, self._view, search)
         except ImageError as error:
             return LinkMap(program, trouble=error.what)
-        edges = _edges(found, proof.lacks(program, self._facts))
+        edges = _edges(found, _faults(found, proof.lacks(program, self._facts), self._copies))
         return LinkMap(program, tuple(map(self._link, found.objects)), tuple(edges))
 
     def _link(self, loaded: loader.Loaded) -> Link:
@@ -141,20 +145,21 @@ class _Laid:
 
 def _offered(inventory: Inventory, profile: str) -> Tuple[Dict[str, HostLibrary], FrozenSet[str]]:
     """What the inventory offers by its file on the host, that profile's own first; and the names that it has."""
-    offers = [*inventory.profiles, *([inventory.c_runtime] if inventory.c_runtime is not None else ())]
+    offers = [one for offer in inventory.profiles for one in (offer, *offer.variants)]
+    offers += [inventory.c_runtime] if inventory.c_runtime is not None else []
     libraries: Dict[str, HostLibrary] = {}
     for offer in sorted(offers, key=lambda offer: offer.name != profile):
-        for library in (*offer.libraries, *offer.plugins):
+        for library in (*offer.libraries, *offer.plugins, *(module for one in offer.sets for module in one.modules)):
             libraries.setdefault(library.real, library)
     return libraries, frozenset(library.name for offer in offers if offer.name == profile for library in offer.libraries)
 
 
-def _edges(found: loader.LinkMap, lacked: FrozenSet[str]) -> Iterator[Edge]:
+def _edges(found: loader.LinkMap, failing: Iterable[Tuple[str, str, str, bool]]) -> Iterator[Edge]:
     by_name: Dict[str, loader.Loaded] = {}
     for loaded in found.objects:
         for name in (loaded.name, *loaded.aliases, loaded.path, loaded.facts.soname):
             by_name.setdefault(name, loaded)
-    faults = {(needed_by, path): (what, ours) for needed_by, path, what, ours in _faults(found, lacked)}
+    faults = {(needed_by, path): (what, ours) for needed_by, path, what, ours in failing}
     for loaded in found.objects:
         interp = [loaded.facts.interp] if loaded.facts.interp else []
         for name in dict.fromkeys([*loaded.facts.needed, *interp]):
@@ -167,13 +172,13 @@ def _edges(found: loader.LinkMap, lacked: FrozenSet[str]) -> Iterator[Edge]:
         yield Edge(needed_by, path, path if path in there else "", what, ours)
 
 
-def _faults(found: loader.LinkMap, lacked: FrozenSet[str]) -> Iterator[Tuple[str, str, str, bool]]:
+def _faults(found: loader.LinkMap, lacked: FrozenSet[str], copies: Sequence[ElfFacts]) -> Iterator[Tuple[str, str, str, bool]]:
     """What keeps the program from starting or from working: who needs it, of whom, what is wrong, and whether injection is to blame."""
     for name, needed_by in found.missing:
         yield needed_by, name, "nobody has it", name not in lacked
     for path, needed_by in found.broken:
         yield needed_by, path, "it cannot be loaded", path not in lacked
-    for loaded, host, lost in proof.lost_calls(found):
+    for loaded, host, lost in proof.lost_calls(found, copies):
         yield loaded.path, host.path, f"lacks {lost}", True
     gaps: Dict[Tuple[str, str], List[str]] = {}
     for gap in loader.unsatisfied(found):

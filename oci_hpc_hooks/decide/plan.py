@@ -9,14 +9,15 @@ from __future__ import annotations
 import posixpath
 import re
 from dataclasses import replace
+from functools import partial
 from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 
-from oci_hpc_hooks.decide import abi
+from oci_hpc_hooks.decide import abi, loader_cache
+from oci_hpc_hooks.decide import cpu as processor
 from oci_hpc_hooks.decide.choice import Choice, No, choose, has_copies, lost_functions, needs_launcher
 from oci_hpc_hooks.decide.proof import prove
 from oci_hpc_hooks.decide.request import AUTO, NOBODY, OVERRIDE
 from oci_hpc_hooks.decide.runtime import Replaced, lay_over
-from oci_hpc_hooks.elf import ldcache
 from oci_hpc_hooks.errors import ImageError
 from oci_hpc_hooks.model import (
     ERROR,
@@ -27,9 +28,10 @@ from oci_hpc_hooks.model import (
     UNPROVED,
     WARNING,
     Bind,
-    CacheEntry,
     Container,
     Cover,
+    Cpu,
+    DropIn,
     Finding,
     ImageFacts,
     Inventory,
@@ -56,6 +58,7 @@ def candidates(request: Request, inventory: Inventory) -> Tuple[ResolvedProfile,
 
 def plan(container: Container, request: Request, inventory: Inventory, facts: ImageFacts) -> Plan:
     """What is done for this container. ``facts`` were gathered for :func:`candidates` of the same request and inventory."""
+    facts = loader_cache.without_ours(facts, (TREE_IN_DEV, TREE_IN_ROOTFS))
     wish = request.mpi
     findings = [*request.findings, *_claims(request, facts)]
     if wish is None or wish.value == NOBODY:
@@ -66,10 +69,14 @@ def plan(container: Container, request: Request, inventory: Inventory, facts: Im
         if not possible:
             note = Finding(NOTE, "nothing-to-replace", "the image has no MPI that this site could replace", wish.origin)
             return Plan(NOTHING, (*findings, note))
+    try:
+        findings += processor.gate(request, facts, inventory.cpu)
+    except No as no:
+        return _refuse(replace(wish, origin=request.cpu.origin if request.cpu else wish.origin), inventory, findings, no)
     refusals: List[No] = []
     for profile in possible:
         try:
-            made = _plan_with_fitting_libc(container, facts, profile, inventory.c_runtime)
+            made = _plan_with_fitting_libc(container, facts, profile, inventory)
         except No as no:
             refusals.append(no)
             continue
@@ -81,7 +88,7 @@ def plan(container: Container, request: Request, inventory: Inventory, facts: Im
         if made.verdict == UNPROVED and inventory.site.unproved == "refuse":
             return _refuse(wish, inventory, findings, No(
                 "unproved", "it cannot be proved before the start that the program would load the site's MPI, and this site refuses such",
-                "start the MPI program itself, not through a script", "user", made))
+                "start the MPI program itself, not through a script", "user", tried=made))
         return replace(made, findings=tuple(findings))
     if not refusals:
         offered = ", ".join(sorted({profile.provides["mpi"] for profile in inventory.profiles if "mpi" in profile.provides}))
@@ -115,72 +122,114 @@ def _claims(request: Request, facts: ImageFacts) -> Iterator[Finding]:
 
 # ---------------------------------------------------------------------------------------------------------------- one profile
 
-def _plan_with_fitting_libc(container: Container, facts: ImageFacts, profile: ResolvedProfile,
-                            runtime: Optional[ResolvedProfile]) -> Plan:
-    """The plan for one profile; with the site's C runtime only where it is allowed and nothing less will do. Raises No, ImageError."""
+#: What keeps a profile from serving an image that is too old for it, where the same built against older libraries may fit.
+TOO_OLD = ("glibc-too-old", "version-missing", "shared-dependency")
+
+
+def _plan_with_fitting_libc(container: Container, facts: ImageFacts, profile: ResolvedProfile, inventory: Inventory) -> Plan:
+    """The plan for one profile. Only where the image is too old for it: by the first of its variants that fits, the one that needs
+    the oldest glibc in front, or with the site's C runtime, where that is allowed. Raises No, ImageError."""
+    runtime = inventory.c_runtime
     try:
-        return _plan_profile(container, facts, profile)
+        return _plan_profile(container, facts, profile, inventory)
     except No as no:
-        if runtime is None or no.code != "glibc-too-old":
+        if no.code not in TOO_OLD:
             raise
         too_old = no
+    steps = [(variant.title, partial(_plan_variant, container, facts, variant, inventory, too_old))
+             for variant in sorted(profile.variants, key=lambda variant: abi.version_key(variant.glibc))]
+    if runtime is not None and too_old.code == "glibc-too-old":
+        with_runtime = partial(_plan_with_runtime, container, facts, profile, inventory, runtime)
+        steps.append((f"the site's C runtime ({runtime.source})", with_runtime))
+    failed: List[Finding] = []
+    remedies = [too_old.remedy]
+    for title, step in steps:
+        try:
+            made = step()
+        except No as no:
+            failed.append(Finding(NOTE, "variant-unfit", f"{title} does not help: {no.brief}"))
+            if no.code != too_old.code:
+                remedies.append(no.remedy)
+            continue
+        return replace(made, findings=(*failed, *made.findings))
+    raise No(too_old.code, "; ".join([too_old.what, *(finding.what for finding in failed)]), "; or ".join(dict.fromkeys(remedies)),
+             too_old.who, tried=too_old.tried)
+
+
+def _plan_variant(container: Container, facts: ImageFacts, variant: ResolvedProfile, inventory: Inventory, too_old: No) -> Plan:
+    made = _plan_profile(container, facts, variant, inventory)
+    taken = Finding(NOTE, "variant", f"{variant.title} is taken, which needs glibc {variant.glibc or 'of any release'}: of the profile "
+                    f"itself, {too_old.brief}")
+    return replace(made, findings=(taken, *made.findings))
+
+
+def _plan_with_runtime(container: Container, facts: ImageFacts, profile: ResolvedProfile, inventory: Inventory,
+                       runtime: ResolvedProfile) -> Plan:
+    over, replaced, findings = lay_over(facts, runtime, inventory.cpu)
     try:
-        over, replaced, findings = lay_over(facts, runtime)
-        made = _plan_profile(container, over, profile, replaced)
+        made = _plan_profile(container, over, profile, inventory, replaced)
     except No as no:
-        why = f"the site's C runtime ({runtime.source}) is too old as well" if no.code == too_old.code else no.what
-        raise No(too_old.code, f"{too_old.what}; {why}", f"{too_old.remedy}; or {no.remedy}", too_old.who, too_old.tried) from None
+        raise No(no.code, no.what, no.remedy, no.who, "it is too old as well" if no.code == "glibc-too-old" else "") from None
     in_place = [Bind(library.real, library.file, copy.path, "the site's C runtime, over the image's", copy.file)
                 for library, copy in replaced]
     return replace(made, findings=(*findings, *made.findings), in_place=(*made.in_place, *in_place))
 
 
-def _plan_profile(container: Container, facts: ImageFacts, profile: ResolvedProfile, replaced: Replaced = ()) -> Plan:
+def _plan_profile(container: Container, facts: ImageFacts, profile: ResolvedProfile, inventory: Inventory,
+                  replaced: Replaced = ()) -> Plan:
     """The plan for one profile, in an image whose C runtime is ``replaced`` or its own. Raises No, ImageError."""
     if profile.problems:
-        raise No("profile-unavailable", f"profile {profile.name} is not available on this node: {profile.problems[0]}",
-                 f"mend what {profile.source or profile.name} names and run oci-hpc-hooks scan", "site admin")
+        raise No("profile-unavailable", f"{profile.title} is not available on this node: {profile.problems[0]}",
+                 f"mend what {profile.source or profile.name} names and run oci-hpc-hooks scan", "site admin",
+                 f"the scan says: {profile.problems[0]}")
     _gates(facts, profile)
     choice = replace(choose(facts, profile), runtime=replaced)
     if not choice.libraries:
         all_there = Finding(NOTE, "all-there", f"the image has everything that profile {profile.name} would add")
         return Plan(NOTHING, (*choice.findings, all_there))
     tree_root, tree_make = _tree_place(container, facts)
-    cache = _merged_cache(facts, choice, tree_root)
+    cache = loader_cache.merged(facts, choice, tree_root)
     modules = _modules(profile, choice, facts)
-    made = _actions(profile, facts, choice, modules, cache, tree_root, tree_make)
+    directories, missing = _set_directories(choice, facts)
+    made = replace(_actions(profile, choice, facts), modules=(*modules, *directories), cache=cache, tree_root=tree_root,
+                   tree_make=tree_make)
     try:
-        proved, findings = prove(facts, profile, choice, cache, tree_root)
+        proved, findings = prove(facts, profile, choice, cache, tree_root, inventory.cpu)
     except No as no:
         no.tried = made
         raise
+    drop_in = None
+    if inventory.site.loader_cache == "file":
+        try:
+            cache, drop_in = _cache_as_file(container, facts, profile, choice, cache, tree_root, proved, inventory.cpu)
+        except (No, ImageError) as no:
+            findings.append(Finding(NOTE, "loader-cache", "the loader's cache is mounted, not a file of the container's own, and ldconfig "
+                                                          f"inside fails: {no.what}"))
     findings = [*choice.findings, *findings, *lost_functions(choice), *needs_launcher(choice)]
     findings += [Finding(NOTE, "modules", f"{cover.target} of the image is covered by the site's /{cover.folder}: modules and libraries "
                          "come as one set") for cover in modules]
+    findings += missing
     if facts.cache is None and facts.cache_file is not None:
         findings.append(Finding(NOTE, "cache-unreadable", f"{facts.cache_path} of the image is no loader cache and is replaced: "
                                 f"{facts.unreadable.get(facts.cache_real, 'it cannot be read')}"))
-    return replace(made, verdict=PROVED if proved else UNPROVED, findings=tuple(findings))
+    return replace(made, verdict=PROVED if proved else UNPROVED, findings=tuple(findings), cache=cache, drop_in=drop_in)
 
 
-def _actions(profile: ResolvedProfile, facts: ImageFacts, choice: Choice, modules: Tuple[Cover, ...], cache: LdCache, tree_root: str,
-             tree_make: str) -> Plan:
+def _actions(profile: ResolvedProfile, choice: Choice, facts: ImageFacts) -> Plan:
     """What would be done, before it is known whether it may be."""
-    files = {library.path: library for library in (*choice.libraries, *profile.plugins)}
+    files = {library.path: library for library in (*choice.libraries, *profile.plugins, *choice.modules)}
+    plain = {file.path: Bind(file.real, file.file, file.path.lstrip("/"), f"configuration of the {one.name} set")
+             for one in choice.sets for file in one.files}
     return Plan(
         verdict=REFUSED,
         findings=(),
         profile=profile.name,
-        tree=tuple(Bind(library.real, library.file, path.lstrip("/"), f"{library.role} of profile {profile.name}")
-                   for path, library in files.items()),
+        tree=(*(Bind(library.real, library.file, path.lstrip("/"), f"{library.role} of {profile.title}")
+                for path, library in files.items()), *plain.values()),
         in_place=tuple(Bind(library.real, library.file, copy.path, f"stands in for the image's {copy.elf.soname or copy.path}", copy.file)
                        for library, copy in choice.in_place),
-        modules=modules,
         cache_target=facts.cache_path,
         cache_over=facts.cache_file,
-        cache=cache,
-        tree_root=tree_root,
-        tree_make=tree_make,
     )
 
 
@@ -213,18 +262,18 @@ def _tree_place(container: Container, facts: ImageFacts) -> Tuple[str, str]:
              "directory that the site's files could be mounted over", "add an empty directory /mnt to the image", "image author")
 
 
-def _merged_cache(facts: ImageFacts, choice: Choice, tree_root: str) -> LdCache:
-    """The image's cache with an entry for every name of what is injected; they lead into the tree, where ``$ORIGIN`` is right.
-
-    A name that leads to a copy of another MPI family keeps leading there: whoever asks for it means that one.
-    """
-    cache = facts.cache or LdCache(())
-    others = {copy.path for copy in choice.others}
-    theirs = {entry.name for entry in cache.entries if facts.resolved.get(entry.path) in others}
-    return ldcache.merge(cache, [
-        CacheEntry(name, tree_root + library.path, ldcache.entry_flags(cache, library.elf.machine, library.elf.elf_class))
-        for name, library in choice.names.items() if name not in theirs
-    ])
+def _cache_as_file(container: Container, facts: ImageFacts, profile: ResolvedProfile, choice: Choice, bound: LdCache, tree_root: str,
+                   proved: bool, cpu: Optional[Cpu]) -> Tuple[LdCache, DropIn]:
+    """The cache as a file of the container's own, if with it, and with what ldconfig would make of it, all is as with one that is
+    ``bound``: ``proved`` or not. Raises No, ImageError."""
+    why = loader_cache.obstacle(container, facts, choice, tree_root)
+    if not why:
+        cache = loader_cache.merged(facts, choice, tree_root, stays=True)
+        others = (cache, loader_cache.rebuilt(facts, choice, tree_root))
+        if all(prove(facts, profile, choice, other, tree_root, cpu)[0] == proved for other in others if other != bound):
+            return cache, loader_cache.drop_in(facts, choice, tree_root)
+        why = "after an ldconfig there would be no proof any more"
+    raise No("loader-cache", why, "", "")
 
 
 def _modules(profile: ResolvedProfile, choice: Choice, facts: ImageFacts) -> Tuple[Cover, ...]:
@@ -241,3 +290,24 @@ def _modules(profile: ResolvedProfile, choice: Choice, facts: ImageFacts) -> Tup
             if not relative.startswith(".") and target in there:
                 covers.setdefault(target, Cover(folder.lstrip("/"), target, there[target].inode, there[target].mtime_ns))
     return tuple(covers.values())
+
+
+def _set_directories(choice: Choice, facts: ImageFacts) -> Tuple[Tuple[Cover, ...], List[Finding]]:
+    """What the libraries of sets open by its path: directories that the image has are covered. Of those that it lacks, one of
+    configuration is made; modules alone are found by name in the loader's cache."""
+    there = {directory.path: directory for directory in facts.directories if directory.inode}
+    covers: Dict[str, Cover] = {}
+    findings: List[Finding] = []
+    for one in choice.sets:
+        plain = {posixpath.dirname(file.path) for file in one.files}
+        for path in sorted(plain | {posixpath.dirname(module.path) for module in one.modules}):
+            if path in there:
+                covers[path] = Cover(path.lstrip("/"), path, there[path].inode, there[path].mtime_ns)
+            elif path in plain and path in facts.makeable:
+                covers[path] = Cover(path.lstrip("/"), path, 0, 0)
+            elif path in plain:
+                findings.append(Finding(
+                    WARNING, "fabric-set", f"the {one.name} set needs {path}, which the image lacks and which cannot be made in this "
+                    f"container: {one.libraries[0]} finds no devices without it", remedy=f"add an empty directory {path} to the image",
+                    who="image author"))
+    return tuple(covers.values()), findings

@@ -7,11 +7,12 @@ from dataclasses import replace
 from typing import Iterable, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
 from oci_hpc_hooks.decide import abi
+from oci_hpc_hooks.decide import cpu as processor
 from oci_hpc_hooks.decide.choice import Choice, No
-from oci_hpc_hooks.decide.runtime import must_not_be_coupled
+from oci_hpc_hooks.decide.runtime import must_be_openable, must_not_be_coupled
 from oci_hpc_hooks.elf import loader, mpi
 from oci_hpc_hooks.errors import ImageError
-from oci_hpc_hooks.model import NOTE, WARNING, ElfFacts, Finding, HostLibrary, ImageFacts, LdCache, ResolvedProfile
+from oci_hpc_hooks.model import NOTE, WARNING, Cpu, ElfFacts, Finding, HostLibrary, ImageFacts, LdCache, ResolvedProfile
 
 _HOST = "host:"  # marks the identity of a host file in the simulated tree; image paths start with "/"
 
@@ -26,6 +27,7 @@ class View:
         self._in_place = in_place
         self._host = {_HOST + library.real: library.elf for library in (*tree.values(), *in_place.values())}
         self._names = {directory.path: frozenset(directory.names) for directory in facts.directories}
+        self._missing = {directory.path for directory in facts.directories if not directory.inode}
         self.unknown: Set[str] = set()
 
     def resolve(self, path: str) -> str:
@@ -35,6 +37,9 @@ class View:
         real = self._facts.resolved.get(path)
         if real is None:
             folder, name = posixpath.split(path)
+            above, hwcaps, _ = folder.rpartition("/glibc-hwcaps/")
+            if hwcaps and {above, f"{above}/glibc-hwcaps"} & self._missing:
+                return ""
             if folder not in self._names or name in self._names[folder]:
                 self.unknown.add(path)
             return ""
@@ -53,7 +58,7 @@ def searches(facts: ImageFacts, cache: Optional[LdCache], copies: Iterable[str] 
     """How the image's loader searches with this cache: in the environment of the start, then with each directory that holds a copy in
     front of LD_LIBRARY_PATH, where a script may put it (conda activate, setvars)."""
     plain = loader.Search(library_path=facts.library_path, cache=cache, default_dirs=facts.default_dirs, preload=facts.preload,
-                          interp=facts.loader)
+                          hwcaps=facts.hwcaps, interp=facts.loader)
     homes = sorted({posixpath.dirname(path) for path in copies})
     return [plain, *(replace(plain, library_path=(home, *facts.library_path)) for home in homes)]
 
@@ -73,15 +78,32 @@ def lacks(program: str, facts: ImageFacts) -> frozenset[str]:
     return frozenset(lacked | {gap.version for gap in loader.unsatisfied(link_map) if gap.fatal})
 
 
+def lost_calls(link_map: loader.LinkMap, copies: Iterable[ElfFacts]) -> Iterator[Tuple[loader.Loaded, loader.Loaded, str]]:
+    """Each file of the image that takes from MPI what the site's lacks, that MPI, and the functions in words. ``copies`` are those of
+    the image that the site's libraries take the place of: bindings that stay (C++, Fortran) may take something from inside of them."""
+    offered = {name for loaded in link_map.objects for name in loaded.facts.exports}
+    host = next((loaded for loaded in link_map.objects if host_file(loaded.identity) and "MPI_Init" in loaded.facts.exports), None)
+    if host is None:
+        return
+    replaced = {name for copy in copies for name in copy.exports if mpi.matters(name)} - offered
+    for loaded in link_map.objects:
+        lost = sorted(name for name in loaded.facts.imports
+                      if name in replaced or (name not in offered and name.startswith((*mpi.STANDARD, mpi.OPENMPI_MARK))))
+        if lost and not host_file(loaded.identity):
+            yield loaded, host, lost[0] + (f" and {len(lost) - 1} more functions" if len(lost) > 1 else "")
+
+
 class _Proof:
     """One choice held against one image."""
 
-    def __init__(self, facts: ImageFacts, profile: ResolvedProfile, choice: Choice, cache: LdCache, tree_root: str) -> None:
+    def __init__(self, facts: ImageFacts, profile: ResolvedProfile, choice: Choice, cache: LdCache, tree_root: str,
+                 cpu: Optional[Cpu]) -> None:
         self.facts = facts
+        self.cpu = cpu
         self.profile = profile
         self.choice = choice
         self.tree_root = tree_root
-        tree = {tree_root + library.path: library for library in choice.libraries}
+        tree = {tree_root + library.path: library for library in (*choice.libraries, *choice.modules)}
         self.view = View(facts, tree_root, tree, {copy.path: library for library, copy in choice.in_place})
         self.searches = searches(facts, cache, (copy.path for _, copy in (*choice.in_place, *choice.runtime)))
 
@@ -94,6 +116,20 @@ class _Proof:
             for path in paths:
                 self._must_load(loader.simulate(path, self.view, search), frozenset())
 
+    def sets_load(self) -> Iterator[Finding]:
+        """What of the modules of sets does not load: it is passed over by the library that opens it. Raises No if none of a set does."""
+        for one in self.choice.sets:
+            unfit = []
+            for module in one.modules:
+                try:
+                    self._must_load(loader.simulate(self.tree_root + module.path, self.view, self.searches[0]), frozenset())
+                except No as no:
+                    unfit.append(no)
+                    yield Finding(NOTE, "module-unfit", f"the site's {module.path} does not load in this image: {no.brief}")
+            if one.modules and len(unfit) == len(one.modules):
+                raise No(unfit[0].code, f"no module of the site's {one.name} set loads in this image: {unfit[0].brief}", unfit[0].remedy,
+                         unfit[0].who)
+
     def loads_mpi(self, program: str) -> bool:
         """Whether a program loads MPI, which then is the site's in every case. Raises No if it would be another, or would not load."""
         lacked = lacks(program, self.facts)
@@ -101,9 +137,12 @@ class _Proof:
         for search in self.searches:
             link_map = loader.simulate(program, self.view, search)
             self._must_load(link_map, lacked)
+            processor.must_run(((item.path, item.facts) for item in link_map.objects), self.cpu)
             if self.choice.runtime:
                 must_not_be_coupled(((item.identity, item.facts) for item in link_map.objects), self.choice.runtime)
-            _must_have_functions(link_map)
+            if not link_map.objects[0].facts.interp:  # a module, which a program opens
+                must_be_openable(((item.path, item.facts) for item in link_map.objects), abi.libc_version(self.facts))
+            self._must_have_functions(link_map)
             _must_be_one_build(program, link_map)
             uses = self._takes_ours(program, link_map) or uses
         return uses
@@ -113,7 +152,7 @@ class _Proof:
         names = self.choice.names
         uses = False
         for loaded in link_map.objects:
-            family = mpi.family(loaded.facts.exports)
+            family = mpi.family(loaded.facts)
             if family not in ("", wanted):
                 raise No("family", f"{wanted} is wanted, and {program} loads {loaded.path}, which is {family} by its symbols",
                          "correct the label, or start the program that it means", "image author")
@@ -144,6 +183,17 @@ class _Proof:
         if gaps:
             self._refuse_version(loaded, gaps)
 
+    def _must_have_functions(self, link_map: loader.LinkMap) -> None:
+        """Step 3: what the image's files take from MPI is there: its functions, and what bindings that stay (C++, Fortran) take from
+        inside of the image's own library. Raises No.
+
+        With lazy binding a missing function would end the program only when it is called, maybe hours after the start.
+        """
+        for loaded, host, lost in lost_calls(link_map, (copy.elf for _, copy in self.choice.in_place)):
+            raise No("mpi-symbols", f"{loaded.path} uses {lost}, which {host.facts.soname} (the site's {host_file(host.identity)}) does "
+                     "not have", "build the program with an MPI that is no newer than the site's, or let the site offer a newer one, with "
+                     "C++ and Fortran libraries of its own", "image author")
+
     def _refuse_version(self, loaded: Mapping[str, loader.Loaded], gaps: Sequence[loader.VersionGap]) -> None:
         worst = max(gaps, key=lambda gap: (gap.version.startswith("GLIBC_"), abi.version_key(gap.version)))
         needing = _describe(loaded, worst.needed_by)
@@ -152,10 +202,11 @@ class _Proof:
             release = abi.newest((worst.version,), "GLIBC_")[6:]  # GLIBC_ABI_DT_RELR has none
             wanted = f"glibc {release} or newer" if release else "a newer glibc"
             actual = abi.libc_version(self.facts)
-            raise No("glibc-too-old", f"{needing} needs {worst.version} of {provider.facts.soname}, and the image's glibc is {actual} "
-                     f"({self.facts.libc.path})",
+            needs = f"{needing} needs {worst.version} of {provider.facts.soname}"
+            raise No("glibc-too-old", f"{needs}, and the image's glibc is {actual} ({self.facts.libc.path})",
                      f"rebuild the image on a distribution with {wanted}, or let the site offer an MPI built "
-                     f"against glibc {actual} or older, or bring its own C runtime (c_runtime in site.json)", "image author")
+                     f"against glibc {actual} or older (variants in site.json), or bring its own C runtime (c_runtime in site.json)",
+                     "image author", needs)
         raise No("version-missing", f"{needing} needs {worst.version} of {provider.facts.soname}, which {provider.path} does not define",
                  f"update {provider.facts.soname} in the image", "image author")
 
@@ -165,28 +216,6 @@ def _describe(loaded: Mapping[str, loader.Loaded], path: str) -> str:
     if item is None or not item.identity.startswith(_HOST):
         return path
     return f"{item.facts.soname} (the site's {item.identity[len(_HOST):]})"
-
-
-def _must_have_functions(link_map: loader.LinkMap) -> None:
-    """Step 3: what the image's files call of MPI is there. Raises No.
-
-    With lazy binding a missing function would end the program only when it is called, maybe hours after the start.
-    """
-    for loaded, host, lost in lost_calls(link_map):
-        raise No("mpi-symbols", f"{loaded.path} uses {lost}, which {host.facts.soname} (the site's {host_file(host.identity)}) does not "
-                 "have",
-                 "build the program with an MPI that is no newer than the site's, or let the site offer a newer one", "image author")
-
-
-def lost_calls(link_map: loader.LinkMap) -> Iterator[Tuple[loader.Loaded, loader.Loaded, str]]:
-    """Each file of the image that calls what the site's MPI lacks, that MPI, and the functions in words."""
-    offered = {name for loaded in link_map.objects for name in loaded.facts.exports}
-    host = next((loaded for loaded in link_map.objects if host_file(loaded.identity) and "MPI_Init" in loaded.facts.exports), None)
-    for loaded in link_map.objects if host else ():
-        lost = sorted(name for name in loaded.facts.imports
-                      if name.startswith((*mpi.STANDARD, mpi.OPENMPI_MARK)) and name not in offered)
-        if host and lost and not host_file(loaded.identity):
-            yield loaded, host, lost[0] + (f" and {len(lost) - 1} more functions" if len(lost) > 1 else "")
 
 
 def _must_be_one_build(program: str, link_map: loader.LinkMap) -> None:
@@ -200,20 +229,21 @@ def _must_be_one_build(program: str, link_map: loader.LinkMap) -> None:
             raise No("mixed-build", f"{program} would load both {loaded.path} of the image and {ours.facts.soname} (the site's "
                      f"{ours.identity[len(_HOST):]}): two Open MPIs in one process",
                      f"link the program without {loaded.facts.soname}: plain mpicc does not add it", "image author")
-    if not any(mpi.family(loaded.facts.exports) for loaded in link_map.objects):
+    if not any(mpi.family(loaded.facts) for loaded in link_map.objects):
         raise No("launcher", f"{program} belongs to the image's own Open MPI and would run on {ours.facts.soname} (the site's "
                  f"{ours.identity[len(_HOST):]}), which is another build", "start the MPI program itself as the container's command, "
                  "under the site's mpirun or srun outside; an Open MPI 5 of the site would serve this launcher too", "user")
 
 
-def prove(facts: ImageFacts, profile: ResolvedProfile, choice: Choice, cache: LdCache, tree_root: str) -> Tuple[bool, List[Finding]]:
+def prove(facts: ImageFacts, profile: ResolvedProfile, choice: Choice, cache: LdCache, tree_root: str,
+          cpu: Optional[Cpu] = None) -> Tuple[bool, List[Finding]]:
     """Step 7: whether at least one program of the command line loads MPI and each that does loads the site's. Raises No, ImageError.
 
     False is no refusal: everything injected loads, but what the command line leads to could not be followed.
     """
-    proof = _Proof(facts, profile, choice, cache, tree_root)
+    proof = _Proof(facts, profile, choice, cache, tree_root, cpu)
     proof.libraries_load()
-    findings: List[Finding] = []
+    findings: List[Finding] = list(proof.sets_load())
     loading = 0
     for program in facts.programs:
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Sequence, Tuple
+from typing import Iterable, Sequence, Tuple
 
 #: glibc's own sonames (its shlib-versions file), the loaders of all its architectures, and its NSS modules.
 _C_RUNTIME = re.compile(
@@ -32,3 +32,17 @@ PRIVATE = "GLIBC_PRIVATE"
 def uses_internals(verneed: Sequence[Tuple[str, Tuple[str, ...]]]) -> bool:
     """Whether a file with these needs works for sure only with the glibc that it was built with."""
     return any(PRIVATE in versions and is_c_runtime(file) for file, versions in verneed)
+
+
+_RELEASE = re.compile(r"GLIBC_(\d{1,4}(\.\d{1,4})+)")
+#: A version that is not named after the release that has it first.
+_RELR = ("GLIBC_ABI_DT_RELR", "2.36")
+
+
+def release_needed(needs: Iterable[Sequence[Tuple[str, Tuple[str, ...]]]]) -> str:
+    """The first release, such as "2.34", that has every version that files with these needs take from glibc; "" if none is needed."""
+    versions = {version for verneed in needs for file, versions in verneed if is_c_runtime(file) for version in versions}
+    releases = [match.group(1) for match in map(_RELEASE.fullmatch, versions) if match]
+    if _RELR[0] in versions:
+        releases.append(_RELR[1])
+    return max(releases, key=lambda release: [int(part) for part in release.split(".")], default="")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import struct
 import sys
+from functools import cmp_to_key
 from typing import Dict, Iterable, NoReturn, Optional, Sequence, Tuple
 
 from oci_hpc_hooks.errors import ImageError
@@ -298,6 +299,12 @@ def merge(cache: LdCache, additions: Iterable[CacheEntry]) -> LdCache:
             at += 1
         entries[low:at] = [new]
     return LdCache(entries=tuple(entries), hwcap_names=cache.hwcap_names, generator=cache.generator)
+
+
+def arrange(entries: Iterable[CacheEntry]) -> Tuple[CacheEntry, ...]:
+    """Entries in the order in which ldconfig writes them: of one name and flags those of glibc-hwcaps come first, otherwise as given,
+    which for ldconfig is the order of its directories."""
+    return tuple(sorted(sorted(entries, key=lambda entry: entry.hwcap == 0), key=cmp_to_key(_order)))
 
 
 def _order(a: CacheEntry, b: CacheEntry) -> int:

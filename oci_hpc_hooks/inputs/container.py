@@ -24,6 +24,12 @@ _COMMAND_LINE_LIMIT = 4 << 20
 
 _PROC = "/proc"
 
+#: The source of the tree of host files that our hooks mount, as config.json and mountinfo show it: the mark by which a second hook sees
+#: that the work is done. An image cannot forge it.
+MARK = "oci-hpc-hooks"
+#: The file name of our executable for createRuntime, wherever it is installed.
+OWN_HOOK = "oci-hpc-hooks-createruntime"
+
 
 # ------------------------------------------------------------------------------------------------------------ state
 
@@ -85,6 +91,29 @@ def read_state(data: bytes) -> State:
         jsontext.string_map(source, "annotations", where),
         absolute(bundle, root) if root else "",
     )
+
+
+def proposed(config: dict[str, object]) -> State:
+    """The state of a container that podman is about to make, from the config.json that its precreate hooks get on stdin.
+
+    No process is there yet, so pid is 0. The id stands in no field of its own: podman puts it into the path of the cgroup
+    (``/libpod_parent/libpod-ID``, ``machine.slice:libpod:ID``) and into the sources of its own mounts
+    (``…-containers/ID/userdata/…``), which tell the bundle too. "" where neither tells.
+    """
+    group = jsontext.string(_linux(config), "cgroupsPath", at(_CONFIG, "linux"), "").replace(":", "-")
+    _, mark, identity = group.rpartition("libpod-")
+    identity = identity if mark else ""
+    bundle = ""
+    for _, _, source, _ in mounts(config):
+        above, mark, _ = source.partition("/userdata/")
+        store, _, name = above.rpartition("/")
+        if mark and _is_id(name) and store.endswith("-containers") and identity in (name, ""):
+            identity, bundle = name, above + "/userdata"
+    return State(identity if _is_id(identity) else "", 0, bundle, "creating", annotations_of(config))
+
+
+def _is_id(text: str) -> bool:
+    return len(text) == 64 and all(char in "0123456789abcdef" for char in text)
 
 
 def absolute(base: str, path: str) -> str:
@@ -237,6 +266,17 @@ def mount_label(config: dict[str, object]) -> str:
 def rootfs_propagation(config: dict[str, object]) -> str:
     """linux.rootfsPropagation: "shared", "slave", "private", "unbindable", or "" for the runtime's default."""
     return jsontext.string(_linux(config), "rootfsPropagation", at(_CONFIG, "linux"), "")
+
+
+def hooks(config: dict[str, object], stage: str) -> list[object]:
+    """hooks.STAGE: what the engine lets the runtime start at that stage."""
+    return jsontext.array(jsontext.mapping(config, "hooks", _CONFIG), stage, at(_CONFIG, "hooks"))
+
+
+def own_hook(entry: object) -> bool:
+    """Whether an entry of hooks.createRuntime is this project's: one container is served by one of its hooks."""
+    path = entry.get("path") if isinstance(entry, dict) else None
+    return isinstance(path, str) and path.rpartition("/")[2] == OWN_HOOK
 
 
 def annotations_of(config: dict[str, object]) -> dict[str, str]:

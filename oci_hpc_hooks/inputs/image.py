@@ -16,11 +16,13 @@ from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tupl
 from oci_hpc_hooks.elf import glibc, ldcache, loader
 from oci_hpc_hooks.elf.facts import read_facts
 from oci_hpc_hooks.errors import ImageError, KernelError
+from oci_hpc_hooks.inputs import bystanders
 from oci_hpc_hooks.inputs.consumers import find as find_consumers
 from oci_hpc_hooks.inputs.container import command_words
 from oci_hpc_hooks.linux.mounts import mount_id
 from oci_hpc_hooks.linux.paths import Root, read_bounded
 from oci_hpc_hooks.model import (
+    Bystanders,
     Container,
     Directory,
     ElfFacts,
@@ -29,9 +31,11 @@ from oci_hpc_hooks.model import (
     ImageFile,
     LdCache,
     ResolvedProfile,
+    Watched,
 )
 
 CACHE_LIMIT = 64 << 20  # a node with 10,000 libraries has a cache of 1 MB
+CONF_LIMIT = 64 << 10  # ld.so.conf is a line or a few
 LOADER_LIMIT = 8 << 20  # ld.so is 0.2 to 0.3 MB
 LIBC_LIMIT = 32 << 20  # libc.so.6 has 2 MB
 NAMES_LIMIT = 200_000  # names in one directory
@@ -44,6 +48,7 @@ HOMES_LIMIT = 256
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # podman's, where the image sets none
 CACHE_PATH = "/etc/ld.so.cache"
+CONF_PATH = "/etc/ld.so.conf"
 
 #: PT_INTERP of the glibc ABIs (glibc's shlib-versions), looked for where no program of the arguments names one.
 LOADERS = ("/lib64/ld-linux-x86-64.so.2", "/lib/ld-linux-aarch64.so.1", "/lib64/ld64.so.2", "/lib/ld64.so.1",
@@ -72,6 +77,7 @@ class _Tree:
         self.names: Dict[str, frozenset[str]] = {}
         self.symbols: set[str] = set()  # real paths whose symbols were read
         self.unlisted: Set[str] = set()
+        self.loaded: Set[str] = set()  # real paths of what the programs' loader loads
         self.spent: Dict[str, int] = {}
 
     def spend(self, what: str, amount: int, limit: int) -> None:
@@ -113,7 +119,10 @@ class _Tree:
         # The spelling is kept: behind a symbolic link ".." is not what a lexical reading makes of it.
         folder, name = posixpath.split(path)
         real = ""
-        if ".so" not in name or (self.directory(folder) is not None and (name in self.names[folder] or folder in self.unlisted)):
+        above, hwcaps, _ = folder.rpartition("/glibc-hwcaps/")
+        if hwcaps and self.directory(above + "/glibc-hwcaps") is None:
+            pass  # few directories have any
+        elif ".so" not in name or (self.directory(folder) is not None and (name in self.names[folder] or folder in self.unlisted)):
             real = self.real(path)
         self.resolved[path] = real
         return real
@@ -189,25 +198,29 @@ def _shared_objects(handle: int, path: str) -> Iterator[str]:
         os.close(fd)
 
 
-def gather(root: Root, container: Container, profiles: Sequence[ResolvedProfile]) -> ImageFacts:
-    """The facts of one container's tree, as far as the given profiles could matter to it.
+def gather(root: Root, container: Container, profiles: Sequence[ResolvedProfile], hwcaps: Sequence[str] = ()) -> ImageFacts:
+    """The facts of one container's tree, as far as the given profiles could matter to it. ``hwcaps`` as in :class:`Cpu`.
 
     Raises ImageError only for a tree that no loader could make sense of either (a directory without end); a broken file is a fact.
     """
     tree = _Tree(root)
     env = dict(item.partition("=")[::2] for item in container.env)
     path_dirs = tuple(posixpath.join("/", container.cwd, folder) for folder in env.get("PATH", DEFAULT_PATH).split(":") if folder)
-    entrypoint, programs = _programs(tree, container, path_dirs)
+    entrypoint, programs, static = _programs(tree, container, path_dirs)
     interp, musl = _loaders(tree, programs)
-    cache_path, default_dirs = _loader_constants(tree, interp)
+    cache_path, default_dirs, knows_hwcaps = _loader_constants(tree, interp)
     cache_real = tree.real(cache_path)  # not by way of its directory: engines write into /etc at every start
     cache, cache_file = _cache(root, tree, cache_real)
     library_path = tuple(folder.rstrip("/") or "/" for folder in re.split("[:;]", env.get("LD_LIBRARY_PATH", "")) if folder)
     preload = tuple(env.get("LD_PRELOAD", "").replace(":", " ").split())
-    search = loader.Search(library_path=library_path, cache=cache, default_dirs=default_dirs, preload=preload)
+    search = loader.Search(library_path=library_path, cache=cache, default_dirs=default_dirs, preload=preload,
+                           hwcaps=tuple(hwcaps) if knows_hwcaps else ())
 
     copies = _Copies(profiles)
     loaded = _follow(tree, programs, search, copies)
+    if copies.runtime and not knows_hwcaps:  # the site's loader does
+        _follow(tree, programs, replace(search, hwcaps=tuple(hwcaps)), copies)
+    started = tuple(tree.loaded)
     library_dirs = [*default_dirs, *library_path, *_cache_dirs(cache)]
     consumers: Tuple[str, ...] = ()
     if not any(copies.replaced.intersection((item.name, item.facts.soname)) for item in loaded):
@@ -227,8 +240,16 @@ def gather(root: Root, container: Container, profiles: Sequence[ResolvedProfile]
         loaders = map(tree.resolve, LOADERS)  # those of programs that are not on the command line; the others have been looked at
         for real in filter(None, loaders):
             tree.facts(real)
+    missing = [folder for folder in sorted(copies.set_folders) if tree.directory(folder) is None]
     libc = _libc(tree, search)
+    drop_ins, conf = _drop_ins(root)
+    around = Bystanders()
+    if libc is not None and copies.runtime_versions - {*libc.elf.verdef}:
+        asked = [tree.files[program].elf.execstack for program in programs if program in tree.files]
+        allowed = "glibc.rtld.execstack=2" in env.get("GLIBC_TUNABLES", "") or (bool(asked) and all(asked))
+        around = bystanders.find(root, path_dirs, library_dirs, started, static, allowed)
     return ImageFacts(
+        makeable=() if container.read_only else _makeable(root, missing),
         libc=libc,
         libc_version=_libc_version(tree, libc),
         loader=interp,
@@ -248,6 +269,11 @@ def gather(root: Root, container: Container, profiles: Sequence[ResolvedProfile]
         directories=tuple(folder if folder else Directory(path, 0, 0, ()) for path, folder in tree.directories.items()),
         unreadable=tree.unreadable,
         preload=preload,
+        drop_ins=drop_ins,
+        conf=conf,
+        hwcaps=search.hwcaps,
+        static_programs=static,
+        bystanders=around,
     )
 
 
@@ -255,6 +281,7 @@ class _Copies:
     """The names under which an image may hold what the profiles bring."""
 
     def __init__(self, profiles: Sequence[ResolvedProfile]) -> None:
+        profiles = [offer for profile in profiles for offer in (profile, *profile.variants)]
         self.libraries = [library for profile in profiles for library in profile.libraries]
         self.names: Set[str] = set()
         self.replaced = {name for library in self.libraries if library.role == "replace" for name in (library.name, *library.replaces)}
@@ -264,12 +291,22 @@ class _Copies:
             if library.role in ("replace", "add") or (library.role == "dependency" and not library.elf.verdef):
                 self.compared |= {library.name, *library.replaces}
         self.runtime = any(library.role == "runtime" for library in self.libraries)
+        self.runtime_versions = {version for library in self.libraries if library.role == "runtime" and library.name == "libc.so.6"
+                                 for version in library.elf.verdef}
         self.stems = {_stem(name) for name in self.names}
         self.asked = self.names | {name for library in self.libraries for name in library.elf.needed}
+        self.asked |= {posixpath.basename(path) for path in LOADERS}  # which libc needs
         self.met: Set[str] = set()  # where the image has what the site's libraries need
         folders = {(posixpath.dirname(module.path), posixpath.dirname(library.path))
                    for profile in profiles for module in profile.plugins for library in profile.libraries}
         self.module_folders = {posixpath.relpath(*pair) for pair in folders}
+        sets = [group for profile in profiles for group in profile.sets]
+        self.asked |= {name for group in sets for module in group.modules for name in module.elf.needed}
+        self.asked |= {name for group in sets for name in group.libraries}
+        paths = [module.path for group in sets for module in group.modules] + [file.path for group in sets for file in group.files]
+        self.set_folders = {posixpath.dirname(path) for path in paths}
+        # Beside a copy in the image, where that one has its own.
+        self.module_folders |= {posixpath.basename(posixpath.dirname(module.path)) for group in sets for module in group.modules}
 
     def look_at(self, tree: _Tree, real: str, name: str) -> Optional[ElfFacts]:
         """The facts of a file found under a name, with its symbols where those are compared; None if it is no copy."""
@@ -293,6 +330,7 @@ def _follow(tree: _Tree, programs: Sequence[str], search: loader.Search, copies:
         except ImageError as error:
             tree.unreadable[program] = error.what
             continue
+        tree.loaded.update(loaded.identity for loaded in link_map.objects)
         for loaded in link_map.objects:
             if copies.look_at(tree, loaded.identity, loaded.name) is not None:
                 found.append(loaded)
@@ -314,10 +352,11 @@ def _look_for_coupling(tree: _Tree, link_map: loader.LinkMap) -> None:
 
 # ------------------------------------------------------------------------------------------------------------ programs
 
-def _programs(tree: _Tree, container: Container, path_dirs: Sequence[str]) -> Tuple[str, Tuple[str, ...]]:
-    """How far the first program could be followed, and the ELF programs that the words of the command line lead to."""
+def _programs(tree: _Tree, container: Container, path_dirs: Sequence[str]) -> Tuple[str, Tuple[str, ...], Tuple[str, ...]]:
+    """How far the first program could be followed, the ELF programs that the words of the command line lead to, and the static ones."""
     kind = "missing"
     programs: List[str] = []
+    static: List[str] = []
     for index, word in enumerate(command_words(container.args)):
         real = _which(tree, word, container.cwd, path_dirs)
         if not real:
@@ -333,6 +372,8 @@ def _programs(tree: _Tree, container: Container, path_dirs: Sequence[str]) -> Tu
         if elf is None:
             continue
         if not elf.dynamic or not elf.interp:
+            if not (elf.needed or elf.soname):  # no shared object
+                static.append(real)
             if first and index == 0 and len(container.args) > 1:
                 continue  # catatonit, tini: a static init that starts the rest of the words
             if first:
@@ -344,7 +385,7 @@ def _programs(tree: _Tree, container: Container, path_dirs: Sequence[str]) -> Tu
             programs.append(real)
     if kind == "missing" and container.args and _which(tree, container.args[0], container.cwd, path_dirs):
         kind = "static"
-    return kind, tuple(programs)
+    return kind, tuple(programs), tuple(dict.fromkeys(static))
 
 
 def _which(tree: _Tree, word: str, cwd: str, path_dirs: Sequence[str]) -> str:
@@ -380,8 +421,9 @@ def _loaders(tree: _Tree, programs: Sequence[str]) -> Tuple[str, str]:
     return ours, musl
 
 
-def _loader_constants(tree: _Tree, interp: str) -> Tuple[str, Tuple[str, ...]]:
-    """The cache's path and the default directories, as compiled into the loader: distributions, Nix, Guix and EESSI differ."""
+def _loader_constants(tree: _Tree, interp: str) -> Tuple[str, Tuple[str, ...], bool]:
+    """The cache's path and the default directories, as compiled into the loader: distributions, Nix, Guix and EESSI differ; and
+    whether it searches glibc-hwcaps subdirectories (glibc 2.33)."""
     real = tree.resolve(interp) if interp else ""
     data = b""
     if real:
@@ -389,7 +431,7 @@ def _loader_constants(tree: _Tree, interp: str) -> Tuple[str, Tuple[str, ...]]:
             data = tree.root.read(real, LOADER_LIMIT) or b""
         except (ImageError, OSError):
             data = b""
-    return _compiled_cache_path(data) or CACHE_PATH, _compiled_dirs(data) or DEFAULT_DIRS
+    return _compiled_cache_path(data) or CACHE_PATH, _compiled_dirs(data) or DEFAULT_DIRS, b"--glibc-hwcaps-mask" in data
 
 
 def _compiled_cache_path(data: bytes) -> str:
@@ -430,6 +472,29 @@ def _cache(root: Root, tree: _Tree, real: str) -> Tuple[Optional[LdCache], Optio
         os.close(fd)
 
 
+def _drop_ins(root: Root) -> Tuple[str, Optional[Watched]]:
+    """The directory that the image's ld.so.conf includes *.conf files of, as glibc's ldconfig reads it, and that file."""
+    try:
+        fd = root.open_regular(CONF_PATH)
+        if fd < 0:
+            return "", None
+        try:
+            status = os.fstat(fd)
+            lines = read_bounded(fd, CONF_PATH, CONF_LIMIT).splitlines()
+        finally:
+            os.close(fd)
+    except (ImageError, OSError):
+        return "", None
+    for line in lines:
+        words = os.fsdecode(line.partition(b"#")[0]).split()
+        if words[:1] == ["include"]:
+            for pattern in words[1:]:
+                folder, name = posixpath.split(posixpath.join(posixpath.dirname(CONF_PATH), pattern))
+                if name in ("*.conf", "*") and "*" not in folder:
+                    return folder, Watched(CONF_PATH, FileId(status.st_ino, status.st_size, status.st_mtime_ns))
+    return "", None
+
+
 def _cache_dirs(cache: Optional[LdCache]) -> Iterable[str]:
     return dict.fromkeys(posixpath.dirname(entry.path) for entry in cache.entries if entry.path.startswith("/")) if cache else ()
 
@@ -464,7 +529,8 @@ def _look_for_copies(tree: _Tree, folders: Iterable[str], copies: _Copies) -> Se
     paths = {path for library in copies.libraries for path in (*library.elf.rpath, *library.elf.runpath)}
     for home in homes:
         for folder in _from_origin(paths, home):
-            _copies_in(tree, folder, copies)
+            for place in (folder, *_hwcaps(tree, folder)):
+                _copies_in(tree, place, copies)
         for relative in copies.module_folders:
             if not relative.startswith("."):
                 tree.directory(posixpath.join(home, relative))
@@ -473,7 +539,7 @@ def _look_for_copies(tree: _Tree, folders: Iterable[str], copies: _Copies) -> Se
 
 def _hwcaps(tree: _Tree, folder: str) -> Iterator[str]:
     """The glibc-hwcaps subdirectories of a directory: which of them ld.so prefers depends on the processor, so all are looked at."""
-    if tree.directory(f"{folder}/glibc-hwcaps") is not None:
+    if tree.directory(folder) is not None and tree.directory(f"{folder}/glibc-hwcaps") is not None:
         for level in HWCAPS:
             if tree.directory(f"{folder}/glibc-hwcaps/{level}") is not None:
                 yield f"{folder}/glibc-hwcaps/{level}"
@@ -519,6 +585,24 @@ def _libc_version(tree: _Tree, libc: Optional[ImageFile]) -> str:
         return ""
     found = _BANNER.search(data or b"")
     return found.group(1).decode() if found else ""
+
+
+def _makeable(root: Root, missing: Iterable[str]) -> Tuple[str, ...]:
+    """Of paths that are no directories, those where one could be made: nothing is there, and the parent is on the root filesystem.
+
+    The parent is not watched: engines write into /etc at every start.
+    """
+    found = []
+    for path in missing:
+        parent, there = root.find(posixpath.dirname(path)), root.find(path)
+        try:
+            if there < 0 <= parent and stat.S_ISDIR(os.fstat(parent).st_mode) and mount_id(parent) == mount_id(root.fd):
+                found.append(path)
+        finally:
+            for handle in (parent, there):
+                if handle >= 0:
+                    os.close(handle)
+    return tuple(found)
 
 
 def _empty_directories(root: Root) -> Tuple[str, ...]:

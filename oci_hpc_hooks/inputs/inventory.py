@@ -13,10 +13,23 @@ from typing import Any, Dict, List, Optional, Sequence
 
 from oci_hpc_hooks.errors import ConfigError, InputError
 from oci_hpc_hooks.inputs import jsontext, trust
-from oci_hpc_hooks.model import ElfFacts, FileId, HostLibrary, Inventory, ResolvedProfile, Site, SiteProfile, Watched
+from oci_hpc_hooks.model import (
+    Cpu,
+    ElfFacts,
+    FileId,
+    HostFile,
+    HostLibrary,
+    Inventory,
+    ResolvedProfile,
+    ResolvedSet,
+    Site,
+    SiteProfile,
+    Variant,
+    Watched,
+)
 
 NAME = "inventory.json"
-VERSION = 1
+VERSION = 2
 LIMIT = 32 << 20
 
 _SCAN_AGAIN = "run oci-hpc-hooks scan"
@@ -136,12 +149,23 @@ def _inventory(found: Dict[str, Any]) -> Inventory:
         profiles=tuple(map(_profile, found["profiles"])),
         rests_on=tuple(Watched(watched["path"], _optional_file(watched["file"])) for watched in found["rests_on"]),
         c_runtime=_profile(found["c_runtime"]) if found["c_runtime"] is not None else None,
+        cpu=_cpu(found["cpu"]) if found["cpu"] is not None else None,
     )
 
 
+def _cpu(found: Dict[str, Any]) -> Cpu:
+    return Cpu(found["target"], found["vendor"], found["level"], found["isa"], tuple(found["hwcaps"]), tuple(found["compatible"]),
+               found["levels"])
+
+
 def _site(found: Dict[str, Any]) -> Site:
-    profiles = tuple(SiteProfile(entry["name"], tuple(entry["search"])) for entry in found["profiles"])
-    return Site(profiles, found["defaults"], found["on_refusal"], found["unproved"], found["c_runtime"], tuple(found["c_runtime_search"]))
+    profiles = tuple(
+        SiteProfile(entry["name"], tuple(entry["search"]),
+                    tuple(Variant(variant["name"], tuple(variant["search"])) for variant in entry["variants"]))
+        for entry in found["profiles"]
+    )
+    return Site(profiles, found["defaults"], found["on_refusal"], found["unproved"], found["c_runtime"], tuple(found["c_runtime_search"]),
+                found["loader_cache"])
 
 
 def _profile(found: Dict[str, Any]) -> ResolvedProfile:
@@ -152,6 +176,20 @@ def _profile(found: Dict[str, Any]) -> ResolvedProfile:
         libraries=tuple(map(_library, found["libraries"])),
         plugins=tuple(map(_library, found["plugins"])),
         problems=tuple(found["problems"]),
+        variant=found["variant"],
+        glibc=found["glibc"],
+        variants=tuple(map(_profile, found["variants"])),
+        sets=tuple(map(_set, found["sets"])),
+    )
+
+
+def _set(found: Dict[str, Any]) -> ResolvedSet:
+    return ResolvedSet(
+        name=found["name"],
+        private=found["private"],
+        libraries=tuple(found["libraries"]),
+        modules=tuple(map(_library, found["modules"])),
+        files=tuple(HostFile(file["path"], file["real"], FileId(**file["file"])) for file in found["files"]),
     )
 
 

@@ -36,7 +36,15 @@ def semantic_problems(document: Dict[str, Any], file: str) -> List[Problem]:
             if name in seen:
                 problems.append(Problem(file, path, f"{name!r} is named by {seen[name]} already"))
             seen.setdefault(name, path)
-    return problems
+    return problems + repeated_variants([variant["name"] for variant in document.get("variants", ())], "$.variants", file)
+
+
+def repeated_variants(names: Sequence[str], at: str, file: str) -> List[Problem]:
+    """What no schema can say about a list of variants."""
+    return [
+        Problem(file, f"{at}[{index}].name", f"the variant {name!r} is named twice; keep one")
+        for index, name in enumerate(names) if name in names[:index]
+    ]
 
 
 def read_profiles(

@@ -15,24 +15,30 @@ from dataclasses import dataclass, replace
 from typing import Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 from oci_hpc_hooks.elf import glibc, ldcache, loader, mpi
+from oci_hpc_hooks.elf.facts import read_facts
 from oci_hpc_hooks.elf.scan import read_with_pyelftools
 from oci_hpc_hooks.errors import ConfigError, HookError
+from oci_hpc_hooks.inputs.cpu import node_cpu
 from oci_hpc_hooks.inputs.site import Configuration
 from oci_hpc_hooks.model import (
     CacheEntry,
     ElfFacts,
     FileId,
+    HostFile,
     HostLibrary,
     Inventory,
     LdCache,
+    LibrarySet,
     Profile,
     ProfileLibrary,
     ResolvedProfile,
+    ResolvedSet,
     Site,
+    Variant,
     Watched,
 )
 
-VERSION = 1
+VERSION = 2
 CACHE = "/etc/ld.so.cache"
 
 _MOST_NAMES = 100_000  # in one directory
@@ -40,10 +46,11 @@ _MOST_NAMES = 100_000  # in one directory
 
 @dataclass(frozen=True)
 class Scan:
-    """The inventory, and per profile what is worth knowing but does not keep it from being offered."""
+    """The inventory, and by ``title`` of each profile and variant what is worth knowing but does not keep it from being offered."""
 
     inventory: Inventory
     notes: Mapping[str, Tuple[str, ...]]
+    cpu_note: str = ""
 
 
 def scan(configuration: Configuration) -> Scan:
@@ -57,10 +64,14 @@ def scan(configuration: Configuration) -> Scan:
     resolved = []
     notes: Dict[str, Tuple[str, ...]] = {}
     for profile in configuration.profiles:
-        resolution = _Resolution(node, profile, configuration.search(profile.name))
-        resolved.append(resolution.run())
-        notes[profile.name] = tuple(resolution.notes)
+        offers = []
+        for variant in (Variant("", (*configuration.search(profile.name), *profile.search)), *configuration.variants(profile)):
+            resolution = _Resolution(node, profile, variant)
+            offers.append(resolution.run())
+            notes[offers[-1].title] = tuple(resolution.notes)
+        resolved.append(replace(offers[0], variants=tuple(offers[1:])))
     runtime = _c_runtime(node, configuration.site) if configuration.site.c_runtime == "host" else None
+    cpu, cpu_note = node_cpu()
     inventory = Inventory(
         version=VERSION,
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -70,8 +81,9 @@ def scan(configuration: Configuration) -> Scan:
         profiles=tuple(resolved),
         rests_on=tuple(Watched(path, file) for path, file in sorted(node.watched.items())),
         c_runtime=runtime,
+        cpu=cpu,
     )
-    return Scan(inventory, notes)
+    return Scan(inventory, notes, cpu_note)
 
 
 def file_id(status: os.stat_result) -> FileId:
@@ -85,6 +97,7 @@ class _Node:
         self.watched: Dict[str, Optional[FileId]] = {}
         self.unreadable: Dict[str, str] = {}
         self._facts: Dict[str, Optional[ElfFacts]] = {}
+        self._loadable: Dict[str, bool] = {"": False}
         # The interpreter that runs this tells what a program of this node is.
         own = read_with_pyelftools(os.path.realpath("/proc/self/exe"), symbols=lambda name: False)
         self.abi = (own.elf_class, own.little_endian, own.machine)
@@ -137,6 +150,17 @@ class _Node:
                 self.unreadable[identity] = error.what
         return self._facts[identity]
 
+    def is_loadable(self, identity: str) -> bool:
+        """Whether programs of this node could load a file, "" being none. Asked of every library in /usr/lib64: without its symbols."""
+        if identity not in self._loadable:
+            try:
+                with open(identity, "rb") as file:
+                    elf = read_facts(file.fileno())
+                self._loadable[identity] = elf.dynamic and (elf.elf_class, elf.little_endian, elf.machine) == self.abi
+            except (HookError, OSError):
+                self._loadable[identity] = False
+        return self._loadable[identity]
+
     def listdir(self, directory: str) -> List[str]:
         """The names in a directory, none if there is no such directory."""
         self.watch(directory)
@@ -174,6 +198,11 @@ class _Node:
         self.watch(path)
         return HostLibrary(name, path, real, role, replaces, file_id(os.stat(real)), _without_surplus(elf, role))
 
+    def plain_file(self, path: str) -> HostFile:
+        self.watch(path)
+        real = self.resolve(path)
+        return HostFile(path, real, file_id(os.stat(real)))
+
 
 class _Program:
     """A program linked to the given files, seen as one more file of the node: what ld.so loads for it is the closure."""
@@ -193,25 +222,29 @@ class _Program:
 
 
 class _Resolution:
-    """One profile on this node."""
+    """One profile on this node, as such (a variant without a name) or as one of its variants."""
 
-    def __init__(self, node: _Node, profile: Profile, site_search: Sequence[str]) -> None:
+    def __init__(self, node: _Node, profile: Profile, variant: Variant) -> None:
         self._node = node
         self._profile = profile
-        patterns = (*site_search, *profile.search)
-        self._directories = list(dict.fromkeys(directory for pattern in patterns for directory in node.expand(pattern)))
+        self._variant = variant.name
+        self._directories = list(dict.fromkeys(directory for pattern in variant.search for directory in node.expand(pattern)))
         self.problems: List[str] = []
         self.notes: List[str] = []
 
     def run(self) -> ResolvedProfile:
         libraries = self._named_libraries()
         plugins: List[HostLibrary] = []
+        sets: List[ResolvedSet] = []
+        needed = ""
         if not self.problems:
             self._refuse_immovable(os.path.dirname(libraries[0].path))
         if not self.problems:
             search = self._search(os.path.dirname(libraries[0].path))
             dependencies = self._closure(libraries, search)
+            needed = glibc.release_needed(library.elf.verneed for library in (*libraries, *dependencies.values()))
             plugins = self._plugins(libraries, dependencies, search)
+            sets = self._sets(libraries, dependencies, search)
             libraries += dependencies.values()
         return ResolvedProfile(
             name=self._profile.name,
@@ -220,6 +253,9 @@ class _Resolution:
             libraries=tuple(libraries),
             plugins=tuple(plugins),
             problems=tuple(self.problems),
+            variant=self._variant,
+            glibc=needed,
+            sets=tuple(sets),
         )
 
     # ---------------------------------------------------------------------------------------------- the profile's own
@@ -251,6 +287,8 @@ class _Resolution:
         for directory in self._directories:
             for name in names:
                 yield os.path.join(directory, name)
+        if self._variant:
+            return  # what the node's own loader has belongs to the profile as such
         for name in names:
             entry = ldcache.lookup(self._node.cache, name, self._node.flags, ())
             if entry is not None:
@@ -281,8 +319,9 @@ class _Resolution:
     def _places(self, library: ProfileLibrary) -> str:
         if library is not self._profile.libraries[0]:
             return f"the directory of {self._profile.libraries[0].soname}"
-        directories = ", ".join(self._directories) or "the profile's directories (none of them exists on this node)"
-        return f"{directories} and wherever the node's own loader looks"
+        whose = "variant" if self._variant else "profile"
+        directories = ", ".join(self._directories) or f"the {whose}'s directories (none of them exists on this node)"
+        return directories if self._variant else f"{directories} and wherever the node's own loader looks"
 
     def _why_unfit(self, library: ProfileLibrary, real: str) -> str:
         elf = self._node.facts(real)
@@ -294,7 +333,7 @@ class _Resolution:
             return f"calls itself {elf.soname}"
         family = self._profile.provides.get("mpi")
         if family and library is self._profile.libraries[0]:
-            found = mpi.family(elf.exports)
+            found = mpi.family(elf)
             if found != family:
                 return f"is {found or 'no MPI library'} by the symbols it exports, not {family}"
         return ""
@@ -312,9 +351,7 @@ class _Resolution:
         return loader.Search(cache=ldcache.merge(self._node.cache, fitting), default_dirs=self._node.default_dirs)
 
     def _is_loadable(self, path: str) -> bool:
-        real = self._node.resolve(path)
-        elf = self._node.facts(real) if real else None
-        return elf is not None and elf.dynamic and (elf.elf_class, elf.little_endian, elf.machine) == self._node.abi
+        return self._node.is_loadable(self._node.resolve(path))
 
     def _closure(self, libraries: Sequence[HostLibrary], search: loader.Search) -> Dict[str, HostLibrary]:
         """By real path, what the libraries need in turn; a gap makes the profile a problem."""
@@ -326,24 +363,77 @@ class _Resolution:
         self, libraries: Sequence[HostLibrary], dependencies: Dict[str, HostLibrary], search: loader.Search
     ) -> List[HostLibrary]:
         """The modules that can be loaded on this node; what only they need joins the dependencies. The rest is noted."""
-        base = [library.path for library in libraries]
-        plugins: Dict[str, HostLibrary] = {}
+        plugins: List[HostLibrary] = []
         for written in self._profile.plugins:
-            directory = os.path.normpath(written.replace("$ORIGIN", os.path.dirname(base[0])))
-            for name in self._node.listdir(directory):
-                path = os.path.join(directory, name)
-                if ".so" not in name or not self._is_loadable(path):
-                    continue
-                loaded = self._simulate([*base, path], search)
+            directory = os.path.normpath(written.replace("$ORIGIN", os.path.dirname(libraries[0].path)))
+            plugins += self._modules(directory, libraries, dependencies, search)
+        return plugins
+
+    def _modules(
+        self, directory: str, libraries: Sequence[HostLibrary], dependencies: Dict[str, HostLibrary], search: loader.Search
+    ) -> List[HostLibrary]:
+        """The modules of one directory that load when ``libraries`` have been loaded, and as they are found those beside them: UCX's
+        for one kind of device need the one of their common parts, which is there before them."""
+        paths = [f"{directory}/{name}" for name in self._node.listdir(directory) if ".so" in name]
+        waiting = list(filter(self._is_loadable, paths))
+        found: List[HostLibrary] = []
+        lacking: Dict[str, str] = {}
+        more = True
+        while more:
+            more = False
+            for path in list(waiting):
+                loaded = self._simulate([*(library.path for library in (*libraries, *found)), path], search)
                 if _gaps(loaded):
-                    lacking = ", ".join(sorted({missing for missing, _ in loaded.missing})) or "; ".join(_gaps(loaded))
-                    self.notes.append(f"the module {path} is left out, this node does not load it either: it lacks {lacking}")
+                    lacking[path] = ", ".join(sorted({missing for missing, _ in loaded.missing})) or "; ".join(_gaps(loaded))
                     continue
-                plugins[path] = self._node.library(name, path, self._node.resolve(path), "plugin")
-                known = {library.real for library in (*libraries, *plugins.values())}
+                more = True
+                waiting.remove(path)
+                found.append(self._node.library(os.path.basename(path), path, self._node.resolve(path), "plugin"))
+                known = {library.real for library in (*libraries, *found)}
                 for real, library in self._dependencies(loaded, known).items():
                     dependencies.setdefault(real, library)
-        return list(plugins.values())
+        self.notes += [f"the module {path} is left out, this node does not load it either: it lacks {lacking[path]}" for path in waiting]
+        return sorted(found, key=lambda library: library.path)
+
+    # --------------------------------------------------------------------------------------------------- what goes with it
+
+    def _sets(
+        self, libraries: Sequence[HostLibrary], dependencies: Dict[str, HostLibrary], search: loader.Search
+    ) -> List[ResolvedSet]:
+        """The sets that the libraries or modules need; what belongs to them joins the dependencies."""
+        found = []
+        for wanted in self._profile.sets:
+            center = next((library for library in dependencies.values() if library.name == wanted.when), None)
+            if center is not None:
+                found.append(self._set(wanted, center, libraries, dependencies, search))
+        return found
+
+    def _set(
+        self, wanted: LibrarySet, center: HostLibrary, libraries: Sequence[HostLibrary], dependencies: Dict[str, HostLibrary],
+        search: loader.Search,
+    ) -> ResolvedSet:
+        for name in wanted.libraries:
+            path = os.path.join(os.path.dirname(center.path), name)
+            if self._is_loadable(path) and name not in {library.name for library in dependencies.values()}:
+                loaded = self._simulate([center.path, path], search)
+                if not _gaps(loaded):
+                    member = self._node.library(name, path, self._node.resolve(path), "dependency")
+                    dependencies.setdefault(member.real, member)
+                    for real, library in self._dependencies(loaded, {library.real for library in libraries}).items():
+                        dependencies.setdefault(real, library)
+        modules: List[HostLibrary] = []
+        files: List[HostFile] = []
+        for written in wanted.directories:
+            # As the library was built to spell it: on merged systems the loader's cache says /lib where that says /usr/lib.
+            directory = os.path.normpath(written.replace("$ORIGIN", os.path.realpath(os.path.dirname(center.path))))
+            found = self._modules(directory, [center], dependencies, search)
+            modules += found
+            others = [f"{directory}/{name}" for name in self._node.listdir(directory)]
+            others = [path for path in others if ".so" not in os.path.basename(path) and self._node.resolve(path)]
+            files += map(self._node.plain_file, others)
+            if not found and not others:
+                self.notes.append(f"the set {wanted.name} has nothing in {directory}: what {wanted.when} opens there will be missing")
+        return ResolvedSet(wanted.name, wanted.private, (wanted.when, *wanted.libraries), tuple(modules), tuple(files))
 
     def _simulate(self, paths: Sequence[str], search: loader.Search) -> loader.LinkMap:
         return loader.simulate(_Program.PATH, _Program(self._node, paths), search)

@@ -10,7 +10,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 from oci_hpc_hooks.errors import ConfigError
 from oci_hpc_hooks.inputs import profiles, resources, trust, validate
 from oci_hpc_hooks.inputs.validate import Invalid, Problem
-from oci_hpc_hooks.model import Profile, Site, SiteProfile
+from oci_hpc_hooks.model import Profile, Site, SiteProfile, Variant
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,14 @@ class Configuration:
     def search(self, name: str) -> Tuple[str, ...]:
         """The site's own directories for this profile."""
         return next((entry.search for entry in self.site.profiles if entry.name == name), ())
+
+    def variants(self, profile: Profile) -> Tuple[Variant, ...]:
+        """The profile's variants; of one that the site names too, the site's directories come first."""
+        site = next((entry.variants for entry in self.site.profiles if entry.name == profile.name), ())
+        search: Dict[str, Tuple[str, ...]] = {}
+        for variant in (*site, *profile.variants):
+            search[variant.name] = (*search.get(variant.name, ()), *variant.search)
+        return tuple(Variant(name, directories) for name, directories in search.items())
 
 
 def site(document: Dict[str, Any]) -> Site:
@@ -76,4 +84,5 @@ def semantic_problems(decided: Site, known: Dict[str, Optional[Profile]], file: 
         if entry.name in seen:
             problems.append(Problem(file, at, f"the profile {entry.name!r} is named twice; keep one"))
         seen[entry.name] = entry
+        problems += profiles.repeated_variants([variant.name for variant in entry.variants], f"{at}.variants", file)
     return problems

@@ -29,8 +29,10 @@ NR_move_mount = 429
 NR_fsopen = 430
 NR_fsconfig = 431
 NR_fsmount = 432
+NR_pidfd_open = 434
 NR_close_range = 436
 NR_openat2 = 437
+NR_pidfd_getfd = 438
 NR_mount_setattr = 442
 
 O_PATH = 0o10000000  # the same on every architecture this project runs on; posix.O_PATH exists too, but only where libc names it
@@ -51,6 +53,7 @@ MOUNT_ATTR_NOSUID = 0x02
 MOUNT_ATTR_NODEV = 0x04
 
 MS_PRIVATE = 1 << 18
+MS_SHARED = 1 << 20
 MNT_DETACH = 2
 
 FSOPEN_CLOEXEC = 1
@@ -194,10 +197,31 @@ def close_range(first: int) -> None:
         _fail(f"close_range({first})")
 
 
+def descriptor_of(pid: int, fd: int) -> int:
+    """pidfd_open(2) and pidfd_getfd(2), Linux 5.6: a descriptor for what process ``pid`` has open as ``fd``. Unlike opening
+    /proc/PID/fd/FD anew this asks for power over the process, not over the file."""
+    process: int = _syscall(NR_pidfd_open, pid, 0, 0, 0, 0)
+    if process < 0:
+        _fail(f"pidfd_open({pid})")
+    try:
+        found: int = _syscall(NR_pidfd_getfd, process, fd, 0, 0, 0)
+        if found < 0:
+            _fail(f"pidfd_getfd({pid}, {fd})")
+        return found
+    finally:
+        posix.close(process)
+
+
 def setns(fd: int, nstype: int) -> None:
     """setns(2): moves this process into the namespace that ``fd`` names."""
     if _LibcCall(dlsym(_LIBC, "setns"))(fd, nstype) < 0:
         _fail(f"setns({fd}, {nstype:#x})")
+
+
+def unshare(flags: int) -> None:
+    """unshare(2): gives this process namespaces of its own."""
+    if _LibcCall(dlsym(_LIBC, "unshare"))(flags) < 0:
+        _fail(f"unshare({flags:#x})")
 
 
 def statx_mount_id(fd: int) -> int:

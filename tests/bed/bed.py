@@ -78,6 +78,8 @@ IMAGES: Mapping[str, Recipe] = {
     "bookworm-openmpi": _labelled("bookworm-openmpi-nolabel", "2.36", "ompihello", mpi="openmpi"),
     "bookworm-both-nolabel": Recipe(tar="bookworm-both.tar"),
     "bookworm-both": _labelled("bookworm-both-nolabel", "2.36", "ompihello", mpi="openmpi"),
+    "bookworm-abi-nolabel": Recipe(tar="bookworm-abi.tar"),
+    "bookworm-abi": _labelled("bookworm-abi-nolabel", "2.36", "abihello", mpi="mpi-abi"),
     "bullseye-mpich-nolabel": Recipe(tar="bullseye.tar"),
     "bullseye-mpich": _labelled("bullseye-mpich-nolabel", "2.31", "mpihello"),
     "nocache-nolabel": Recipe(tar="nocache.tar"),
@@ -233,7 +235,7 @@ class Account:
 
     def environment(self) -> dict[str, str]:
         """The environment that makes plain ``podman`` and ``buildah`` use the bed's stores."""
-        keep = {key: os.environ[key] for key in ("TERM", "LANG", "COLORTERM") if key in os.environ}
+        keep = {key: os.environ[key] for key in ("TERM", "LANG", "COLORTERM", "PYTHONPATH") if key in os.environ}
         # Rootless podman takes graphroot and driver only from its user's own storage.conf.
         if self.uid:
             storage = {"XDG_CONFIG_HOME": str(self.folder / "config"), "XDG_RUNTIME_DIR": str(self.podman_dir)}

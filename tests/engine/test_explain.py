@@ -79,7 +79,7 @@ def test_what_root_in_the_container_has_changed(rootful: Engine, ready: ReadySit
     assert rootful.account.execute(sys.executable, "-c", MOUNTS, pid, OWN, check=True).stdout == ""
     said = explain(site, container)
     now = {file["target"]: file["now"] for file in said["files"] if file["now"] != "there"}
-    assert now == {"/etc/ld.so.cache": "not mounted", OWN: "another file"}
+    assert now == {"/etc/ld.so.cache": "not there", OWN: "another file"}
     assert len(said["differences"]) == 2
     forget(site)
     left = explain(site, container)

@@ -163,7 +163,7 @@ def test_label_with_an_unknown_value(crun: Engine, ready: ReadySite, labelled: s
 
 
 @pytest.mark.parametrize(("value", "words"), [
-    ("mvapix", ("unknown value 'mvapix'", "auto, mpich, none, openmpi")),
+    ("mvapix", ("unknown value 'mvapix'", "auto, mpi-abi, mpich, none, openmpi")),
     ("openmpi", ("openmpi is wanted", "this site offers mpich")),
 ])
 def test_annotation_that_cannot_be_served(crun: Engine, ready: ReadySite, value: str, words: Sequence[str]) -> None:

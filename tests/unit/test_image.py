@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
 import tempfile
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Iterator, List, Mapping, Sequence
 
 import pytest
 
 from oci_hpc_hooks.decide import abi
+from oci_hpc_hooks.decide.plan import plan
 from oci_hpc_hooks.elf import glibc
 from oci_hpc_hooks.errors import ImageError
 from oci_hpc_hooks.inputs import consumers, image
 from oci_hpc_hooks.linux.paths import Root
-from oci_hpc_hooks.model import Container, ImageFacts, Mount, ResolvedProfile
+from oci_hpc_hooks.model import (
+    PROVED,
+    REFUSED,
+    Container,
+    Cpu,
+    FileId,
+    HostFile,
+    ImageFacts,
+    Mount,
+    Request,
+    ResolvedProfile,
+    ResolvedSet,
+    Watched,
+    Wish,
+)
 from tests.unit.decide import world
-from tests.unit.elf.elf_bed import IMAGES, build, cache_of, made_up
+from tests.unit.elf.elf_bed import IMAGES, build, cache_of, hwcaps_of_this_cpu, made_up
 
 LOADER = "/lib64/ld-linux-x86-64.so.2"
 CATATONIT = Path("/usr/bin/catatonit")
@@ -62,12 +79,12 @@ class Tree:
         return path
 
     def gather(self, *args: str, env: Sequence[str] = (), cwd: str = "/", read_only: bool = False,
-               profiles: Sequence[ResolvedProfile] = (SITE,)) -> ImageFacts:
+               profiles: Sequence[ResolvedProfile] = (SITE,), hwcaps: Sequence[str] = ()) -> ImageFacts:
         where = Container(
             id="c", bundle="/b", rootfs=str(self.top), args=args, env=tuple(env), cwd=cwd, mounts=(Mount("/dev", "tmpfs", "tmpfs"),),
             annotations={}, labels={}, manifest_annotations={}, read_only=read_only)
         with Root(os.open(self.top, os.O_PATH | os.O_DIRECTORY)) as root:
-            return image.gather(root, where, profiles)
+            return image.gather(root, where, profiles, hwcaps)
 
 
 @pytest.fixture
@@ -90,10 +107,44 @@ def copies(facts: ImageFacts) -> List[str]:
 
 # -------------------------------------------------------------------------------------------------------------------- copies
 
+def test_of_what_a_variant_brings(tree: Tree) -> None:
+    """Its closure may have libraries that the profile itself has not."""
+    profile = world.profile(world.site_mpi())
+    variant = dataclasses.replace(world.profile(world.site_mpi(), world.site_fabric(verdef=())), variant="el7")
+    build(tree.at("/usr/lib/libfabric.so.1"), soname="libfabric.so.1", source="void fi_getinfo(void) {}")
+    app = tree.program("/bin/app", "libmpi.so.12")
+    assert not tree.gather(app, tree.mpi("/usr/lib"), profiles=[profile]).files["/usr/lib/libfabric.so.1"].elf.exports
+    facts = tree.gather(app, profiles=[dataclasses.replace(profile, variants=(variant,))])
+    assert "fi_getinfo" in facts.files["/usr/lib/libfabric.so.1"].elf.exports
+
+
 def test_in_a_default_directory(tree: Tree) -> None:
     facts = tree.gather(tree.program("/bin/app", "libmpi.so.12"), tree.mpi("/usr/lib"))
     assert copies(facts) == ["/usr/lib/libmpi.so.12"]
     assert facts.resolved["/usr/lib/libmpi.so.12"] == "/usr/lib/libmpi.so.12"
+
+
+def test_directories_of_a_set(tree: Tree) -> None:
+    """What the image has of them, and where one could be made; ``/etc`` itself, which engines change at every start, is not watched."""
+    module = world.host("/usr/lib/sets/modules/libx.so", world.elf("", needed=["libhelper.so.1"]), "plugin")
+    files = [HostFile(path, path, world.file_id(path)) for path in ("/etc/set.d/x", "/no/such/set.d/x", "/etc/set.file/x")]
+    one = ResolvedSet("set", "", ("libset.so.1",), (module,), tuple(files))
+    profiles = [dataclasses.replace(world.profile(world.site_mpi()), sets=(one,))]
+    app = tree.program("/bin/app", "libmpi.so.12")
+    tree.mpi("/usr/lib")
+    for path in ("/etc/set.file", "/usr/lib/sets/modules/libold.so", "/usr/lib/libhelper.so.1"):
+        tree.at(path).touch()
+    facts = tree.gather(app, profiles=profiles)
+    assert facts.makeable == ("/etc/set.d",)
+    found = {folder.path: folder for folder in facts.directories}
+    assert found["/usr/lib/sets/modules"].names == ("libold.so",) and found["/etc/set.d"].inode == 0
+    assert "/etc" not in found
+    assert "/usr/lib/libhelper.so.1" in facts.resolved
+    assert tree.gather(app, profiles=profiles, read_only=True).makeable == ()
+    tree.at("/etc/set.d/old").touch()
+    facts = tree.gather(app, profiles=profiles)
+    assert facts.makeable == ()
+    assert {folder.path: folder for folder in facts.directories}["/etc/set.d"].inode == os.stat(tree.at("/etc/set.d")).st_ino
 
 
 @pytest.mark.parametrize("kind", ["rpath", "runpath"])
@@ -141,12 +192,97 @@ def test_in_the_cache(tree: Tree) -> None:
     assert facts.cache_file.inode == tree.at("/etc/ld.so.cache").stat().st_ino
 
 
+@pytest.mark.parametrize("text, folder", [
+    ("include /etc/ld.so.conf.d/*.conf", "/etc/ld.so.conf.d"),
+    ("include ld.so.conf.d/*.conf", "/etc/ld.so.conf.d"),  # from its own folder
+    ("# a comment\n/opt/lib\n  include /etc/a.conf /etc/b/*  # both", "/etc/b"),
+    ("# include /etc/ld.so.conf.d/*.conf", ""),
+    ("include /etc/*/x.conf", ""),
+    ("includes /etc/ld.so.conf.d/*.conf", ""),
+    ("/opt/lib\n", ""),
+    ("", ""),
+])
+def test_where_ldconfig_reads_more_directories(tree: Tree, text: str, folder: str) -> None:
+    tree.at("/etc/ld.so.conf").write_text(text)
+    facts = tree.gather("/bin/none")
+    assert facts.drop_ins == folder
+    status = tree.at("/etc/ld.so.conf").stat()
+    assert facts.conf == (Watched("/etc/ld.so.conf", FileId(status.st_ino, status.st_size, status.st_mtime_ns)) if folder else None)
+
+
+@pytest.mark.parametrize("hostile", ["fifo", "folder", "link", "loop", "giant", "bytes"])
+def test_an_ld_so_conf_that_is_none(tree: Tree, hostile: str) -> None:
+    path = tree.at("/etc/ld.so.conf")
+    if hostile == "fifo":
+        os.mkfifo(path)
+    elif hostile == "folder":
+        path.mkdir()
+    elif hostile == "giant":
+        path.write_text("include /etc/ld.so.conf.d/*.conf\n")
+        os.truncate(path, 1 << 40)
+    elif hostile == "bytes":
+        path.write_bytes(b"include\n\xff\0 include\0")
+    else:
+        (tree.top.parent / "outside").write_text("include /etc/ld.so.conf.d/*.conf\n")
+        path.symlink_to(tree.top.parent / "outside" if hostile == "link" else path)
+    facts = tree.gather("/bin/none")
+    assert (facts.drop_ins, facts.conf) == ("", None)
+
+
 def test_in_a_path_of_a_library(tree: Tree) -> None:
     """As Spack installs: the program needs libhdf5, and that one needs libmpi from a third prefix."""
     copy = tree.mpi("/spack/mpich/lib")
     build(tree.at("/spack/hdf5/lib/libhdf5.so.1"), soname="libhdf5.so.1", needed=["libmpi.so.12"], runpath="/spack/mpich/lib", stub=STUB)
     facts = tree.gather(tree.program("/spack/app/bin/app", "libhdf5.so.1", runpath="/spack/hdf5/lib"))
     assert copies(facts) == [copy]
+
+
+@pytest.mark.skipif(not hwcaps_of_this_cpu(), reason="glibc-hwcaps came with glibc 2.33")
+@pytest.mark.parametrize(("level", "taken"), [
+    ("x86-64-v3", "/opt/lib/glibc-hwcaps/x86-64-v3/libfast.so.1"), ("x86-64-v2", "/opt/lib/libfast.so.1"), ("", "/opt/lib/libfast.so.1"),
+])
+def test_what_the_loader_takes_by_the_processor(tree: Tree, level: str, taken: str) -> None:
+    """And the proof finds that all its steps were looked at, also where a directory has no glibc-hwcaps."""
+    tree.mpi("/usr/lib")
+    tree.copy(LOADER, "/lib/ld-linux-x86-64.so.2")  # as a name of libc's DT_NEEDED
+    for folder in ("", "/glibc-hwcaps/x86-64-v3"):
+        build(tree.at(f"/opt/lib{folder}/libfast.so.1"), soname="libfast.so.1", options=["-Wl,-z,x86-64-v4"] if folder else [])
+    facts = tree.gather(tree.program("/bin/app", "libmpi.so.12", "libfast.so.1", rpath="/opt/lib"), hwcaps=(level,) if level else ())
+    assert facts.hwcaps == ((level,) if level else ())
+    assert taken in facts.files and "/opt/lib/glibc-hwcaps" in {folder.path for folder in facts.directories}
+    missing = [folder.path for folder in facts.directories if "/glibc-hwcaps/" in folder.path and not folder.inode]
+    assert all(path.startswith("/opt/lib/") for path in missing)
+    node = replace(world.inventory(SITE), cpu=Cpu("zen3", "AuthenticAMD", "x86_64_v3", 7, (), (), {}))
+    made = plan(world.container("/bin/app"), Request(mpi=Wish("mpich", "label", True)), node, facts)
+    assert made.verdict == (REFUSED if "hwcaps" in taken else PROVED), made.findings
+    if made.verdict == REFUSED:
+        assert made.findings[-1].code == "cpu" and taken in made.findings[-1].what
+
+
+@pytest.mark.parametrize(("versions", "looked"), [(["GLIBC_2.2.5", "GLIBC_2.99"], True), (["GLIBC_2.2.5"], False), ([], False)])
+def test_bystanders_only_where_the_c_library_may_be_replaced(tree: Tree, versions: List[str], looked: bool) -> None:
+    """And not what is loaded at the start, where an executable stack is still allowed."""
+    tree.mpi("/usr/lib")
+    for name in ("libstart.so.1", "liblater.so.1"):
+        build(tree.at(f"/usr/lib/{name}"), options=["-Wl,-z,execstack"])
+    libc = world.host("/opt/glibc/libc.so.6", world.elf("libc.so.6", verdef=versions), "runtime")
+    runtime = ResolvedProfile("c-runtime", {}, "/opt/glibc", (libc,)) if versions else SITE
+    program = tree.program("/bin/app", "libmpi.so.12", "libstart.so.1")
+    facts = tree.gather(program, "/usr/lib/liblater.so.1", profiles=(SITE, runtime))
+    assert facts.bystanders.execstack == (("/usr/lib/liblater.so.1",) if looked else ())
+
+
+def test_static_programs_are_known(tree: Tree) -> None:
+    """Not shared objects that are named as arguments."""
+    build(tree.at("/bin/fixed"), options=["-static", "-nostdlib"], source="void _start(void) {}")
+    facts = tree.gather("/bin/fixed", tree.mpi("/usr/lib"), tree.program("/bin/app", "libmpi.so.12"))
+    assert facts.static_programs == ("/bin/fixed",)
+
+
+def test_a_loader_that_knows_no_hwcaps(tree: Tree) -> None:
+    loader = tree.at(LOADER).read_bytes()
+    tree.at(LOADER).write_bytes(loader.replace(b"--glibc-hwcaps-mask", b"--glibc-______-mask"))
+    assert tree.gather(tree.program("/bin/app", "libmpi.so.12"), tree.mpi("/usr/lib"), hwcaps=["x86-64-v3"]).hwcaps == ()
 
 
 @pytest.mark.parametrize("written", ["/opt/p/libmpi.so.12", "/none.so:/opt/p/libmpi.so.12", " /opt/p/libmpi.so.12 "])

@@ -49,6 +49,8 @@ def test_a_record_has_all_of_the_plan() -> None:
     assert found["cache_length"] == len(cache)
     assert ldcache.parse(cache) == decision.cache
     # Whatever the plan replaces is checked as it is replaced; the rest has a row of its own.
+    assert decision.drop_in is not None and found["cache"]["drop_in"] == [decision.drop_in.path, decision.drop_in.text]
+    assert [row for row in found["image_files"] if row[0] == "/etc/ld.so.conf"]  # by which ldconfig comes to the drop-in
     checked = {row[0] for row in found["image_files"]} | {row[4] for row in found["in_place"]} | {found["cache"]["target"]}
     assert set(facts.files) | {"/etc/ld.so.cache"} <= checked
     assert {row[0] for row in found["image_dirs"]} == {folder.path for folder in facts.directories}
@@ -60,8 +62,13 @@ def test_each_file_and_its_reason() -> None:
     named = {(file["target"], file["why"]) for file in found}
     assert {(f"/dev/.oci-hpc/{bind.target}", bind.why) for bind in decision.tree} <= named
     assert {(bind.target, bind.why) for bind in decision.in_place} <= named
-    assert {("/usr/lib64/mpich", record.COVER), ("/etc/ld.so.cache", record.CACHE)} <= named
-    assert len(found) == len(decision.tree) + len(decision.in_place) + 2
+    assert decision.drop_in is not None
+    assert {("/usr/lib64/mpich", record.COVER), ("/etc/ld.so.cache", record.CACHE), (decision.drop_in.path, record.DROP_IN)} <= named
+    assert len(found) == len(decision.tree) + len(decision.in_place) + 3
+    assert [file["how"] for file in found[-2:]] == ["file", "file"]
+    bound = record.files(record.build(replace(decision, drop_in=None), None, (), "key")[0])
+    assert bound[-1] == {"source": "/dev/.oci-hpc/ld.so.cache", "target": "/etc/ld.so.cache", "how": "in place", "why": record.CACHE,
+                         "id": ()}
     row = next(file for file in found if file["how"] == "tree")
     assert row["id"] == (decision.tree[0].source_file.inode, decision.tree[0].source_file.size, decision.tree[0].source_file.mtime_ns)
 
@@ -80,7 +87,7 @@ def test_how_a_key_begins(tmp_path: Path) -> None:
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     key = subprocess.run([sys.executable, "-c", code], input=state, capture_output=True, text=True, check=True, env=env).stdout
     looked_at = replace(world.container("app", "-n", "16", annotations={"org.supercontainers.mpi": "mpich"}), cwd="/work",
-                        rootfs=f"{tmp_path}/rootfs", env=("LD_LIBRARY_PATH=/x", "PATH=/bin"))
+                        rootfs=f"{tmp_path}/rootfs", image_id="", env=("LD_LIBRARY_PATH=/x", "PATH=/bin"))
     assert key.startswith(record.key_begins(("e", "s", "c", "l"), looked_at, []))
     assert not key.startswith(record.key_begins(("e", "s", "c", "l"), replace(looked_at, cwd="/"), []))
 

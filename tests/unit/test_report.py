@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from oci_hpc_hooks import report
+from oci_hpc_hooks.inputs import jsontext
 from oci_hpc_hooks.report import Places
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,18 +27,18 @@ VALUES = st.recursive(
 
 @given(VALUES)
 def test_json_is_json(value: Any) -> None:
-    assert json.loads(report.dumps(value)) == value
+    assert json.loads(jsontext.dumps(value)) == value
 
 
 @given(st.binary(max_size=20))
 def test_names_of_files_are_text_in_json(name: bytes) -> None:
     text = os.fsdecode(name)
-    found = json.loads(report.dumps([text, {text: text}]))
+    found = json.loads(jsontext.dumps([text, {text: text}]))
     assert found[0] == text.encode("utf-8", "backslashreplace").decode()
 
 
 def test_a_tuple_is_a_list() -> None:
-    assert json.loads(report.dumps({"rows": ((1, "a"), [2, None])})) == {"rows": [[1, "a"], [2, None]]}
+    assert json.loads(jsontext.dumps({"rows": ((1, "a"), [2, None])})) == {"rows": [[1, "a"], [2, None]]}
 
 
 # ----------------------------------------------------------------------------------------------------------------------- log

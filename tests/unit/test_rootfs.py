@@ -98,6 +98,43 @@ def test_all_of_a_plan(tmp_path: Path) -> None:
     """, tmp_path)
 
 
+def test_a_directory_that_is_made(tmp_path: Path) -> None:
+    run("""
+        made = build(modules=(Cover("opt/lib/mods", "/etc/mods.d", 0, 0),))
+        before = trace()
+        inject(made)
+        assert os.listdir(image / "etc/mods.d") == ["one.so"]
+        assert raises(OSError, (image / "etc/mods.d/new").write_text, "mine").errno == errno.EROFS
+        for place in ("etc/mods.d", "usr/lib/libmpi.so.12", "etc/ld.so.cache", "dev/.oci-hpc"):
+            subprocess.run(["umount", "-R", image / place], check=True)
+        (image / "dev/.oci-hpc").rmdir()
+        inject(made)  # a second start of the same container
+        assert os.listdir(image / "etc/mods.d") == ["one.so"]
+        for place in ("etc/mods.d", "usr/lib/libmpi.so.12", "etc/ld.so.cache", "dev/.oci-hpc"):
+            subprocess.run(["umount", "-R", image / place], check=True)
+        (image / "dev/.oci-hpc").rmdir()
+        (image / "etc/mods.d").rmdir()
+        assert trace() == before
+    """, tmp_path)
+
+
+def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
+    """In a user's volume, where something else has its name, and where an effect after it fails: nothing is left."""
+    run("""
+        made = build(modules=(Cover("opt/lib/mods", "/etc/mods.d", 0, 0),))
+        (image / "etc/mods.d").symlink_to("/mnt")
+        assert "not an empty mount point" in str(refused(Refusal, made))
+        (image / "etc/mods.d").unlink()
+        (image / "etc/mods.d").touch()
+        assert "not an empty mount point" in str(refused(Refusal, made))
+        (image / "etc/mods.d").unlink()
+        refused(OSError, build(modules=(Cover("opt/lib/mods", "/etc/mods.d", 0, 0), Cover("opt/lib/mods", "/etc/" + "x" * 300, 0, 0))))
+        mount("--bind", image / "etc", image / "etc")
+        mount("--make-private", image / "etc")
+        assert "inside the volume /etc" in str(refused(Refusal, made))
+    """, tmp_path)
+
+
 def test_the_mark(tmp_path: Path) -> None:
     run("""
         assert not rootfs.already_injected(table(), str(image))

@@ -220,7 +220,7 @@ class Service(replay.Service):
         self.root = root
         self.injected: List[Dict[str, Any]] = []
 
-    def inject(self, record: Dict[str, Any], cache: bytes) -> None:
+    def inject(self, record: Dict[str, Any], cache: bytes, path: str) -> None:
         self.injected.append(record)
 
     def log(self, verdict: str, path: str, **more: Any) -> None:

@@ -199,7 +199,7 @@ def test_other_systems_by_their_inventories_alone(rootfs: Path, tmp_path: Path) 
 
 @pytest.mark.parametrize(("arguments", "says"), [
     (["/nowhere/a.json"], "/nowhere/a.json does not exist"),
-    (["x={tmp}/bad.json"], '$.version: 77 is not 1'),
+    (["x={tmp}/bad.json"], "$.version: 77 is not "),
     (["{tmp}/text.json"], "not JSON"),
     (["={tmp}/good.json"], "no name"),
     (["x={tmp}/good.json", "x={tmp}/good.json"], "two systems of the name 'x'"),

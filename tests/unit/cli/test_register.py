@@ -19,12 +19,15 @@ from oci_hpc_hooks.cli import register
 from oci_hpc_hooks.errors import ConfigError
 from oci_hpc_hooks.inputs import resources
 
-FOLDERS = {"": "createRuntime", "cri": "createRuntime", "prestart": "prestart"}
+DESCRIPTORS = {
+    "oci-hpc-hooks.json": "createRuntime", "cri/oci-hpc-hooks.json": "createRuntime", "prestart/oci-hpc-hooks.json": "prestart",
+    "podman/oci-hpc-hooks.json": "createRuntime", "podman/oci-hpc-hooks-precreate.json": "precreate",
+}
 OPTIONS = ["--config-dir", "/a/etc", "--state-dir", "/a/state", "--cache-dir", "/a/cache", "--log-file", "/a/log"]
 
 
-def template(folder: str) -> Dict[str, Any]:
-    document: Dict[str, Any] = json.loads(resources.find(os.path.join("hooks.d", folder, register.NAME)).read_text())
+def template(name: str) -> Dict[str, Any]:
+    document: Dict[str, Any] = json.loads(resources.find(f"hooks.d/{name}").read_text())
     return document
 
 
@@ -34,11 +37,11 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "hooks"
 
 
-@pytest.mark.parametrize(("where", "stage"), FOLDERS.items())
+@pytest.mark.parametrize(("where", "stage"), DESCRIPTORS.items())
 def test_shipped_descriptor(where: str, stage: str) -> None:
     shipped = template(where)
     path = f"/usr/libexec/oci/hooks.d/oci-hpc-hooks-{stage.lower()}"
-    guard = {"always": True} if where == "cri" else {"annotations": {r"^io\.container\.manager$": "^libpod$"}}
+    guard = {"always": True} if where.startswith("cri/") else {"annotations": {r"^io\.container\.manager$": "^libpod$"}}
     assert shipped == {
         "version": "1.0.0",
         "hook": {"path": path, "args": [path], "env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8"], "timeout": 60},
@@ -47,9 +50,9 @@ def test_shipped_descriptor(where: str, stage: str) -> None:
     }
 
 
-@pytest.mark.parametrize("where", FOLDERS)
+@pytest.mark.parametrize("where", DESCRIPTORS)
 def test_written_descriptor_is_the_shipped_one_with_its_own_path(folder: Path, where: str) -> None:
-    written = json.loads((folder / where / register.NAME).read_text())
+    written = json.loads((folder / where).read_text())
     executable = Path(written["hook"]["path"])
     assert executable.parent == folder / "bin"
     assert os.access(executable, os.X_OK)
@@ -60,8 +63,9 @@ def test_written_descriptor_is_the_shipped_one_with_its_own_path(folder: Path, w
 
 
 def test_podman_sees_one_descriptor(folder: Path) -> None:
-    assert [path.name for path in folder.glob("*.json")] == [register.NAME]
-    assert sorted(path.name for path in folder.iterdir()) == ["bin", "cri", register.NAME, "prestart"]
+    """Other engines refuse a folder with a stage that they do not know: precreate lies in one that only podman is given."""
+    assert {str(path.relative_to(folder)) for path in folder.rglob("*.json")} == {*DESCRIPTORS} == {*register.DESCRIPTORS}
+    assert [name for name, stage in DESCRIPTORS.items() if stage == "precreate"] == ["podman/oci-hpc-hooks-precreate.json"]
 
 
 def test_executable(folder: Path) -> None:
@@ -96,7 +100,7 @@ def test_again_gives_the_same_and_leaves_nothing(folder: Path) -> None:
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert cli.run([*OPTIONS, "register", str(folder)]) == 0
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
-    assert len(before) == 5
+    assert len(before) == len(DESCRIPTORS) + 3
 
 
 def test_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,7 +108,7 @@ def test_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     document = json.loads(capsys.readouterr().out)
     Draft7Validator(json.loads(resources.find("schemas/register-output.schema.json").read_text())).validate(document)
     assert all(Path(path).is_file() for path in document["written"])
-    assert len(document["written"]) == 5
+    assert len(document["written"]) == len(DESCRIPTORS) + 3
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o775, 0o1777])

@@ -19,8 +19,10 @@ def build(
     needed: Sequence[Path] = (),
     runpath: str = "",
     version: str = "",
+    uses: Sequence[str] = (),
 ) -> Path:
-    """A shared object. ``needed`` are built files, and each becomes a DT_NEEDED by its soname; ``version`` is given to every symbol."""
+    """A shared object. ``needed`` are built files, and each becomes a DT_NEEDED by its soname; ``version`` is given to every symbol.
+    ``uses`` are functions that it calls."""
     path.parent.mkdir(parents=True, exist_ok=True)
     command = ["gcc", "-w", "-xc", "-", "-xnone", "-shared", "-fPIC", "-nostdlib", "-o", str(path), "-Wl,--no-as-needed"]
     command += ["-Wl,--allow-shlib-undefined", f"-Wl,-soname,{soname or path.name}"]
@@ -31,5 +33,6 @@ def build(
         script.write_text(f"{version} {{ global: *; }};\n")
         command.append(f"-Wl,--version-script={script}")
     source = "".join(f"int {name}(void) {{ return 0; }}\n" for name in exports)
+    source += "".join(f"extern int {name}(void); int (*use_{name})(void) = {name};\n" for name in uses)
     subprocess.run([*command, *map(str, needed)], input=source.encode(), check=True)
     return path

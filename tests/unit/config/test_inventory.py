@@ -25,7 +25,7 @@ def state(tmp_path: Path) -> Path:
 
 def an_inventory(*rests_on: Watched) -> Inventory:
     return Inventory(
-        version=1,
+        version=2,
         created="2026-01-31T12:00:00Z",
         machine="x86_64",
         libc_version="2.36",
@@ -104,8 +104,8 @@ def test_inventory_of_another_user(state: Path) -> None:
         lambda raw: b"",
         lambda raw: b"[]",
         lambda raw: b"null",
-        lambda raw: b'{"version": 2}',
         lambda raw: b'{"version": 1}',
+        lambda raw: b'{"version": 2}',
         lambda raw: b"\xff" + raw,
         lambda raw: b"[" * 100_000,
         lambda raw: raw.replace(b'"rests_on": [', b'"rests_on": [1, '),
@@ -160,4 +160,4 @@ def test_loading_needs_no_heavy_library(state: Path) -> None:
     result = subprocess.run([sys.executable, "-c", code, str(state)], capture_output=True, text=True, env={"PYTHONPATH": root}, check=True)
     heavy: Any = {"jsonschema", "dataclasses_json", "elftools", "argparse"}
     assert not heavy & set(result.stdout.split())
-    assert json.loads((state / "inventory.json").read_text())["version"] == 1
+    assert json.loads((state / "inventory.json").read_text())["version"] == 2

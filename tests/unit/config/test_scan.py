@@ -10,6 +10,7 @@ from typing import Any, List, Sequence
 
 import pytest
 
+from oci_hpc_hooks.elf.scan import read_with_pyelftools
 from oci_hpc_hooks.inputs import inventory, validate
 from oci_hpc_hooks.inputs.scan import Scan, scan
 from oci_hpc_hooks.inputs.site import Configuration
@@ -149,7 +150,7 @@ def test_second_library_comes_from_the_same_directory(tmp_path: Path) -> None:
     build(tmp_path / "b/libtestmpifort.so.12", exports=("mpi_init_",))
     found = run(profile([tmp_path / "a", tmp_path / "b"]))
     assert len(found.inventory.profiles[0].libraries) == 1
-    assert found.notes["mpich"] == ("there is no libtestmpifort.so.12 in the directory of libtestmpi.so.12",)
+    assert found.notes["profile mpich"] == ("there is no libtestmpifort.so.12 in the directory of libtestmpi.so.12",)
     build(tmp_path / "a/libtestmpifort.so.12", exports=("mpi_init_",))
     libraries = resolved(profile([tmp_path / "a", tmp_path / "b"])).libraries
     assert [library.name for library in libraries] == ["libtestmpi.so.12", "libtestmpifort.so.12"]
@@ -185,7 +186,7 @@ def test_runpath_wins_over_the_profile_s_directories(tmp_path: Path) -> None:
 
 def test_symbols_of_a_library_with_versions_are_left_out(tmp_path: Path) -> None:
     versioned = build(tmp_path / "libtestversioned.so.1", exports=("a",), version="TEST_1.0")
-    build(tmp_path / "libtestmpi.so.12", exports=(*MPICH, "internal"), needed=[versioned], version="TESTMPI_1")
+    build(tmp_path / "libtestmpi.so.12", exports=(*MPICH, "internal"), needed=[versioned], version="TEST_2.0")
     library, dependency = resolved(profile([tmp_path])).libraries
     assert dependency.elf.verdef == ("TEST_1.0",)
     assert dependency.elf.exports == ()
@@ -220,6 +221,22 @@ def test_c_runtime_stays_with_the_container(tmp_path: Path) -> None:
     assert dict(found.elf.verneed)["libc.so.6"]
 
 
+def test_what_only_lies_beside_it_is_not_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There may be thousands: an MPI in /usr/lib64."""
+    dependency = build(tmp_path / "libtestdep.so.1")
+    beside = build(tmp_path / "libbeside.so.1")
+    library = build(tmp_path / "libtestmpi.so.12", exports=MPICH, needed=[dependency])
+    read: List[str] = []
+
+    def reading(path: str, **more: Any) -> Any:
+        read.append(path)
+        return read_with_pyelftools(path, **more)
+
+    monkeypatch.setattr("oci_hpc_hooks.inputs.scan.read_with_pyelftools", reading)
+    assert paths(resolved(profile([tmp_path])).libraries) == [str(library), str(dependency)]
+    assert {str(library), str(dependency)} <= {*read} and str(beside) not in read
+
+
 # ---------------------------------------------------------------------------------------------------------- its modules
 
 def test_modules_and_what_they_need(tmp_path: Path) -> None:
@@ -237,7 +254,7 @@ def test_modules_and_what_they_need(tmp_path: Path) -> None:
     assert [(plugin.name, plugin.path, plugin.role) for plugin in result.plugins] == [("libgood.so.0", str(good), "plugin")]
     assert result.plugins[0].elf.exports == ()
     assert paths(by_role(result, "dependency")) == [str(helper)]
-    assert f"the module {bad} is left out, this node does not load it either: it lacks libtestgone.so.1" in found.notes["mpich"]
+    assert f"the module {bad} is left out, this node does not load it either: it lacks libtestgone.so.1" in found.notes["profile mpich"]
     assert watched(found, tmp_path / "plugins")
 
 

@@ -12,7 +12,7 @@ import pytest
 from oci_hpc_hooks.inputs import resources
 from oci_hpc_hooks.inputs.site import configuration
 from oci_hpc_hooks.inputs.validate import Invalid
-from oci_hpc_hooks.model import Profile, ProfileLibrary, Site, SiteProfile
+from oci_hpc_hooks.model import Profile, ProfileLibrary, Site, SiteProfile, Variant
 
 
 @pytest.fixture
@@ -47,12 +47,11 @@ def told(etc: Path) -> List[str]:
 def test_no_configuration_at_all(tmp_path: Path) -> None:
     found = configuration(str(tmp_path / "nothing"))
     assert found.site == Site()
-    assert [profile.name for profile in found.profiles] == ["mpich", "openmpi"]
+    assert [profile.name for profile in found.profiles] == ["mpi-abi", "mpich", "openmpi"]
     assert found.consulted == (
         str(tmp_path / "nothing/site.json"),
         str(resources.PROFILES),
-        str(resources.PROFILES / "mpich.json"),
-        str(resources.PROFILES / "openmpi.json"),
+        *(str(resources.PROFILES / f"{name}.json") for name in ("mpi-abi", "mpich", "openmpi")),
         str(tmp_path / "nothing/profiles.d"),
     )
 
@@ -87,13 +86,13 @@ def test_documents_become_dataclasses(etc: Path) -> None:
 
 def test_own_profile_takes_the_place_of_the_shipped_one(etc: Path) -> None:
     put(etc / "profiles.d/mpich.json", own("mpich"))
-    profile, _ = configuration(str(etc)).profiles
+    _, profile, _ = configuration(str(etc)).profiles
     assert (profile.name, profile.description) == ("mpich", "ours")
 
 
 def test_masked_profile_is_off(etc: Path) -> None:
     put(etc / "profiles.d/mpich.json", {"version": 1, "name": "mpich", "masked": True})
-    assert [profile.name for profile in configuration(str(etc)).profiles] == ["openmpi"]
+    assert [profile.name for profile in configuration(str(etc)).profiles] == ["mpi-abi", "openmpi"]
     site = put(etc / "site.json", {"version": 1, "profiles": ["mpich"]})
     assert told(etc) == [f"{site}: $.profiles[0]: the profile 'mpich' is masked in profiles.d; remove the mask or this entry"]
 
@@ -101,7 +100,7 @@ def test_masked_profile_is_off(etc: Path) -> None:
 def test_other_files_are_passed_over(etc: Path) -> None:
     for name in ("README", ".hidden.json", "mpich.json~", "a.json.rpmnew"):
         (etc / "profiles.d" / name).write_text("not JSON")
-    assert [profile.name for profile in configuration(str(etc)).profiles] == ["mpich", "openmpi"]
+    assert [profile.name for profile in configuration(str(etc)).profiles] == ["mpi-abi", "mpich", "openmpi"]
 
 
 def test_all_errors_of_all_files(etc: Path) -> None:
@@ -122,7 +121,7 @@ def test_profile_that_does_not_exist(etc: Path) -> None:
     put(etc / "site.json", {"version": 1, "profiles": ["mpihc", "zzz", "mpich", "mpich"]})
     first, second, third = told(etc)
     assert "$.profiles[0]: there is no profile 'mpihc'; did you mean \"mpich\"?" in first
-    assert "$.profiles[1]: there is no profile 'zzz'; installed are: mpich" in second
+    assert "$.profiles[1]: there is no profile 'zzz'; installed are: mpi-abi, mpich, openmpi" in second
     assert "$.profiles[3]: the profile 'mpich' is named twice" in third
 
 
@@ -134,6 +133,29 @@ def test_library_named_twice(etc: Path) -> None:
     put(etc / "profiles.d/a.json", {**own("a"), "libraries": libraries})
     (line,) = told(etc)
     assert "$.libraries[1].soname: 'libmpich.so.12' is named by $.libraries[0].replaces[0] already" in line
+
+
+def test_variants_of_site_and_profile(etc: Path) -> None:
+    put(etc / "site.json", {"version": 1, "profiles": [{"name": "a", "variants": [
+        {"name": "el6", "search": ["/site/el6"]}, {"name": "el7", "search": ["/site/el7"]}]}, "b"]})
+    put(etc / "profiles.d/a.json", {**own("a"), "variants": [
+        {"name": "el8", "search": ["/el8"]}, {"name": "el7", "search": ["/el7", "/el7/*"]}]})
+    put(etc / "profiles.d/b.json", own("b"))
+    found = configuration(str(etc))
+    assert found.variants(found.profiles[0]) == (
+        Variant("el6", ("/site/el6",)), Variant("el7", ("/site/el7", "/el7", "/el7/*")), Variant("el8", ("/el8",)))
+    assert found.variants(found.profiles[1]) == ()
+
+
+def test_variant_named_twice(etc: Path) -> None:
+    twice = [{"name": "el7", "search": ["/a"]}, {"name": "el8", "search": ["/b"]}, {"name": "el7", "search": ["/c"]}]
+    put(etc / "profiles.d/a.json", {**own("a"), "variants": twice})
+    assert told(etc)[0].endswith("a.json: $.variants[2].name: the variant 'el7' is named twice; keep one")
+    put(etc / "profiles.d/a.json", own("a"))
+    put(etc / "site.json", {"version": 1, "profiles": ["b", {"name": "a", "variants": twice}]})
+    put(etc / "profiles.d/b.json", own("b"))
+    (line,) = told(etc)
+    assert line.endswith("site.json: $.profiles[1].variants[2].name: the variant 'el7' is named twice; keep one")
 
 
 def test_site_json_of_another_user(etc: Path) -> None:

@@ -427,6 +427,25 @@ def test_symbols_that_the_sites_mpi_does_not_export() -> None:
     assert f"{APP} uses MPI_Session_init" in error.what
 
 
+@pytest.mark.parametrize("brings_its_own", [False, True])
+def test_bindings_of_the_image_that_use_its_librarys_inside(brings_its_own: bool) -> None:
+    """C++ and Fortran bindings are of one build with the library below them; with the site's own ones there is no question."""
+    inside = "MPII_Op_set_cxx"
+    bindings = "/usr/lib64/libmpicxx.so.12"
+    image = mpich_image().add(IMAGE_MPI, elf("libmpi.so.12", exports=(*MPICH, inside, "no_part_of_it")), cached=True)
+    facts = elf("libmpicxx.so.12", needed=("libmpi.so.12",), exports=("_ZN3MPI4Op",), imports=(inside, "no_part_of_it"))
+    image.add(bindings, facts, cached=True)
+    image.add(APP, program("libmpicxx.so.12", "libmpi.so.12", imports=MPICH))
+    own = host("/opt/site/lib/libmpicxx.so.12", elf("libmpicxx.so.12", needed=("libmpi.so.12",), exports=("_ZN3MPI4Op",)), "replace")
+    site = profile(site_mpi(), *[own] * brings_its_own, site_fabric())
+    made = decide(image.facts(APP), node=inventory(site))
+    if brings_its_own:
+        assert made.verdict == PROVED
+    else:
+        assert (made.findings[-1].code, made.verdict) == ("mpi-symbols", REFUSED)
+        assert f"{bindings} uses {inside}, which" in made.findings[-1].what
+
+
 def test_symbols_that_only_the_images_own_library_has() -> None:
     image = mpich_image().add(IMAGE_MPI, elf("libmpi.so.12", exports=(*MPICH, "MPI_Session_init", "MPIX_Query")), cached=True)
     made = decide(image.facts(APP))
@@ -661,11 +680,16 @@ def nodes(draw: st.DrawFn) -> Inventory:
     def library(role: str) -> Any:
         return host("/opt/site/lib/" + (draw(st.sampled_from(NAMES[:6]))), draw(ELVES), role, replaces=draw(some(NAMES)))
 
+    def offer(mpi: str) -> Any:
+        return profile(library("replace"), *map(library, draw(st.lists(st.sampled_from(["replace", "add", "dependency"]), max_size=2))),
+                       mpi=mpi, plugins=draw(st.sampled_from([[], [MODULE]])), problems=draw(st.sampled_from([[], ["broken"]])))
+
     profiles = [
-        profile(library("replace"), *map(library, draw(st.lists(st.sampled_from(["replace", "add", "dependency"]), max_size=2))),
-                mpi=draw(st.sampled_from(["mpich", "openmpi"])), plugins=draw(st.sampled_from([[], [MODULE]])),
-                problems=draw(st.sampled_from([[], ["broken"]])))
-        for _ in range(draw(st.integers(0, 2)))
+        dataclasses.replace(offer(mpi), variants=tuple(
+            dataclasses.replace(offer(mpi), variant=name, glibc=glibc)
+            for name, glibc in draw(st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from(["", "2.9", "2.17"])), max_size=2))
+        ))
+        for mpi in draw(st.lists(st.sampled_from(["mpich", "openmpi"]), max_size=2))
     ]
     site = Site(on_refusal=draw(st.sampled_from(["refuse", "run-without"])), unproved=draw(st.sampled_from(["run", "refuse"])))
     return inventory(*profiles, site=site)

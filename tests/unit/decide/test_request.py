@@ -115,7 +115,7 @@ def test_a_source_counts_before_a_key() -> None:
 def test_an_unknown_value_of_the_caller_is_refused(value: str) -> None:
     with pytest.raises(Refusal) as caught:
         request(container(annotations={MPI: value}), Site())
-    assert "auto, mpich, none, openmpi" in caught.value.what
+    assert "auto, mpi-abi, mpich, none, openmpi" in caught.value.what
     assert caught.value.who == "user"
     assert caught.value.origin.startswith(f"annotation {MPI}=")
 

@@ -72,6 +72,7 @@ class Image:
         self.musl = ""
         self.has_cache = True
         self.cache_real = "/etc/ld.so.cache"
+        self.drop_ins = "/etc/ld.so.conf.d"
         self.add(LOADER, elf("ld-linux-x86-64.so.2", machine=machine))
         self.add(LIBC, elf("libc.so.6", verdef=glibc_versions(glibc), machine=machine))
 
@@ -121,6 +122,8 @@ class Image:
             files={path: ImageFile(path, file_id(path), facts) for path, facts in self.files.items()},
             directories=tuple(Directory(folder, 7, 11 if names else 0, tuple(names)) for folder, names in folders.items()),
             unreadable=self.unreadable,
+            drop_ins=self.drop_ins,
+            conf=Watched("/etc/ld.so.conf", file_id("/etc/ld.so.conf")) if self.drop_ins else None,
         )
 
 
@@ -136,7 +139,7 @@ def profile(*libraries: HostLibrary, mpi: str = "mpich", plugins: Sequence[HostL
 
 def inventory(*profiles: ResolvedProfile, site: Optional[Site] = None) -> Inventory:
     watched = {posixpath.dirname(plugin.path) for one in profiles for plugin in one.plugins}
-    return Inventory(1, "2026-01-01T00:00:00Z", "x86_64", "2.36", site or Site(), profiles,
+    return Inventory(2, "2026-01-01T00:00:00Z", "x86_64", "2.36", site or Site(), profiles,
                      tuple(Watched(path, FileId(5, 4096, 9)) for path in sorted(watched)))
 
 
@@ -144,7 +147,8 @@ def container(*args: str, annotations: Optional[Mapping[str, str]] = None, label
               manifest: Optional[Mapping[str, str]] = None, mounts: Sequence[Mount] = (DEV,), read_only: bool = False) -> Container:
     return Container(
         id="c1", bundle="/bundle", rootfs="/rootfs", args=args or ("/usr/bin/app",), env=(), cwd="/", mounts=tuple(mounts),
-        annotations=dict(annotations or {}), labels=dict(labels or {}), manifest_annotations=dict(manifest or {}), read_only=read_only)
+        annotations=dict(annotations or {}), labels=dict(labels or {}), manifest_annotations=dict(manifest or {}), read_only=read_only,
+        image_id="1234")
 
 
 # A site's MPICH with one dependency, and an image of an MPICH program.

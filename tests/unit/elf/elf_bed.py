@@ -107,9 +107,14 @@ def trace(
     if root:
         command = ["/usr/sbin/chroot", root, *command]
     result = subprocess.run(in_private_mounts(command, cache) if cache else command, capture_output=True, text=True, env={})
+    return traced(result.stdout)
+
+
+def traced(output: str) -> Tuple[List[Tuple[str, str]], List[str]]:
+    """What ld.so printed for LD_TRACE_LOADED_OBJECTS, or with --list, as `trace` gives it."""
     loaded: List[Tuple[str, str]] = []
     missing: List[str] = []
-    for line in result.stdout.splitlines():
+    for line in output.splitlines():
         arrow = re.fullmatch(r"\t(.+?) => (.+?)(?: \(0x[0-9a-f]+\))?", line)
         alone = re.fullmatch(r"\t(/.+) \(0x[0-9a-f]+\)", line)
         if arrow and arrow[2] == "not found":

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Sequence
+
 import pytest
 
-from oci_hpc_hooks.elf.glibc import is_c_runtime
+from oci_hpc_hooks.elf.glibc import is_c_runtime, release_needed
 
 
 @pytest.mark.parametrize("name", [
@@ -21,3 +23,21 @@ def test_the_c_runtime(name: str) -> None:
     "libmlx5.so.1", "", "libc.so", "libld.so"])
 def test_not_the_c_runtime(name: str) -> None:
     assert not is_c_runtime(name)
+
+
+@pytest.mark.parametrize(("versions", "release"), [
+    ([], ""),
+    (["GLIBC_PRIVATE"], ""),
+    (["GLIBC_2.9", "GLIBC_2.17", "GLIBC_2.2.5"], "2.17"),
+    (["GLIBC_2.2.5", "GLIBC_2.2"], "2.2.5"),
+    (["GLIBC_2.17", "GLIBC_ABI_DT_RELR"], "2.36"),
+    (["GLIBC_2.38", "GLIBC_ABI_DT_RELR"], "2.38"),
+    (["GLIBC_2.", "GLIBC_2.x", "GLIBC_" + "9" * 5000, "2.99"], ""),
+])
+def test_the_release_that_is_needed(versions: Sequence[str], release: str) -> None:
+    assert release_needed([[("libc.so.6", tuple(versions))]]) == release
+
+
+def test_the_release_that_several_files_need() -> None:
+    needs = [[("libz.so.1", ("GLIBC_2.99",)), ("libm.so.6", ("GLIBC_2.29",))], [], [("libc.so.6", ("GLIBC_2.17",))]]
+    assert release_needed([[*need] for need in needs]) == "2.29"

@@ -1,0 +1,72 @@
+"""A plan's actions as edits of the configuration that the runtime is about to get (podman's precreate stage; light module).
+
+The runtime then makes the mounts that :mod:`oci_hpc_hooks.apply.rootfs` would make in a container that is being created. No policy
+lives here.
+"""
+
+from __future__ import annotations
+
+import posix
+
+from oci_hpc_hooks.inputs import container, jsontext
+from oci_hpc_hooks.inputs.container import MARK
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+#: Of every file: nobody in the container can write through it, and nothing mounted on it leaves the container.
+FILE_OPTIONS = ["bind", "ro", "nosuid", "nodev", "rprivate"]
+
+
+def is_injected(config: dict[str, Any]) -> bool:
+    """Whether one of our hooks has edited this configuration."""
+    return any(source == MARK for _, _, source, _ in container.mounts(config))
+
+
+def inject(config: dict[str, Any], record: dict[str, Any], cache_file: str, size: int) -> None:
+    """Adds the mounts of a record to the configuration, after all that are there.
+
+    ``cache_file`` holds the record's loader cache, "" if that is in place; ``size`` is what a tree takes (bytes). A module directory is a
+    tree of its own: the runtime can mount what is on the host, and not a folder of another mount of its own.
+    """
+    mounts: list[dict[str, Any]] = []
+    tree = [(row[0], row[4]) for row in record["tree"]]
+    if record["tree_at"]:
+        mounts += _tree(record["tree_at"], tree, size)
+    mounts += [_file(row[0], row[4]) for row in record["in_place"]]
+    for folder, target, *_ in record["modules"]:
+        mounts += _tree(target, [(source, name[len(folder) + 1:]) for source, name in tree if name.startswith(folder + "/")], size)
+    if cache_file:
+        mounts.append(_file(cache_file, record["cache"]["target"]))
+    config["mounts"] = [*(config.get("mounts") or ()), *mounts]
+
+
+def _tree(where: str, files: list[tuple[str, str]], size: int) -> list[dict[str, Any]]:
+    options = ["nosuid", "nodev", "ro", "mode=755", f"size={size}"]
+    top = {"destination": where, "type": "tmpfs", "source": MARK, "options": options}
+    return [top, *[_file(source, f"{where}/{name}") for source, name in files]]
+
+
+def _file(source: str, destination: str) -> dict[str, Any]:
+    return {"destination": destination, "type": "bind", "source": source, "options": FILE_OPTIONS}
+
+
+def has_own_hook(config: dict[str, Any]) -> bool:
+    """Whether our createRuntime hook will be started for this container too."""
+    return any(container.own_hook(entry) for entry in container.hooks(config, "createRuntime"))
+
+
+def answer(stdin: bytes, config: dict[str, Any], leave: bool) -> None:
+    """Writes what podman is to go on with, to stdout: the configuration, edited or not, without our createRuntime hook unless the rest
+    of the work is left to it. Where there is nothing to change, it is byte for byte what podman gave."""
+    data = stdin
+    ours = has_own_hook(config)
+    if ours and not leave:
+        hooks = config["hooks"]
+        hooks["createRuntime"] = [entry for entry in hooks["createRuntime"] if not container.own_hook(entry)]
+    if (ours and not leave) or is_injected(config):
+        data = jsontext.dumps(config).encode()
+    view = memoryview(data)
+    while view:
+        view = view[posix.write(1, view):]

@@ -1,0 +1,110 @@
+"""``oci-hpc-hooks profiles draft LIB…`` writes a profile to start from; ``profiles list`` tells which there are and what they mean here."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import PurePath
+from typing import Any, Dict, List
+
+from oci_hpc_hooks import cli
+from oci_hpc_hooks.errors import UsageError
+from oci_hpc_hooks.inputs import inventory, profiles, site, trust
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    draft = actions.add_parser("draft", help="print a profile made from an MPI library of this node, to be edited", allow_abbrev=False)
+    draft.add_argument("libraries", nargs="+", metavar="LIB", help="the MPI library, and further ones beside it")
+    draft.add_argument("--name", default="", help="the profile's name (default: that of FILE, or site- and the MPI family)")
+    draft.add_argument("--output", type=os.path.abspath, metavar="FILE", help="a new file NAME.json instead of standard output")
+    listing = actions.add_parser("list", help="which profiles there are, and what the last scan found of them", allow_abbrev=False)
+    for action in (draft, listing):
+        action.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON as described in schemas/")
+
+
+def execute(args: argparse.Namespace) -> int:
+    return _draft(args) if args.action == "draft" else _list(args)
+
+
+# ------------------------------------------------------------------------------------------------------------------- draft
+
+def _draft(args: argparse.Namespace) -> int:
+    from oci_hpc_hooks.inputs.draft import draft  # pyelftools, which `list` does without
+
+    name = args.name
+    if args.output:
+        stem = PurePath(args.output).stem
+        if not args.output.endswith(".json") or name not in ("", stem):
+            raise UsageError(f"--output {args.output}: a profile's file is its name and .json", who="user",
+                             remedy=f"call it {name}.json" if name else "give it a name that ends so")
+        name = stem
+    library_path = os.environ.get("LD_LIBRARY_PATH", "").replace(";", ":").split(":")
+    made = draft(args.libraries, name, library_path)
+    text = json.dumps(made.document, indent=2, ensure_ascii=False) + "\n"
+    if args.output:
+        _write(args.output, text)
+    else:
+        print(text, end="")
+    for remark in made.remarks:
+        print(f"oci-hpc-hooks: {made.document['name']}: {remark}", file=sys.stderr)
+    return 0
+
+
+def _write(path: str, text: str) -> None:
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    except FileExistsError:
+        raise UsageError(f"{path} is there already and is not overwritten", remedy="name another file, or remove it", who="user") from None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}") from None
+    with open(fd, "w", encoding="utf-8") as file:
+        os.fchmod(fd, 0o644)  # whatever the umask: the hooks of all users read it
+        file.write(text)
+
+
+# -------------------------------------------------------------------------------------------------------------------- list
+
+def _list(args: argparse.Namespace) -> int:
+    said = document(args.config_dir, args.state_dir)
+    if args.json:
+        cli.print_json(said)
+    else:
+        print("\n".join(line for entry in said["profiles"] for line in _lines(entry)))
+        if said["inventory"] != "current":
+            print(f"the inventory of this node is {said['inventory']}: run oci-hpc-hooks scan")
+    return 0
+
+
+def document(config_dir: str, state_dir: str) -> Dict[str, Any]:
+    """What ``--json`` prints: schemas/profiles-output.schema.json. Raises :class:`ConfigError`."""
+    enabled = [profile.name for profile in site.configuration(config_dir).profiles]
+    known = profiles.read_profiles(config_dir, [], [])
+    try:
+        offers = inventory.load(state_dir)
+        resolved = {profile.name: profile for profile in offers.profiles}
+        state = "out of date" if inventory.is_stale(offers) else "current"
+    except trust.Missing:
+        resolved, state = {}, "missing"
+    entries: List[Dict[str, Any]] = []
+    for name in (*enabled, *sorted({*known} - {*enabled})):
+        profile, found = known[name], resolved.get(name)
+        entries.append({
+            "name": name,
+            "state": "on" if name in enabled else "masked" if profile is None else "off",
+            "provides": dict(profile.provides) if profile else {},
+            "source": profile.source if profile else "",
+            "available": None if found is None else not found.problems,
+            "libraries": [library.path for library in found.libraries if library.role != "dependency"] if found else [],
+            "problems": list(found.problems) if found else [],
+        })
+    return {"version": 1, "inventory": state, "profiles": entries}
+
+
+def _lines(entry: Dict[str, Any]) -> List[str]:
+    found = {None: "not scanned", True: "available", False: "not available"}[entry["available"]]
+    told = f"{entry['state']}, {found}" if entry["state"] == "on" else entry["state"]
+    lines = [f"{entry['name']}: {told}" + (f" ({entry['source']})" if entry["source"] else "")]
+    return lines + [f"  {library}" for library in entry["libraries"]] + [f"  problem: {problem}" for problem in entry["problems"]]

@@ -1,0 +1,132 @@
+"""podman's precreate stage: the plan becomes edits of what the runtime gets (light module: see :mod:`oci_hpc_hooks.warm`).
+
+Nothing of the container is running yet. Its root filesystem is mounted, its volumes are not; so that the loader is followed through
+the same tree that the program will see, the volumes are mounted in a mount namespace that ends with this process.
+"""
+
+from __future__ import annotations
+
+import posix
+from _stat import S_ISDIR
+from binascii import crc32
+
+from oci_hpc_hooks.apply import config, rootfs
+from oci_hpc_hooks.errors import HookError, KernelError
+from oci_hpc_hooks.inputs import container
+from oci_hpc_hooks.linux import mounts, syscalls
+from oci_hpc_hooks.linux.paths import ABSENT, Root
+from oci_hpc_hooks.replay import Service, owned, volumes_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+class Unsuitable(HookError):
+    """What this stage cannot look at; createRuntime can."""
+
+
+class Proposal(Service):
+    """A start that asks for something, before the runtime knows of it."""
+
+    __slots__ = ()
+
+    def look(self) -> bool:
+        try:
+            volumes = volumes_of(self.start)
+            own = [mount for mount in volumes if mount[0] not in ("/proc", "/sys", "/dev")]
+            if own:
+                own_mount_namespace()
+            self.root = Root(posix.open(self.start.rootfs, syscalls.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC))
+            for where, kind, source, options in own:
+                self.lay(where, kind, source, options)
+        except (Unsuitable, OSError) as trouble:
+            return self.leave(trouble)
+        self.table = mounts.mount_table()
+        return True
+
+    def leave(self, trouble: HookError | OSError) -> bool:
+        """Leaves the container to our createRuntime hook. Raises the trouble where there is none."""
+        if not config.has_own_hook(self.start.config):
+            raise trouble
+        self.start.leave = True
+        return False
+
+    def is_served(self) -> bool:
+        return config.is_injected(self.start.config)
+
+    def apply(self, record: dict[str, Any], cache: bytes) -> tuple[str, str]:
+        own = container.user_namespace(self.start.config) is not None
+        foreign = "it would belong to nobody in the container's user namespace" if own else ""
+        way, because = rootfs.prepare(record, cache, self.root, self.table, foreign)
+        try:
+            file = cache_file(self.places.cache + "/plans", cache) if way == "bind" else ""
+        except OSError as error:
+            raise Unsuitable(f"the loader's cache cannot be kept in {self.places.cache}: {error.strerror}",
+                             remedy="make it a directory that this user can write", who="site admin") from None
+        config.inject(self.start.config, record, file, rootfs.tree_size(record))
+        return way, because
+
+    def lay(self, where: str, kind: str, source: str, options: list[str]) -> None:
+        """Mounts one volume as the runtime will."""
+        if kind == "tmpfs":
+            mount = mounts.new_tmpfs("tmpfs", rootfs.TREE_PAGE)
+        elif kind == "bind" or "bind" in options or "rbind" in options:
+            below = syscalls.AT_RECURSIVE if "rbind" in options else 0
+            mount = syscalls.open_tree(syscalls.AT_FDCWD, source, syscalls.OPEN_TREE_CLONE | below)
+        else:
+            raise Unsuitable(f"the volume {where} is of the type {kind}, which cannot be looked into before the container is created")
+        syscalls.move_mount(mount, self.place(where, S_ISDIR(posix.fstat(mount).st_mode)))
+        if "shared" in options or "rshared" in options:
+            syscalls.mount_setattr(mount, 0, 0, syscalls.MS_SHARED)
+
+    def place(self, where: str, directory: bool) -> int:
+        """The mount point of a volume; one that is missing is made in the container's own layer, as the runtime would."""
+        root_mount = mounts.mount_id(self.root.fd)
+        parent = self.root.open("/")
+        names = where.strip("/").split("/")
+        for index, name in enumerate(names):
+            path = "/".join(names[:index + 1])
+            try:
+                parent = self.root.open(path)
+                continue
+            except KernelError as error:
+                if error.errno not in ABSENT:
+                    raise
+            if mounts.mount_id(parent) != root_mount:
+                raise Unsuitable(f"the mount point {where} is missing in another volume")
+            if directory or index + 1 < len(names):
+                posix.mkdir(name, 0o755, dir_fd=parent)
+            else:
+                posix.close(posix.open(name, rootfs.NEW_FILE, 0o644, dir_fd=parent))
+            parent = self.root.open(path)
+        return parent
+
+
+def own_mount_namespace() -> None:
+    """A mount namespace whose mounts nobody else sees."""
+    syscalls.unshare(syscalls.CLONE_NEWNS)
+    top = posix.open("/", syscalls.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
+    syscalls.mount_setattr(top, syscalls.AT_RECURSIVE, 0, syscalls.MS_PRIVATE)
+    posix.close(top)
+
+
+def cache_file(folder: str, cache: bytes) -> str:
+    """The path of a file with these bytes, for the runtime to mount; it is written whole or not at all. Raises OSError."""
+    path = f"{folder}/{crc32(cache):08x}-{len(cache)}.ldcache"
+    try:
+        status = posix.stat(path, follow_symlinks=False)
+        if owned(status) and status.st_size == len(cache):
+            return path
+    except FileNotFoundError:
+        pass
+    temporary = f"{path}.{posix.getpid()}"
+    fd = posix.open(temporary, rootfs.NEW_FILE, 0o644)
+    try:
+        view = memoryview(cache)
+        while view:
+            view = view[posix.write(fd, view):]
+    finally:
+        posix.close(fd)
+    posix.rename(temporary, path)
+    return path

@@ -1,0 +1,98 @@
+"""``profiles draft`` and ``profiles list`` as a person meets them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.unit.cli.test_cli import Node, mask_shipped, node, valid  # noqa: F401
+from tests.unit.config.node_bed import MPICH, build
+
+
+@pytest.fixture
+def library(node: Node) -> Path:  # noqa: F811
+    return build(node.lib / "libmpi.so.12", exports=MPICH)
+
+
+def test_a_draft_is_valid_and_scan_uses_it(node: Node, library: Path) -> None:  # noqa: F811
+    mask_shipped(node)
+    file = node.etc / "profiles.d/vendor.json"
+    drafted = node.run("profiles", "draft", library, "--output", file)
+    assert (drafted.returncode, drafted.stdout, drafted.stderr) == (0, "", "")
+    assert node.run("validate", file).stdout == f"{file}: ok\n"
+    assert f"vendor: available (profile {file})\n  replace libmpi.so.12, also as libmpich.so.12: {library}\n" in node.run("scan").stdout
+
+
+def test_on_standard_output(node: Node, library: Path) -> None:  # noqa: F811
+    for words in ("draft", library), ("draft", library, "--json"), ("--json", "draft", library):
+        document = valid(node.run("profiles", *words).stdout, "profile")
+        assert (document["name"], document["search"]) == ("site-mpich", [str(node.lib)])
+    assert json.loads(node.run("profiles", "draft", "--name", "vendor", library).stdout)["name"] == "vendor"
+
+
+def test_what_stands_in_its_way_is_told_beside_it(node: Node, library: Path) -> None:  # noqa: F811
+    dependency = build(node.lib / "libtestdep.so.1")
+    build(library, exports=MPICH, needed=[dependency])
+    dependency.unlink()
+    result = node.run("profiles", "draft", library)
+    assert result.returncode == 0
+    valid(result.stdout, "profile")
+    assert result.stderr == ("oci-hpc-hooks: site-mpich: not available on this node: there is no libtestdep.so.1 on this node, which "
+                             f"{library} needs\n")
+
+
+def test_no_file_is_overwritten(node: Node, library: Path, tmp_path: Path) -> None:  # noqa: F811
+    file = tmp_path / "vendor.json"
+    file.write_text("mine")
+    link = tmp_path / "link.json"
+    link.symlink_to("nowhere")
+    for path in file, link:
+        result = node.run("profiles", "draft", library, "--output", path)
+        assert (result.returncode, result.stdout) == (2, "")
+        assert result.stderr == (f"oci-hpc-hooks: {path} is there already and is not overwritten. User: name another file, or remove "
+                                 "it.\n")
+    assert file.read_text() == "mine" and not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize(("words", "says"), [
+    (["--output", "vendor"], "a profile's file is its name and .json. User: give it a name that ends so"),
+    (["--output", "vendor.json", "--name", "other"], "a profile's file is its name and .json. User: call it other.json"),
+    (["--output", "/proc/none/vendor.json"], "cannot be written: No such file or directory"),
+    (["--name", "-x-"], 'expected one argument'),
+    (["--name", "X"], '$.name: "X" is not a name of lower-case letters'),
+])
+def test_names(node: Node, library: Path, words: list[str], says: str) -> None:  # noqa: F811
+    result = node.run("profiles", "draft", library, *words)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert says in result.stderr
+    assert not Path("vendor.json").exists()
+
+
+def test_no_library(node: Node, tmp_path: Path) -> None:  # noqa: F811
+    result = node.run("profiles", "draft", tmp_path)
+    assert (result.returncode, result.stderr) == (2, f"oci-hpc-hooks: {tmp_path} is a directory, not a shared library.\n")
+    error = valid(node.run("profiles", "draft", "--json", tmp_path).stdout, "error-output")
+    assert error["error"] == f"{tmp_path} is a directory, not a shared library."
+
+
+def test_list(node: Node, library: Path) -> None:  # noqa: F811
+    ours = node.profile("ours", "libmpi.so.12")
+    broken = node.profile("broken", "libnowhere.so.1")
+    (node.etc / "profiles.d/openmpi.json").write_text(json.dumps({"version": 1, "name": "openmpi", "masked": True}))
+    node.site(profiles=["ours", "broken"])
+    before = node.run("profiles", "list").stdout
+    assert f"ours: on, not scanned ({ours})\n" in before and "inventory of this node is missing" in before
+    node.run("scan")
+    lines = node.run("profiles", "list").stdout.splitlines()
+    assert lines[:3] == [f"ours: on, available ({ours})", f"  {library}", f"broken: on, not available ({broken})"]
+    assert lines[3].startswith("  problem: there is no libnowhere.so.1 in")
+    assert lines[-1] == "openmpi: masked"
+    assert any(line.startswith("mpich: off (") for line in lines)
+    document = valid(node.run("profiles", "list", "--json").stdout, "profiles-output")
+    assert [(entry["name"], entry["state"], entry["available"]) for entry in document["profiles"]][:2] == [
+        ("ours", "on", True), ("broken", "on", False)]
+    assert document["inventory"] == "current"
+    library.unlink()
+    assert "the inventory of this node is out of date: run oci-hpc-hooks scan" in node.run("profiles", "list").stdout

@@ -1,0 +1,149 @@
+"""The edits of a configuration at podman's precreate stage, and what a hook answers there."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Dict, List
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from oci_hpc_hooks.apply import config
+from oci_hpc_hooks.inputs import container, jsontext
+from tests.unit.test_light import ALLOWED, LIGHT, ROOT, check, modules
+
+ID = "85f9a79d6151e17f286b30055f4a090bc1d86f0150fca995fa7c17d6fcd0aa73"
+OWN = {"path": f"/opt/site/hooks.d/bin/{container.OWN_HOOK}", "args": ["x"], "env": ["PATH=/bin"], "timeout": 60}
+OTHER = {"path": "/usr/libexec/oci/hooks.d/other", "args": ["x"]}
+
+
+def proposal(**more: Any) -> Dict[str, Any]:
+    """What podman 4.3 gives, shortened."""
+    userdata = f"/var/lib/containers/storage/overlay-containers/{ID}/userdata"
+    return {
+        "ociVersion": "1.0.2-dev",
+        "process": {"user": {"uid": 0, "gid": 0, "umask": 18}, "args": ["true"], "env": ["PATH=/bin"], "cwd": "/"},
+        "root": {"path": "/var/lib/containers/storage/overlay/abc/merged"},
+        "mounts": [{"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid"]},
+                   {"destination": "/etc/hosts", "type": "bind", "source": f"{userdata}/hosts", "options": ["bind"]}],
+        "annotations": {"io.container.manager": "libpod"},
+        "linux": {"cgroupsPath": f"/libpod_parent/libpod-{ID}", "resources": {"pids": {"limit": 2048}, "memory": {"limit": 2**63 - 1}}},
+        **more,
+    }
+
+
+def record(**more: Any) -> Dict[str, Any]:
+    return {"tree_at": "", "dirs": [], "tree": [], "in_place": [], "modules": [], "cache": None, **more}
+
+
+@pytest.mark.parametrize("path", [f"/libpod_parent/libpod-{ID}", f"machine.slice:libpod:{ID}", "", "/elsewhere"])
+def test_which_container_it_is(path: str) -> None:
+    given = proposal()
+    given["linux"]["cgroupsPath"] = path
+    state = container.proposed(given)
+    assert (state.id, state.pid, state.bundle) == (ID, 0, f"/var/lib/containers/storage/overlay-containers/{ID}/userdata")
+
+
+def test_a_container_that_nothing_names() -> None:
+    state = container.proposed({"root": {"path": "/x"}, "mounts": [{"destination": "/a", "source": "/b-containers/me/userdata/c"}]})
+    assert (state.id, state.bundle) == ("", "")
+
+
+def test_a_source_that_names_another_container() -> None:
+    """A volume may lie anywhere, in another container's folder too."""
+    given = proposal()
+    given["mounts"].insert(0, {"destination": "/x", "source": f"/evil/overlay-containers/{'0' * 64}/userdata/x"})
+    assert container.proposed(given).bundle.startswith("/var/lib/")
+
+
+def test_mounts_are_added_last_and_nobody_can_write_through_them() -> None:
+    before = proposal()
+    after = copy.deepcopy(before)
+    made = record(
+        tree_at="/dev/.oci-hpc", dirs=["opt", "opt/mods"],
+        tree=[["/opt/libmpi.so.12", 1, 2, 3, "opt/libmpi.so.12"], ["/opt/mods/one.so", 1, 2, 3, "opt/mods/one.so"]],
+        in_place=[["/opt/libmpi.so.12", 1, 2, 3, "/usr/lib/libmpi.so.12", 4, 5, 6]],
+        modules=[["opt/mods", "/usr/lib/mods", 7, 8]], cache={"target": "/etc/ld.so.cache", "over": None})
+    config.inject(after, made, "/var/cache/x.ldcache", 8192)
+    added = after["mounts"][len(before["mounts"]):]
+    assert after["mounts"][:len(before["mounts"])] == before["mounts"]
+    assert {key: after[key] for key in after if key != "mounts"} == {key: before[key] for key in before if key != "mounts"}
+    assert [(mount["destination"], mount["source"]) for mount in added] == [
+        ("/dev/.oci-hpc", "oci-hpc-hooks"), ("/dev/.oci-hpc/opt/libmpi.so.12", "/opt/libmpi.so.12"),
+        ("/dev/.oci-hpc/opt/mods/one.so", "/opt/mods/one.so"), ("/usr/lib/libmpi.so.12", "/opt/libmpi.so.12"),
+        ("/usr/lib/mods", "oci-hpc-hooks"), ("/usr/lib/mods/one.so", "/opt/mods/one.so"), ("/etc/ld.so.cache", "/var/cache/x.ldcache")]
+    assert all({"ro", "nosuid", "nodev"} <= {*mount["options"]} for mount in added)
+    assert config.is_injected(after) and not config.is_injected(before)
+
+
+# ------------------------------------------------------------------------------------------------ the answer
+
+
+def answer(capfd: pytest.CaptureFixture[str], stdin: bytes, leave: bool = False, edit: Any = None) -> str:
+    given = jsontext.as_mapping(jsontext.loads(stdin, "config.json", 1 << 24), "config.json")
+    if edit:
+        edit(given)
+    config.answer(stdin, given, leave)
+    return capfd.readouterr().out
+
+
+def test_nothing_to_change_is_byte_for_byte_the_same(capfd: pytest.CaptureFixture[str]) -> None:
+    text = json.dumps(proposal(hooks={"createRuntime": [OTHER]}), indent=3)
+    assert answer(capfd, text.encode()) == text
+
+
+@pytest.mark.parametrize(("leave", "left"), [(False, [OTHER]), (True, [OTHER, OWN])])
+def test_our_other_hook_is_taken_out_unless_work_is_left_to_it(capfd: pytest.CaptureFixture[str], leave: bool, left: List[Any]) -> None:
+    given = proposal(hooks={"prestart": [OTHER], "createRuntime": [OTHER, OWN]})
+    after = json.loads(answer(capfd, json.dumps(given).encode(), leave))
+    assert after == {**given, "hooks": {"prestart": [OTHER], "createRuntime": left}}
+
+
+NUMBERS = st.integers(-(2**63), 2**64 - 1)
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+VALUES = st.recursive(st.none() | st.booleans() | NUMBERS | TEXTS,
+                      lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXTS, inner, max_size=4))
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(VALUES, st.dictionaries(TEXTS, TEXTS, max_size=4))
+def test_everything_else_survives(value: Any, annotations: Dict[str, str]) -> None:
+    """Whatever stands in the configuration comes out as it went in."""
+    given = proposal(annotations=annotations, other=value)
+    read = jsontext.loads(json.dumps(given).encode(), "config.json", 1 << 24)
+    assert json.loads(jsontext.dumps(read)) == given
+
+
+# ------------------------------------------------------------------------------------------------ the executable
+
+
+def run(stdin: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    code = (f"import sys; sys.path.append({str(ROOT)!r}); from oci_hpc_hooks.warm import main\n"
+            f"main('precreate', config='{folder}/etc', state='{folder}/state', cache='{folder}/cache', log='{folder}/log')")
+    return subprocess.run([sys.executable, "-IS", "-c", code], input=stdin, capture_output=True, text=True)
+
+
+def test_who_asks_for_nothing_gets_the_configuration_back(tmp_path: Path) -> None:
+    text = json.dumps(proposal())
+    done = run(text, tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, text, "")
+    assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"root": 1}', '{"root": {"path": ""}}', '{"root": {"path": "/x"}, "mounts": {}}',
+                                  '{"root": {"path": "/x"}, "hooks": {"createRuntime": 5}}', '{"root": {"path": "/x"}, "linux": []}'])
+def test_what_is_wrong_is_one_sentence_and_no_answer(text: str, tmp_path: Path) -> None:
+    done = run(text, tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("oci-hpc-hooks: ") and done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr and "defect" not in done.stderr
+
+
+def test_what_it_imports(tmp_path: Path) -> None:
+    check(modules("import oci_hpc_hooks.warm, oci_hpc_hooks.apply.config"), modules("pass"),
+          LIGHT | {"oci_hpc_hooks.apply", "oci_hpc_hooks.apply.config"}, ALLOWED)

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import posixpath
 from dataclasses import replace
-from typing import Iterable, Iterator, List, Optional, Sequence, Set, Tuple
+from typing import Iterable, Iterator, List, Sequence, Set, Tuple
 
 from oci_hpc_hooks.decide import abi
 from oci_hpc_hooks.decide.choice import No, copies
 from oci_hpc_hooks.decide.request import OVERRIDE
 from oci_hpc_hooks.elf import glibc
-from oci_hpc_hooks.model import NOTE, WARNING, Bystanders, Cpu, ElfFacts, Finding, HostLibrary, ImageFacts, ImageFile, ResolvedProfile
+from oci_hpc_hooks.model import NOTE, WARNING, Bystanders, ElfFacts, Finding, HostLibrary, ImageFacts, ImageFile, ResolvedProfile
 
 Replaced = Tuple[Tuple[HostLibrary, ImageFile], ...]
 
 
-def lay_over(facts: ImageFacts, runtime: ResolvedProfile, cpu: Optional[Cpu] = None) -> Tuple[ImageFacts, Replaced, List[Finding]]:
+def lay_over(facts: ImageFacts, runtime: ResolvedProfile) -> Tuple[ImageFacts, Replaced, List[Finding]]:
     """The image as it is with the site's C runtime in place, which files take the place of which, and what to know. Raises No."""
     if runtime.problems:
         raise _no(runtime, runtime.problems[0])
@@ -28,7 +28,7 @@ def lay_over(facts: ImageFacts, runtime: ResolvedProfile, cpu: Optional[Cpu] = N
     _must_be_newer(facts, runtime, replaced)
     files = {**facts.files, **{copy.path: replace(copy, elf=library.elf) for library, copy in replaced}}
     assert facts.libc is not None  # _must_be_newer
-    over = replace(facts, files=files, libc=files[facts.libc.path], libc_version="", hwcaps=cpu.hwcaps if cpu else ())
+    over = replace(facts, files=files, libc=files[facts.libc.path], libc_version="")
     note = Finding(NOTE, "c-runtime", f"the image's glibc {abi.libc_version(facts)} is replaced by the site's {abi.libc_version(over)} of "
                    f"{runtime.source}: loader and libraries as one set, {len(replaced)} files")
     told = _notice(facts.bystanders, abi.libc_version(facts), abi.libc_version(over))

@@ -27,6 +27,8 @@ MAX_READ = 16 << 20
 MAX_PROGRAM_HEADERS = 65536
 #: Entries of the dynamic section. Real ones have 20 to 60, a program linked to everything a few hundred.
 MAX_DYNAMIC = 16384
+#: DT_FILTER and DT_AUXILIARY entries. Real libraries have one or two.
+MAX_FILTERS = 256
 #: Version records needed or defined. libc, the richest, defines about 45; a program needs a few hundred at most.
 MAX_VERSIONS = 16384
 #: Bytes of a file or version name, and of PT_INTERP: PATH_MAX. A window always holds one whole.
@@ -52,6 +54,7 @@ _DT_NULL, _DT_NEEDED, _DT_HASH, _DT_STRTAB, _DT_SYMTAB, _DT_RELA, _DT_RELASZ = 0
 _DT_STRSZ, _DT_SYMENT, _DT_SONAME, _DT_RPATH, _DT_REL, _DT_RELSZ = 10, 11, 14, 15, 17, 18
 _DT_PLTRELSZ, _DT_PLTREL, _DT_JMPREL, _DT_RUNPATH = 2, 20, 23, 29
 _DT_GNU_HASH, _DT_FLAGS_1, _DT_VERDEF, _DT_VERNEED = 0x6FFFFEF5, 0x6FFFFFFB, 0x6FFFFFFC, 0x6FFFFFFE
+_DT_AUXILIARY, _DT_FILTER = 0x7FFFFFFD, 0x7FFFFFFF
 _DF_1_NODEFLIB = 0x800
 _VER_FLG_BASE, _VER_FLG_WEAK = 1, 2
 _EM_386, _EM_S390, _EM_X86_64, _EM_ALPHA = 3, 22, 62, 0x9026
@@ -191,7 +194,7 @@ class _Reader:
             if elf_type not in (_ET_EXEC, _ET_DYN):
                 _bad(f"ELF type {elf_type} is neither a program nor a shared object")
             dynamic, interp = self._program_headers(table, size, count)
-            needed, soname = self._dynamic(dynamic) if dynamic else ((), "")
+            names, soname = self._dynamic(dynamic) if dynamic else ({}, "")
             exports, imports = self._symbols(machine) if symbols and dynamic else ((), ())
             return ElfFacts(
                 elf_class=head[4],
@@ -201,7 +204,7 @@ class _Reader:
                 dynamic=dynamic is not None,
                 interp=interp,
                 soname=soname,
-                needed=needed,
+                needed=names.get(_DT_NEEDED, ()),
                 rpath=self._path_list(_DT_RPATH, "DT_RPATH"),
                 runpath=self._path_list(_DT_RUNPATH, "DT_RUNPATH"),
                 nodeflib=bool(self._tags.get(_DT_FLAGS_1, 0) & _DF_1_NODEFLIB),
@@ -211,6 +214,8 @@ class _Reader:
                 imports=imports,
                 isa_needed=self._isa_needed() if machine in (_EM_386, _EM_X86_64) else 0,
                 execstack=self._wants_executable_stack(machine),
+                filters=names.get(_DT_FILTER, ()),
+                auxiliaries=names.get(_DT_AUXILIARY, ()),
             )
         except struct.error:
             raise ImageError("truncated: a table reaches beyond the end of the file") from None
@@ -300,8 +305,8 @@ class _Reader:
 
     # ------------------------------------------------------------------------------------------------- the dynamic section
 
-    def _dynamic(self, where: Tuple[int, int]) -> Tuple[Tuple[str, ...], str]:
-        """Fills in the tags and the string table; returns DT_NEEDED and DT_SONAME."""
+    def _dynamic(self, where: Tuple[int, int]) -> Tuple[Dict[int, Tuple[str, ...]], str]:
+        """Fills in the tags and the string table; returns the names by tags that may come more than once, and DT_SONAME."""
         address, size = where
         entry = self._layout.dynamic
         offset, end = self._offset(address, "PT_DYNAMIC")
@@ -310,10 +315,10 @@ class _Reader:
             _bad(f"a dynamic section of {size} bytes")
         data = self._table(offset, size, "the dynamic section")
         tags = self._tags
-        needed: List[int] = []
+        named: Dict[int, List[int]] = {}
         for tag, value in entry.iter_unpack(data):
-            if tag == _DT_NEEDED:
-                needed.append(value)
+            if tag in (_DT_NEEDED, _DT_FILTER, _DT_AUXILIARY):
+                named.setdefault(tag, []).append(value)
             elif tag == _DT_NULL:
                 break
             else:
@@ -324,7 +329,9 @@ class _Reader:
             self._strings, end = self._offset(tags[_DT_STRTAB], "DT_STRTAB")
             self._strings_end = min(self._strings + tags.get(_DT_STRSZ, 0), end)
         soname = self._string(tags[_DT_SONAME], "DT_SONAME") if _DT_SONAME in tags else ""
-        return tuple([self._string(index, "DT_NEEDED") for index in needed]), soname
+        if len(named.get(_DT_FILTER, ())) + len(named.get(_DT_AUXILIARY, ())) > MAX_FILTERS:
+            _bad(f"more than {MAX_FILTERS} filters")
+        return {tag: tuple([self._string(index, "DT_NEEDED") for index in indices]) for tag, indices in named.items()}, soname
 
     def _path_list(self, tag: int, what: str) -> Tuple[str, ...]:
         if tag not in self._tags:

@@ -48,11 +48,15 @@ def _facts(elf: Any, symbols: Callable[[str], bool]) -> ElfFacts:
     tags: Dict[str, List[Any]] = {}
     stack: Optional[int] = None
     isa = 0
+    filtees: Dict[str, Tuple[str, ...]] = {}
     for segment in elf.iter_segments():
         if isinstance(segment, DynamicSegment):
             dynamic = True
             for tag in segment.iter_tags():
                 tags.setdefault(str(tag.entry.d_tag), []).append(tag)
+            # pyelftools gives no names for these two.
+            filtees = {name: tuple([_text(segment._get_stringtable().get_string(tag.entry.d_val)) for tag in tags.get(name, [])])
+                       for name in ("DT_FILTER", "DT_AUXILIARY")}
         elif isinstance(segment, InterpSegment):
             interp = _text(segment.get_interp_name())
         elif segment.header.p_type == "PT_GNU_STACK":
@@ -79,6 +83,8 @@ def _facts(elf: Any, symbols: Callable[[str], bool]) -> ElfFacts:
         imports=imports,
         isa_needed=isa,
         execstack=elf.header.e_machine in _X86 if stack is None else bool(stack & _PF_X),
+        filters=filtees.get("DT_FILTER", ()),
+        auxiliaries=filtees.get("DT_AUXILIARY", ()),
     )
 
 

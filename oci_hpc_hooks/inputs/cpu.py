@@ -8,9 +8,6 @@ from oci_hpc_hooks.model import Cpu
 
 #: The generic targets of x86-64 in the order of their bits in GNU_PROPERTY_X86_ISA_1_NEEDED (x86-64 psABI, "Micro-Architecture Levels").
 X86_LEVELS = ("x86_64", "x86_64_v2", "x86_64_v3", "x86_64_v4")
-#: glibc-hwcaps subdirectories, preferred first, and the target that each is for (glibc sysdeps/**/dl-hwcaps_subdirs.c).
-HWCAPS = (("x86-64-v4", "x86_64_v4"), ("x86-64-v3", "x86_64_v3"), ("x86-64-v2", "x86_64_v2"),
-          ("power10", "power10le"), ("power9", "power9le"))
 
 
 def node_cpu() -> Tuple[Optional[Cpu], str]:
@@ -32,7 +29,6 @@ def node_cpu() -> Tuple[Optional[Cpu], str]:
         vendor=host.vendor,
         level=host.generic.name,
         isa=sum(1 << bit for bit, level in enumerate(X86_LEVELS) if level in compatible),
-        hwcaps=tuple([name for name, target in HWCAPS if target in compatible]),
         compatible=tuple(compatible),
         levels=dict(sorted(levels.items())),
     )

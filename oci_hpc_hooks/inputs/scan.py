@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
-from oci_hpc_hooks.elf import glibc, ldcache, loader, mpi
+from oci_hpc_hooks.elf import glibc, hwcaps, ldcache, loader, mpi
 from oci_hpc_hooks.elf.facts import read_facts
 from oci_hpc_hooks.elf.scan import read_with_pyelftools
 from oci_hpc_hooks.errors import ConfigError, HookError
@@ -40,6 +40,7 @@ from oci_hpc_hooks.model import (
 
 VERSION = 2
 CACHE = "/etc/ld.so.cache"
+CPUINFO = "/proc/cpuinfo"
 
 _MOST_NAMES = 100_000  # in one directory
 
@@ -82,8 +83,17 @@ def scan(configuration: Configuration) -> Scan:
         rests_on=tuple(Watched(path, file) for path, file in sorted(node.watched.items())),
         c_runtime=runtime,
         cpu=cpu,
+        hwcaps=hwcaps.of_cpuinfo(_cpuinfo(), os.uname().machine),
     )
     return Scan(inventory, notes, cpu_note)
+
+
+def _cpuinfo() -> str:
+    try:
+        with open(CPUINFO, encoding="ascii", errors="replace") as file:
+            return file.read(1 << 20)  # one processor's part has 2 KB
+    except OSError:
+        return ""
 
 
 def file_id(status: os.stat_result) -> FileId:
@@ -219,6 +229,9 @@ class _Program:
 
     def facts(self, identity: str) -> Optional[ElfFacts]:
         return self._elf if identity == self.PATH else self._node.facts(identity)
+
+    def is_directory(self, path: str) -> bool:
+        return False  # what is offered serves every processor
 
 
 class _Resolution:

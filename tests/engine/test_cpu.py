@@ -18,7 +18,7 @@ from tests.engine.site import ReadySite, ready  # noqa: F401
 from tests.engine.test_c_runtime import TRIXIE_LIBC
 
 CPU = "--annotation=org.supercontainers.hardware.cpu.optimized.version="
-LESSER = {"target": "zen3", "level": "x86_64_v3", "isa": 7, "hwcaps": ["x86-64-v3", "x86-64-v2"]}
+LESSER = {"target": "zen3", "level": "x86_64_v3", "isa": 7}
 
 
 @pytest.fixture
@@ -32,6 +32,7 @@ def lesser_node(found: Site) -> Site:
     inventory: dict[str, Any] = json.loads(path.read_text())
     if inventory["cpu"]["isa"] & 8:
         inventory["cpu"].update(LESSER)
+        inventory["hwcaps"] = [name for name in inventory["hwcaps"] if name not in ("x86-64-v4", "avx512_1")]
         levels = inventory["cpu"]["levels"]
         inventory["cpu"]["compatible"] = [name for name in inventory["cpu"]["compatible"] if levels[name] != "x86_64_v4"]
         path.write_text(json.dumps(inventory))
@@ -107,5 +108,5 @@ def test_scan_and_check_tell(ready: ReadySite) -> None:  # noqa: F811
     assert "\nprocessor: " in found.command("scan", "--dry-run").stdout
     done = found.command("check", str(bed.BUILD / "images/bookworm"), "--label", "org.supercontainers.mpi=mpich", "--label",
                          "io.archspec.cpu.target=x86_64", "--", "mpihello")
-    assert done.returncode == 0 and "note: the image says that it is built for x86_64; this node's processor is a" in done.stdout
+    assert done.returncode == 0 and "note: the image is said to be built for x86_64; this node's processor is a" in done.stdout
     assert "(from label io.archspec.cpu.target=x86_64)" in done.stdout

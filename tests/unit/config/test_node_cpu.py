@@ -28,7 +28,7 @@ def test_levels_are_those_of_the_real_loader(cpu: Cpu) -> None:
     told = tuple(name for name in hwcaps_of_this_cpu() if name.startswith("x86-64-"))  # after them come those of before glibc 2.33
     if not told:
         pytest.skip("the loader tells since glibc 2.33")
-    assert cpu.hwcaps == told
+    assert tuple(level.replace("_", "-") for level in X86_LEVELS[:0:-1] if level in cpu.compatible) == told
 
 
 def test_levels_are_bits(cpu: Cpu) -> None:
@@ -66,7 +66,7 @@ def test_a_generic_one_is_told(cpu: Cpu, monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr("archspec.cpu.host", lambda: archspec.cpu.TARGETS["x86_64_v2"])
     found, note = node_cpu()
-    assert found is not None and (found.target, found.isa, found.hwcaps) == ("x86_64_v2", 3, ("x86-64-v2",))
+    assert found is not None and (found.target, found.isa) == ("x86_64_v2", 3)
     assert "only as x86_64_v2" in note
 
 
@@ -75,7 +75,7 @@ def test_another_architecture(cpu: Cpu, monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr("archspec.cpu.host", lambda: archspec.cpu.TARGETS["neoverse_v1"])
     found, note = node_cpu()
-    assert found is not None and (found.isa, found.hwcaps, note) == (0, (), "")
+    assert found is not None and (found.isa, note) == (0, "")
     assert "armv8.4a" in found.compatible and "x86_64" not in found.levels
 
 

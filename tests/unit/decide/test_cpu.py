@@ -15,11 +15,11 @@ from tests.unit.decide.world import APP, IMAGE_MPI, Image, elf, mpich_image, pro
 
 LEVELS = {"x86_64": "x86_64", "x86_64_v2": "x86_64_v2", "x86_64_v3": "x86_64_v3", "x86_64_v4": "x86_64_v4", "nehalem": "x86_64_v2",
           "zen3": "x86_64_v3", "skylake": "x86_64_v3", "zen4": "x86_64_v4"}
-V2 = Cpu("nehalem", "GenuineIntel", "x86_64_v2", 3, ("x86-64-v2",), ("nehalem", "x86_64", "x86_64_v2"), LEVELS)
-V3 = Cpu("zen3", "AuthenticAMD", "x86_64_v3", 7, ("x86-64-v3", "x86-64-v2"),
+V2 = Cpu("nehalem", "GenuineIntel", "x86_64_v2", 3, ("nehalem", "x86_64", "x86_64_v2"), LEVELS)
+V3 = Cpu("zen3", "AuthenticAMD", "x86_64_v3", 7,
          ("nehalem", "x86_64", "x86_64_v2", "x86_64_v3", "zen3"), LEVELS)
-V4 = Cpu("zen4", "AuthenticAMD", "x86_64_v4", 15, ("x86-64-v4", "x86-64-v3", "x86-64-v2"), tuple(sorted({*LEVELS} - {"skylake"})), LEVELS)
-ARM = Cpu("neoverse_v1", "ARM", "armv8.4a", 0, (), ("aarch64", "armv8.4a", "neoverse_v1"),
+V4 = Cpu("zen4", "AuthenticAMD", "x86_64_v4", 15, tuple(sorted({*LEVELS} - {"skylake"})), LEVELS)
+ARM = Cpu("neoverse_v1", "ARM", "armv8.4a", 0, ("aarch64", "armv8.4a", "neoverse_v1"),
           {"aarch64": "aarch64", "armv8.4a": "armv8.4a", "neoverse_v1": "armv8.4a"})
 CPU_KEY = CPU_KEYS[0]
 

@@ -83,6 +83,17 @@ def test_every_copy_as_one_set() -> None:
     assert told.severity == NOTE and "glibc 2.31 is replaced by the site's 2.41" in told.what and GLIBC in told.what
 
 
+def test_what_only_the_old_loader_finds_is_lost() -> None:
+    """glibc 2.37 and newer look into no tls directory: a program whose library lies there would not start any more."""
+    image = old_image().add("/usr/lib64/tls/libold.so.1", elf("libold.so.1"))
+    image.add(APP, world.program("libmpi.so.12", "libold.so.1"))
+    facts = image.facts(APP, looked_at=["/usr/lib64/tls"])
+    folders = tuple(replace(folder, names=(*folder.names, "tls")) if folder.path == "/usr/lib64" else folder
+                    for folder in facts.directories)
+    told = error(decide(replace(facts, directories=folders), runtime()))
+    assert "libold.so.1" in told
+
+
 def test_only_when_nothing_less_will_do() -> None:
     made = decide(mpich_image(38).facts(APP), runtime())
     assert made.verdict == PROVED and "c-runtime" not in codes(made)

@@ -62,20 +62,22 @@ def compile_(path: Path, source: str, *options: str) -> None:
     subprocess.run(["gcc", "-w", "-xc", "-", "-xnone", "-o", path, *options], input=source.encode(), check=True, timeout=60)
 
 
-def install(engine: Engine, site: Site, image: str, options: Sequence[str]) -> tuple[Result, str]:
+def install(engine: Engine, site: Site, image: str, options: Sequence[str], stage: str = "createRuntime") -> tuple[Result, str]:
     """A container that installs the package and then runs two ranks; what the log says of its cache."""
     script = f"{INSTALL}\nexec {' '.join(HELLO)}"
-    result, (entry,) = start(engine, site, "sh", "-c", script, options=options, image=image)
+    hooks_dir = site.hooks_dir / "podman" if stage == "precreate" else site.hooks_dir
+    result, (entry,) = start(engine, site, "sh", "-c", script, options=options, image=image, hooks_dir=hooks_dir)
+    assert entry["stage"] == stage
     return result, entry["loader_cache"]
 
 
 # ---------------------------------------------------------------------------------------------------------------- as a file
 
 @three_engines
-@pytest.mark.parametrize("image", IMAGES)
-def test_as_a_file_all_works(engine: Engine, ready: ReadySite, package: str, image: str) -> None:
+@pytest.mark.parametrize(("image", "stage"), [*((image, "createRuntime") for image in IMAGES), (IMAGES[0], "precreate")])
+def test_as_a_file_all_works(engine: Engine, ready: ReadySite, package: str, image: str, stage: str) -> None:
     user = ["--user=0"] if engine.user == "keep-id" else []
-    result, way = install(engine, ready(engine), image, [package, *user])
+    result, way = install(engine, ready(engine), image, [package, *user], stage)
     assert way == "file"
     said = result.stdout.splitlines()
     assert "dpkg: 0" in said and "ldconfig: 0" in said and "demo: 3" in said, result.stdout + result.stderr

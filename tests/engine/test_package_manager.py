@@ -106,6 +106,16 @@ def test_owner_and_mode(engine: Engine, ready: ReadySite) -> None:
     assert entry["loader_cache"] == "file"
 
 
+@pytest.mark.parametrize("option", ["--uidmap=0:100000:65536", "--userns=auto"])
+def test_owner_in_a_user_namespace_of_root(rootful: Engine, ready: ReadySite, option: str) -> None:
+    """The files belong to the container's root, who can replace them."""
+    look = f"stat -c '%u %g %a' /etc/ld.so.cache {DROP_IN}; ldconfig; echo ldconfig: $?; mpiexec -n 2 mpihello"
+    result, (entry,) = start(rootful, ready(rootful), "sh", "-c", look, options=[option])
+    assert_runs(result, SITE_VERSION, f"{LIBRARY_DIR}/libmpich.so.12")
+    assert result.stdout.splitlines()[:3] == ["0 0 644"] * 2 + ["ldconfig: 0"]
+    assert entry["loader_cache"] == "file"
+
+
 # ---------------------------------------------------------------------------------------------------------------- as a mount
 
 @pytest.mark.parametrize("image", IMAGES)

@@ -77,7 +77,7 @@ def decide(container: Container, root: Root, offers: Inventory) -> Tuple[Plan, I
     profiles = decide_plan.candidates(wanted, offers)
     if profiles and offers.c_runtime is not None:
         profiles = (*profiles, offers.c_runtime)
-    facts = image.gather(root, container, profiles)
+    facts = image.gather(root, container, profiles, offers.hwcaps)
     return decide_plan.plan(container, wanted, offers, facts), facts
 
 

@@ -59,6 +59,10 @@ class ElfFacts:
     verdef: Tuple[str, ...] = ()
     exports: Tuple[str, ...] = ()
     imports: Tuple[str, ...] = ()
+    isa_needed: int = 0  # GNU_PROPERTY_X86_ISA_1_NEEDED: bit n = x86-64-v(n + 1); 0 = not marked
+    execstack: bool = False  # wants an executable stack: PT_GNU_STACK with PF_X, or none where that is the default
+    filters: Tuple[str, ...] = ()  # DT_FILTER: what it stands for, loaded before it
+    auxiliaries: Tuple[str, ...] = ()  # DT_AUXILIARY: the same, if it is there
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,7 @@ class Request:
     mpi: Optional[Wish] = None
     glibc: Optional[Wish] = None  # the image's claim about its own glibc, checked against ELF
     findings: Tuple[Finding, ...] = ()
+    cpu: Optional[Wish] = None  # the claim for which microarchitecture the image was built, as archspec would call it
 
 
 # ---------------------------------------------------------------------------------------------------------------- site
@@ -258,6 +263,18 @@ class Watched:
 
 
 @dataclass(frozen=True)
+class Cpu:
+    """The node's processor, in archspec's names, with all that is needed to judge an image without archspec."""
+
+    target: str  # "zen3"
+    vendor: str  # "AuthenticAMD"
+    level: str  # the generic target that it amounts to: "x86_64_v3", "armv8.2a"
+    isa: int  # the x86-64 levels that run here, as bits of GNU_PROPERTY_X86_ISA_1_NEEDED; 0 on other machines
+    compatible: Tuple[str, ...]  # the targets whose programs run here, its own among them
+    levels: Mapping[str, str]  # every target of this machine's family, and the generic one that it amounts to
+
+
+@dataclass(frozen=True)
 class Inventory:
     """What this node offers, precomputed by ``oci-hpc-hooks scan``."""
 
@@ -269,6 +286,8 @@ class Inventory:
     profiles: Tuple[ResolvedProfile, ...]  # in the site's order of preference
     rests_on: Tuple[Watched, ...]  # configuration, profiles and every host file and directory that was consulted
     c_runtime: Optional[ResolvedProfile] = None  # loader and libraries of glibc, one directory's (``source``); None = the site keeps it
+    cpu: Optional[Cpu] = None  # None = it could not be told
+    hwcaps: Tuple[str, ...] = ()  # capabilities of the node's processor by which ld.so chooses among libraries (elf/hwcaps.py)
 
 
 # ---------------------------------------------------------------------------------------------------------------- image
@@ -309,7 +328,17 @@ class Directory:
     path: str  # as the loader would spell it
     mtime_ns: int
     inode: int
-    names: Tuple[str, ...]  # every name that looks like a shared object
+    names: Tuple[str, ...]  # every name that looks like a shared object, and of subdirectories for some processors (elf/hwcaps.py)
+
+
+@dataclass(frozen=True)
+class Bystanders:
+    """What in an image would notice that another C library takes the place of its own. Paths, real ones except for the commands."""
+
+    execstack: Tuple[str, ...] = ()  # libraries and modules that want an executable stack and are not loaded when the programs start
+    static_nss: Tuple[str, ...] = ()  # static programs of the command line that open the NSS modules of the glibc they were linked with
+    linker: str = ""  # ``ld`` in PATH
+    ldd: str = ""  # ``ldd`` in PATH
 
 
 @dataclass(frozen=True)
@@ -336,12 +365,16 @@ class ImageFacts:
     files: Mapping[str, ImageFile]
     directories: Tuple[Directory, ...]
     unreadable: Mapping[str, str] = field(default_factory=dict)
-    preload: Tuple[str, ...] = ()  # LD_PRELOAD
+    preload: Tuple[str, ...] = ()  # LD_PRELOAD, then /etc/ld.so.preload
     consumers: Tuple[str, ...] = ()  # real paths of what uses MPI in PATH, libraries and Python packages, where the programs do not
     libc_version: str = ""  # as libc.so.6 says it itself
     makeable: Tuple[str, ...] = ()  # directories of sets that the image lacks and that could be made in its own filesystem
+    hwcaps: Tuple[str, ...] = ()  # the node's, for which this was gathered
+    foreign: Tuple[str, ...] = ()  # programs and consumers that another loader starts, with a cache of its own
     drop_ins: str = ""  # the directory whose *.conf files ldconfig in the image reads, "" if it reads none
     conf: Optional[Watched] = None  # the ld.so.conf that says so
+    static_programs: Tuple[str, ...] = ()  # real paths of static ELF programs that the arguments lead to
+    bystanders: Bystanders = Bystanders()  # looked for only where the site may bring a newer C library
 
 
 # ---------------------------------------------------------------------------------------------------------------- plan
@@ -395,4 +428,5 @@ class Plan:
     cache: Optional[LdCache] = None
     tree_root: str = ""  # where the tree appears in the container
     tree_make: str = ""  # "dev": a directory in the runtime's own /dev tmpfs; "create": in the rootfs; "": over an existing empty one
+    tried: Optional[Plan] = None  # of a refusal: what the first finding of it is about, where the decision came that far
     drop_in: Optional[DropIn] = None  # the cache is a file in the container's own layer, with this one; None = it is bound

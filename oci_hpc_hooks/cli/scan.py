@@ -28,6 +28,11 @@ def execute(args: argparse.Namespace) -> int:
     if runtime is not None:
         told = runtime.problems[0] if runtime.problems else f"{len(runtime.libraries)} files of {runtime.source}"
         print(f"C runtime for containers whose glibc is too old: {told}")
+    cpu = found.inventory.cpu
+    if cpu is not None:
+        print(f"processor: {cpu.target} ({cpu.vendor}), which amounts to {cpu.level}")
+    if found.cpu_note:
+        print(f"  note: {found.cpu_note}")
     if path:
         print(f"written to {path}")
     return 0

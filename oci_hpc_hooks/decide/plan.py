@@ -10,9 +10,10 @@ import posixpath
 import re
 from dataclasses import replace
 from functools import partial
-from typing import Dict, Iterator, List, Sequence, Tuple
+from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 
 from oci_hpc_hooks.decide import abi, loader_cache
+from oci_hpc_hooks.decide import cpu as processor
 from oci_hpc_hooks.decide.choice import Choice, No, choose, has_copies, lost_functions, needs_launcher
 from oci_hpc_hooks.decide.proof import prove
 from oci_hpc_hooks.decide.request import AUTO, NOBODY, OVERRIDE
@@ -29,6 +30,7 @@ from oci_hpc_hooks.model import (
     Bind,
     Container,
     Cover,
+    Cpu,
     DropIn,
     Finding,
     ImageFacts,
@@ -67,6 +69,10 @@ def plan(container: Container, request: Request, inventory: Inventory, facts: Im
         if not possible:
             note = Finding(NOTE, "nothing-to-replace", "the image has no MPI that this site could replace", wish.origin)
             return Plan(NOTHING, (*findings, note))
+    try:
+        findings += processor.gate(request, facts, inventory.cpu)
+    except No as no:
+        return _refuse(replace(wish, origin=request.cpu.origin if request.cpu else wish.origin), inventory, findings, no)
     refusals: List[No] = []
     for profile in possible:
         try:
@@ -82,7 +88,7 @@ def plan(container: Container, request: Request, inventory: Inventory, facts: Im
         if made.verdict == UNPROVED and inventory.site.unproved == "refuse":
             return _refuse(wish, inventory, findings, No(
                 "unproved", "it cannot be proved before the start that the program would load the site's MPI, and this site refuses such",
-                "start the MPI program itself, not through a script", "user"))
+                "start the MPI program itself, not through a script", "user", tried=made))
         return replace(made, findings=tuple(findings))
     if not refusals:
         offered = ", ".join(sorted({profile.provides["mpi"] for profile in inventory.profiles if "mpi" in profile.provides}))
@@ -101,7 +107,7 @@ def _refuse(wish: Wish, inventory: Inventory, findings: Sequence[Finding], *refu
                 no.remedy if run_without else no.remedy + f"; to start without injection give {OVERRIDE}", no.who)
         for no in refusals
     ]
-    return Plan(NOTHING if run_without else REFUSED, (*findings, *found))
+    return Plan(NOTHING if run_without else REFUSED, (*findings, *found), tried=refusals[0].tried)
 
 
 def _claims(request: Request, facts: ImageFacts) -> Iterator[Finding]:
@@ -123,17 +129,18 @@ TOO_OLD = ("glibc-too-old", "version-missing", "shared-dependency")
 def _plan_with_fitting_libc(container: Container, facts: ImageFacts, profile: ResolvedProfile, inventory: Inventory) -> Plan:
     """The plan for one profile. Only where the image is too old for it: by the first of its variants that fits, the one that needs
     the oldest glibc in front, or with the site's C runtime, where that is allowed. Raises No, ImageError."""
-    runtime, way = inventory.c_runtime, inventory.site.loader_cache
     try:
-        return _plan_profile(container, facts, profile, way)
+        return _plan_profile(container, facts, profile, inventory)
     except No as no:
         if no.code not in TOO_OLD:
             raise
         too_old = no
-    steps = [(variant.title, partial(_plan_variant, container, facts, variant, way, too_old))
+    steps = [(variant.title, partial(_plan_variant, container, facts, variant, inventory, too_old))
              for variant in sorted(profile.variants, key=lambda variant: abi.version_key(variant.glibc))]
+    runtime = inventory.c_runtime
     if runtime is not None and too_old.code == "glibc-too-old":
-        steps.append((f"the site's C runtime ({runtime.source})", partial(_plan_with_runtime, container, facts, profile, way, runtime)))
+        with_runtime = partial(_plan_with_runtime, container, facts, profile, inventory, runtime)
+        steps.append((f"the site's C runtime ({runtime.source})", with_runtime))
     failed: List[Finding] = []
     remedies = [too_old.remedy]
     for title, step in steps:
@@ -146,20 +153,21 @@ def _plan_with_fitting_libc(container: Container, facts: ImageFacts, profile: Re
             continue
         return replace(made, findings=(*failed, *made.findings))
     raise No(too_old.code, "; ".join([too_old.what, *(finding.what for finding in failed)]), "; or ".join(dict.fromkeys(remedies)),
-             too_old.who)
+             too_old.who, tried=too_old.tried)
 
 
-def _plan_variant(container: Container, facts: ImageFacts, variant: ResolvedProfile, way: str, too_old: No) -> Plan:
-    made = _plan_profile(container, facts, variant, way)
+def _plan_variant(container: Container, facts: ImageFacts, variant: ResolvedProfile, inventory: Inventory, too_old: No) -> Plan:
+    made = _plan_profile(container, facts, variant, inventory)
     taken = Finding(NOTE, "variant", f"{variant.title} is taken, which needs glibc {variant.glibc or 'of any release'}: of the profile "
                     f"itself, {too_old.brief}")
     return replace(made, findings=(taken, *made.findings))
 
 
-def _plan_with_runtime(container: Container, facts: ImageFacts, profile: ResolvedProfile, way: str, runtime: ResolvedProfile) -> Plan:
+def _plan_with_runtime(container: Container, facts: ImageFacts, profile: ResolvedProfile, inventory: Inventory,
+                       runtime: ResolvedProfile) -> Plan:
     over, replaced, findings = lay_over(facts, runtime)
     try:
-        made = _plan_profile(container, over, profile, way, replaced)
+        made = _plan_profile(container, over, profile, inventory, replaced)
     except No as no:
         raise No(no.code, no.what, no.remedy, no.who, "it is too old as well" if no.code == "glibc-too-old" else "") from None
     in_place = [Bind(library.real, library.file, copy.path, "the site's C runtime, over the image's", copy.file)
@@ -167,7 +175,8 @@ def _plan_with_runtime(container: Container, facts: ImageFacts, profile: Resolve
     return replace(made, findings=(*findings, *made.findings), in_place=(*made.in_place, *in_place))
 
 
-def _plan_profile(container: Container, facts: ImageFacts, profile: ResolvedProfile, way: str, replaced: Replaced = ()) -> Plan:
+def _plan_profile(container: Container, facts: ImageFacts, profile: ResolvedProfile, inventory: Inventory,
+                  replaced: Replaced = ()) -> Plan:
     """The plan for one profile, in an image whose C runtime is ``replaced`` or its own. Raises No, ImageError."""
     if profile.problems:
         raise No("profile-unavailable", f"{profile.title} is not available on this node: {profile.problems[0]}",
@@ -180,16 +189,22 @@ def _plan_profile(container: Container, facts: ImageFacts, profile: ResolvedProf
         return Plan(NOTHING, (*choice.findings, all_there))
     tree_root, tree_make = _tree_place(container, facts)
     cache = loader_cache.merged(facts, choice, tree_root)
-    proved, findings = prove(facts, profile, choice, cache, tree_root)
+    modules = _modules(profile, choice, facts)
+    directories, missing = _set_directories(choice, facts)
+    made = replace(_actions(profile, choice, facts), modules=(*modules, *directories), cache=cache, tree_root=tree_root,
+                   tree_make=tree_make)
+    try:
+        proved, findings = prove(facts, profile, choice, cache, tree_root, inventory.cpu)
+    except No as no:
+        no.tried = made
+        raise
     drop_in = None
-    if way == "file":
+    if inventory.site.loader_cache == "file":
         try:
-            cache, drop_in = _cache_as_file(container, facts, profile, choice, cache, tree_root, proved)
+            cache, drop_in = _cache_as_file(container, facts, profile, choice, cache, tree_root, proved, inventory.cpu)
         except (No, ImageError) as no:
             findings.append(Finding(NOTE, "loader-cache", "the loader's cache is mounted, not a file of the container's own, and ldconfig "
                                                           f"inside fails: {no.what}"))
-    modules = _modules(profile, choice, facts)
-    directories, missing = _set_directories(choice, facts)
     findings = [*choice.findings, *findings, *lost_functions(choice), *needs_launcher(choice)]
     findings += [Finding(NOTE, "modules", f"{cover.target} of the image is covered by the site's /{cover.folder}: modules and libraries "
                          "come as one set") for cover in modules]
@@ -197,24 +212,24 @@ def _plan_profile(container: Container, facts: ImageFacts, profile: ResolvedProf
     if facts.cache is None and facts.cache_file is not None:
         findings.append(Finding(NOTE, "cache-unreadable", f"{facts.cache_path} of the image is no loader cache and is replaced: "
                                 f"{facts.unreadable.get(facts.cache_real, 'it cannot be read')}"))
+    return replace(made, verdict=PROVED if proved else UNPROVED, findings=tuple(findings), cache=cache, drop_in=drop_in)
+
+
+def _actions(profile: ResolvedProfile, choice: Choice, facts: ImageFacts) -> Plan:
+    """What would be done, before it is known whether it may be."""
     files = {library.path: library for library in (*choice.libraries, *profile.plugins, *choice.modules)}
     plain = {file.path: Bind(file.real, file.file, file.path.lstrip("/"), f"configuration of the {one.name} set")
              for one in choice.sets for file in one.files}
     return Plan(
-        verdict=PROVED if proved else UNPROVED,
-        findings=tuple(findings),
+        verdict=REFUSED,
+        findings=(),
         profile=profile.name,
         tree=(*(Bind(library.real, library.file, path.lstrip("/"), f"{library.role} of {profile.title}")
                 for path, library in files.items()), *plain.values()),
         in_place=tuple(Bind(library.real, library.file, copy.path, f"stands in for the image's {copy.elf.soname or copy.path}", copy.file)
                        for library, copy in choice.in_place),
-        modules=(*modules, *directories),
         cache_target=facts.cache_path,
         cache_over=facts.cache_file,
-        cache=cache,
-        tree_root=tree_root,
-        tree_make=tree_make,
-        drop_in=drop_in,
     )
 
 
@@ -248,14 +263,14 @@ def _tree_place(container: Container, facts: ImageFacts) -> Tuple[str, str]:
 
 
 def _cache_as_file(container: Container, facts: ImageFacts, profile: ResolvedProfile, choice: Choice, bound: LdCache, tree_root: str,
-                   proved: bool) -> Tuple[LdCache, DropIn]:
+                   proved: bool, cpu: Optional[Cpu]) -> Tuple[LdCache, DropIn]:
     """The cache as a file of the container's own, if with it, and with what ldconfig would make of it, all is as with one that is
     ``bound``: ``proved`` or not. Raises No, ImageError."""
     why = loader_cache.obstacle(container, facts, choice, tree_root)
     if not why:
         cache = loader_cache.merged(facts, choice, tree_root, stays=True)
         others = (cache, loader_cache.rebuilt(facts, choice, tree_root))
-        if all(prove(facts, profile, choice, other, tree_root)[0] == proved for other in others if other != bound):
+        if all(prove(facts, profile, choice, other, tree_root, cpu)[0] == proved for other in others if other != bound):
             return cache, loader_cache.drop_in(facts, choice, tree_root)
         why = "after an ldconfig there would be no proof any more"
     raise No("loader-cache", why, "", "")

@@ -20,6 +20,11 @@ MPI_MODE = "org.supercontainers.mpi.portability.mode"
 
 GLIBC_KEYS = ("org.supercontainers.glibc", "org.supercontainers.glibc.version")
 
+#: The microarchitecture that the image was built for, in archspec's names; mode ``generic``: it runs anywhere.
+CPU_KEYS = ("org.supercontainers.hardware.cpu.optimized.version", "io.archspec.cpu.target")
+CPU_MODE = "org.supercontainers.hardware.cpu.optimized.mode"
+GENERIC = "generic"
+
 AUTO = "auto"
 NOBODY = "none"
 
@@ -49,6 +54,7 @@ def request(container: Container, site: Site) -> Request:
     findings: List[Finding] = []
     mpi: Optional[Wish] = None
     glibc: Optional[Wish] = None
+    cpu: Optional[Wish] = None
     for source in _sources(container, site):
         if mpi is None:
             mpi, found = _mpi(source)
@@ -58,7 +64,8 @@ def request(container: Container, site: Site) -> Request:
                 if source.values.get(key, "").strip():
                     glibc = Wish(source.values[key].strip(), f"{source.kind} {key}={source.values[key]}", False)
                     break
-    return Request(mpi=mpi, glibc=glibc, findings=tuple(findings))
+        cpu = cpu or _cpu(source)
+    return Request(mpi=mpi, glibc=glibc, findings=tuple(findings), cpu=cpu)
 
 
 def _sources(container: Container, site: Site) -> Iterator[_Source]:
@@ -70,6 +77,16 @@ def _sources(container: Container, site: Site) -> Iterator[_Source]:
     yield _Source("label", container.labels, "image author")
     yield _Source("annotation of the image's manifest", manifest, "image author")
     yield _Source("site default", site.defaults, "site admin")
+
+
+def _cpu(source: _Source) -> Optional[Wish]:
+    """The claim of one source; None if it makes none."""
+    for key in CPU_KEYS[:1] if source.kind == "annotation" else CPU_KEYS:  # warm.PREFIXES: of the caller only our own keys are read
+        name = source.values.get(key, "").strip().lower().replace("-", "_")
+        if name:
+            generic = source.values.get(CPU_MODE, "").strip().lower() == GENERIC
+            return Wish(GENERIC if generic else name, f"{source.kind} {key}={source.values[key]}", False)
+    return None
 
 
 def _mpi(source: _Source) -> Tuple[Optional[Wish], Tuple[Finding, ...]]:

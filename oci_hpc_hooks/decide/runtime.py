@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import posixpath
 from dataclasses import replace
-from typing import Iterable, Iterator, List, Set, Tuple
+from typing import Iterable, Iterator, List, Sequence, Set, Tuple
 
 from oci_hpc_hooks.decide import abi
 from oci_hpc_hooks.decide.choice import No, copies
+from oci_hpc_hooks.decide.request import OVERRIDE
 from oci_hpc_hooks.elf import glibc
-from oci_hpc_hooks.model import NOTE, ElfFacts, Finding, HostLibrary, ImageFacts, ImageFile, ResolvedProfile
+from oci_hpc_hooks.model import NOTE, WARNING, Bystanders, ElfFacts, Finding, HostLibrary, ImageFacts, ImageFile, ResolvedProfile
 
 Replaced = Tuple[Tuple[HostLibrary, ImageFile], ...]
 
@@ -30,7 +31,8 @@ def lay_over(facts: ImageFacts, runtime: ResolvedProfile) -> Tuple[ImageFacts, R
     over = replace(facts, files=files, libc=files[facts.libc.path], libc_version="")
     note = Finding(NOTE, "c-runtime", f"the image's glibc {abi.libc_version(facts)} is replaced by the site's {abi.libc_version(over)} of "
                    f"{runtime.source}: loader and libraries as one set, {len(replaced)} files")
-    return over, replaced, [note, *_left_behind(facts, {copy.path for _, copy in replaced})]
+    told = _notice(facts.bystanders, abi.libc_version(facts), abi.libc_version(over))
+    return over, replaced, [note, *_left_behind(facts, {copy.path for _, copy in replaced}), *told]
 
 
 def _no(runtime: ResolvedProfile, why: str) -> No:
@@ -58,6 +60,49 @@ def _left_behind(facts: ImageFacts, places: Set[str]) -> Iterator[Finding]:
         more = f" and {len(coupled) - 1} more" if len(coupled) > 1 else ""
         yield Finding(NOTE, "c-runtime-coupled", f"{coupled[0]}{more} of the image were built with the C library that is replaced, share "
                       "internals with it, and may not work")
+
+
+_ALLOW = ("give podman run --env GLIBC_TUNABLES=glibc.rtld.execstack=2, or clear the mark of the library where it comes from "
+          "(patchelf --clear-execstack)")
+#: glibc releases since which dlopen refuses a library that wants an executable stack, and ld.so without arguments ends with 1, not 127.
+_NO_EXECSTACK, _OTHER_STATUS = "2.41", "2.33"
+
+
+def _notice(around: Bystanders, old: str, new: str) -> Iterator[Finding]:
+    """What of the image works otherwise, or not at all, with the new C library; each has been tried (tests/engine/test_c_runtime.py)."""
+    if around.execstack and not _older(new, _NO_EXECSTACK):
+        yield Finding(WARNING, "c-runtime-execstack", f"{_some(around.execstack)} of the image: wants an executable stack; glibc {new} "
+                      "loads such a library when a program starts, and refuses to open it later (dlopen, Python modules)",
+                      remedy=_ALLOW, who="user")
+    if around.static_nss:
+        yield Finding(WARNING, "c-runtime-static", f"{_some(around.static_nss)}: linked statically to a glibc before 2.34, and looks up "
+                      f"users or hosts; for that it opens NSS modules, which now are those of glibc {new}, and crashes",
+                      remedy="link it dynamically, or with glibc 2.34 or newer", who="image author")
+    tools = []
+    if around.linker:
+        tools.append(f"{around.linker} links against the new C library, for which it must be of binutils 2.38 or newer, and what it makes "
+                     "may need that library wherever it runs")
+    if around.ldd and old and _older(old, _OTHER_STATUS) and not _older(new, _OTHER_STATUS):
+        tools.append(f"{around.ldd} calls every program not dynamic (LD_TRACE_LOADED_OBJECTS=1 PROGRAM tells what it would)")
+    if tools:
+        remedy = f"build programs in a container with {OVERRIDE}" if around.linker else ""
+        yield Finding(NOTE, "c-runtime-tools", "; ".join(tools), remedy=remedy, who="user" if remedy else "")
+
+
+def must_be_openable(loaded: Iterable[Tuple[str, ElfFacts]], libc: str) -> None:
+    """Raises No if dlopen of glibc ``libc`` would refuse what a module loads: it, or a library that it needs, wants an executable stack."""
+    for path, elf in loaded:
+        if elf.execstack and libc and not _older(libc, _NO_EXECSTACK):
+            raise No("execstack", f"{path} wants an executable stack, and glibc {libc} opens no such library once a program runs", _ALLOW,
+                     "user")
+
+
+def _older(release: str, than: str) -> bool:
+    return abi.version_key(release) < abi.version_key(than)
+
+
+def _some(paths: Sequence[str]) -> str:
+    return paths[0] + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
 
 
 def must_not_be_coupled(loaded: Iterable[Tuple[str, ElfFacts]], replaced: Replaced) -> None:

@@ -27,6 +27,8 @@ MAX_READ = 16 << 20
 MAX_PROGRAM_HEADERS = 65536
 #: Entries of the dynamic section. Real ones have 20 to 60, a program linked to everything a few hundred.
 MAX_DYNAMIC = 16384
+#: DT_FILTER and DT_AUXILIARY entries. Real libraries have one or two.
+MAX_FILTERS = 256
 #: Version records needed or defined. libc, the richest, defines about 45; a program needs a few hundred at most.
 MAX_VERSIONS = 16384
 #: Bytes of a file or version name, and of PT_INTERP: PATH_MAX. A window always holds one whole.
@@ -35,6 +37,8 @@ MAX_NAME = 4096
 MAX_SYMBOLS = 1 << 19
 #: Bytes of one symbol's name: C++ mangling makes some of several KiB.
 MAX_SYMBOL_NAME = 65536
+#: Bytes of the notes of one segment. Those of a real library have some hundred.
+MAX_NOTES = 65536
 #: Bytes of .dynstr, of all symbol names together (they may overlap), and of a relocation table. libLLVM's .dynstr has 4 MiB.
 MAX_TABLE = 64 << 20
 
@@ -42,14 +46,18 @@ _STRIDE = 4096
 _WINDOW = 2 * _STRIDE  # whatever starts in the first half and is at most a stride long lies in the window whole
 
 _ET_EXEC, _ET_DYN = 2, 3
-_PT_LOAD, _PT_DYNAMIC, _PT_INTERP = 1, 2, 3
+_PT_LOAD, _PT_DYNAMIC, _PT_INTERP, _PT_NOTE = 1, 2, 3, 4
+_PT_GNU_STACK, _PT_GNU_PROPERTY = 0x6474E551, 0x6474E553
+_PF_X = 1
+_NT_GNU_PROPERTY_TYPE_0, _GNU_PROPERTY_X86_ISA_1_NEEDED = 5, 0xC0008002
 _DT_NULL, _DT_NEEDED, _DT_HASH, _DT_STRTAB, _DT_SYMTAB, _DT_RELA, _DT_RELASZ = 0, 1, 4, 5, 6, 7, 8
 _DT_STRSZ, _DT_SYMENT, _DT_SONAME, _DT_RPATH, _DT_REL, _DT_RELSZ = 10, 11, 14, 15, 17, 18
 _DT_PLTRELSZ, _DT_PLTREL, _DT_JMPREL, _DT_RUNPATH = 2, 20, 23, 29
 _DT_GNU_HASH, _DT_FLAGS_1, _DT_VERDEF, _DT_VERNEED = 0x6FFFFEF5, 0x6FFFFFFB, 0x6FFFFFFC, 0x6FFFFFFE
+_DT_AUXILIARY, _DT_FILTER = 0x7FFFFFFD, 0x7FFFFFFF
 _DF_1_NODEFLIB = 0x800
 _VER_FLG_BASE, _VER_FLG_WEAK = 1, 2
-_EM_S390, _EM_ALPHA = 22, 0x9026
+_EM_386, _EM_S390, _EM_X86_64, _EM_ALPHA = 3, 22, 62, 0x9026
 
 
 class _Layout:
@@ -72,6 +80,7 @@ class _Layout:
         self.vernaux = Struct(order + "IHHII")  # hash flags other name next
         self.verdef = Struct(order + "HHHHIII")  # version flags ndx cnt hash aux next
         self.word = Struct(order + "I")
+        self.words3 = Struct(order + "III")
         self.words4 = Struct(order + "IIII")
 
 
@@ -109,6 +118,8 @@ class _Reader:
         self._tags: Dict[int, int] = {}
         self._strings = 0  # offset of the string table
         self._strings_end = 0
+        self._notes: List[Tuple[int, int, int, int]] = []  # p_type, offset, bytes, alignment
+        self._stack_flags: Optional[int] = None
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             _bad("not a regular file")
@@ -183,7 +194,7 @@ class _Reader:
             if elf_type not in (_ET_EXEC, _ET_DYN):
                 _bad(f"ELF type {elf_type} is neither a program nor a shared object")
             dynamic, interp = self._program_headers(table, size, count)
-            needed, soname = self._dynamic(dynamic) if dynamic else ((), "")
+            names, soname = self._dynamic(dynamic) if dynamic else ({}, "")
             exports, imports = self._symbols(machine) if symbols and dynamic else ((), ())
             return ElfFacts(
                 elf_class=head[4],
@@ -193,7 +204,7 @@ class _Reader:
                 dynamic=dynamic is not None,
                 interp=interp,
                 soname=soname,
-                needed=needed,
+                needed=names.get(_DT_NEEDED, ()),
                 rpath=self._path_list(_DT_RPATH, "DT_RPATH"),
                 runpath=self._path_list(_DT_RUNPATH, "DT_RUNPATH"),
                 nodeflib=bool(self._tags.get(_DT_FLAGS_1, 0) & _DF_1_NODEFLIB),
@@ -201,6 +212,10 @@ class _Reader:
                 verdef=tuple(self._verdef()),
                 exports=exports,
                 imports=imports,
+                isa_needed=self._isa_needed() if machine in (_EM_386, _EM_X86_64) else 0,
+                execstack=self._wants_executable_stack(machine),
+                filters=names.get(_DT_FILTER, ()),
+                auxiliaries=names.get(_DT_AUXILIARY, ()),
             )
         except struct.error:
             raise ImageError("truncated: a table reaches beyond the end of the file") from None
@@ -221,15 +236,19 @@ class _Reader:
         segments = self._segments
         for header in entry.iter_unpack(headers):
             kind = header[0]
-            if kind in (_PT_LOAD, _PT_DYNAMIC, _PT_INTERP):
+            if kind in (_PT_LOAD, _PT_DYNAMIC, _PT_INTERP, _PT_NOTE, _PT_GNU_STACK, _PT_GNU_PROPERTY):
                 if self._layout.wide:
-                    _, _, position, address, _, length, _, _ = header
+                    _, flags, position, address, _, length, _, alignment = header
                 else:
-                    _, position, address, _, length, _, _, _ = header
+                    _, position, address, _, length, _, flags, alignment = header
                 if kind == _PT_LOAD:
                     segments.append((address, address + length, position - address))
                 elif kind == _PT_DYNAMIC:
                     dynamic = address, length
+                elif kind == _PT_GNU_STACK:
+                    self._stack_flags = flags
+                elif kind != _PT_INTERP:
+                    self._notes.append((kind, position, length, alignment))
                 else:
                     interp = self._interp(position, length)
         return dynamic, interp
@@ -242,10 +261,52 @@ class _Reader:
             _bad("PT_INTERP does not end")
         return os.fsdecode(name[: name.index(0)])
 
+    def _wants_executable_stack(self, machine: int) -> bool:
+        """Without PT_GNU_STACK it is as ld.so assumes for this machine (glibc sysdeps/*/stackinfo.h)."""
+        if self._stack_flags is None:
+            return machine in (_EM_386, _EM_X86_64)
+        return bool(self._stack_flags & _PF_X)
+
+    def _isa_needed(self) -> int:
+        """As ld.so reads it (glibc sysdeps/x86/dl-prop.h, since 2.33): a malformed note says nothing, and is no defect of the file."""
+        word = 8 if self._layout.wide else 4
+        # The linkers of today describe the note by a segment of its own; then the other notes are not looked at.
+        for kind in (_PT_GNU_PROPERTY, _PT_NOTE):
+            for found, offset, size, alignment in self._notes:
+                if found == kind and alignment == word and size <= MAX_NOTES:
+                    needed = self._isa_in(offset, size, word)
+                    if needed is not None:
+                        return needed
+        return 0
+
+    def _isa_in(self, offset: int, size: int, word: int) -> Optional[int]:
+        """What the property note of one segment says; None if there is none among its notes."""
+        try:
+            notes = self._table(offset, size, "the notes")
+        except ImageError:
+            return None
+        at = 0
+        while at + 16 <= len(notes):
+            name_size, length, kind = self._layout.words3.unpack_from(notes, at)
+            start = at + 12 + (name_size + 3) // 4 * 4
+            if kind == _NT_GNU_PROPERTY_TYPE_0 and notes[at + 12 : at + 16] == b"GNU\0" and name_size == 4:
+                return self._isa_property(notes[start : start + length], word)
+            at = (start + length + word - 1) // word * word
+        return None
+
+    def _isa_property(self, properties: bytes, word: int) -> int:
+        at = 0
+        while at + 12 <= len(properties):
+            kind, size, value = self._layout.words3.unpack_from(properties, at)
+            if kind == _GNU_PROPERTY_X86_ISA_1_NEEDED and size == 4:
+                return int(value)
+            at += 8 + (size + word - 1) // word * word
+        return 0
+
     # ------------------------------------------------------------------------------------------------- the dynamic section
 
-    def _dynamic(self, where: Tuple[int, int]) -> Tuple[Tuple[str, ...], str]:
-        """Fills in the tags and the string table; returns DT_NEEDED and DT_SONAME."""
+    def _dynamic(self, where: Tuple[int, int]) -> Tuple[Dict[int, Tuple[str, ...]], str]:
+        """Fills in the tags and the string table; returns the names by tags that may come more than once, and DT_SONAME."""
         address, size = where
         entry = self._layout.dynamic
         offset, end = self._offset(address, "PT_DYNAMIC")
@@ -254,10 +315,10 @@ class _Reader:
             _bad(f"a dynamic section of {size} bytes")
         data = self._table(offset, size, "the dynamic section")
         tags = self._tags
-        needed: List[int] = []
+        named: Dict[int, List[int]] = {}
         for tag, value in entry.iter_unpack(data):
-            if tag == _DT_NEEDED:
-                needed.append(value)
+            if tag in (_DT_NEEDED, _DT_FILTER, _DT_AUXILIARY):
+                named.setdefault(tag, []).append(value)
             elif tag == _DT_NULL:
                 break
             else:
@@ -268,7 +329,9 @@ class _Reader:
             self._strings, end = self._offset(tags[_DT_STRTAB], "DT_STRTAB")
             self._strings_end = min(self._strings + tags.get(_DT_STRSZ, 0), end)
         soname = self._string(tags[_DT_SONAME], "DT_SONAME") if _DT_SONAME in tags else ""
-        return tuple([self._string(index, "DT_NEEDED") for index in needed]), soname
+        if len(named.get(_DT_FILTER, ())) + len(named.get(_DT_AUXILIARY, ())) > MAX_FILTERS:
+            _bad(f"more than {MAX_FILTERS} filters")
+        return {tag: tuple([self._string(index, "DT_NEEDED") for index in indices]) for tag, indices in named.items()}, soname
 
     def _path_list(self, tag: int, what: str) -> Tuple[str, ...]:
         if tag not in self._tags:

@@ -323,12 +323,13 @@ def _lower_bound(entries: Sequence[CacheEntry], new: CacheEntry) -> int:
     return low
 
 
-def lookup(cache: LdCache, name: str, flags_wanted: int, hwcaps: Sequence[str]) -> Optional[CacheEntry]:
+def lookup(cache: LdCache, name: str, flags_wanted: int, hwcaps: Sequence[str], legacy: int = 0) -> Optional[CacheEntry]:
     """The entry that ld.so takes for ``name``, or None.
 
     ``flags_wanted`` is :func:`entry_flags` of the program; ``hwcaps`` are the usable glibc-hwcaps names, the preferred first (empty
-    for glibc before 2.33). Entries of the older hwcap mechanism, gone since 2.37, are passed over, and an entry's ISA level is taken
-    to be met wherever its hwcap name is usable. ld.so tries this one entry: if its path leads nowhere it looks for no other here.
+    for glibc before 2.33). Of the older hwcap mechanism, gone since 2.40, entries are taken that have no bits but those of ``legacy``. An
+    entry's ISA level is taken to be met wherever its hwcap name is usable. ld.so tries this one entry: if its path leads nowhere it looks
+    for no other here.
     """
     entries = cache.entries
     left, right = 0, len(entries) - 1
@@ -339,7 +340,7 @@ def lookup(cache: LdCache, name: str, flags_wanted: int, hwcaps: Sequence[str]) 
             first = middle
             while first > 0 and compare(name, entries[first - 1].name) == 0:
                 first -= 1
-            return _best(cache, name, first, middle, right, flags_wanted, hwcaps)
+            return _best(cache, name, first, middle, right, flags_wanted, hwcaps, legacy)
         if order < 0:
             left = middle + 1
         else:
@@ -348,7 +349,7 @@ def lookup(cache: LdCache, name: str, flags_wanted: int, hwcaps: Sequence[str]) 
 
 
 def _best(
-    cache: LdCache, name: str, first: int, known: int, last: int, flags_wanted: int, hwcaps: Sequence[str]
+    cache: LdCache, name: str, first: int, known: int, last: int, flags_wanted: int, hwcaps: Sequence[str], legacy: int
 ) -> Optional[CacheEntry]:
     """The choice among the entries from ``first`` on that bear the name; up to ``known`` they do."""
     best: Optional[CacheEntry] = None
@@ -368,7 +369,7 @@ def _best(
             continue
         if best is not None:
             break
-        if entry.hwcap:
+        if entry.hwcap & ~legacy:
             continue
         best = entry
         if entry.flags == flags_wanted:

@@ -1,9 +1,8 @@
 """glibc's search for shared objects, simulated. Pure: a :class:`View` answers for the files, nothing is opened here.
 
-What is followed: elf/dl-load.c, elf/dl-deps.c and elf/dl-version.c of glibc 2.28 to 2.41. What is left out: DT_AUXILIARY and DT_FILTER,
-auditing, programs run with raised privileges (AT_SECURE), LD_PRELOAD's file, and the legacy hwcap directories (``haswell``,
-``tls``; glibc before 2.37). An empty or relative element of a search path means the directory in which the program is started;
-that is not known here, and it never matches.
+What is followed: elf/dl-load.c, elf/dl-deps.c and elf/dl-version.c of glibc 2.28 to 2.41. What is left out: auditing, programs run with
+raised privileges (AT_SECURE), and tunables that take processor features away. An empty or relative element of a search path means the
+directory in which the program is started; that is not known here, and it never matches.
 """
 
 from __future__ import annotations
@@ -13,13 +12,14 @@ from dataclasses import dataclass, field, replace
 from typing import Dict, Iterator, List, Optional, Protocol, Tuple
 
 from oci_hpc_hooks.elf import ldcache
+from oci_hpc_hooks.elf.hwcaps import NONE, Hwcaps
 from oci_hpc_hooks.errors import ImageError
 from oci_hpc_hooks.model import ElfFacts, LdCache
 
 #: Objects in one link map. The largest real programs have a few hundred; a hostile image may have no end of them.
 MAX_OBJECTS = 4096
 #: Names asked for and paths tried. 300 objects with an RPATH of 100 directories each make some 100,000.
-MAX_TRIES = 1_000_000
+MAX_TRIES = 500_000
 
 
 class View(Protocol):
@@ -31,6 +31,9 @@ class View(Protocol):
     def facts(self, identity: str) -> Optional[ElfFacts]:
         """The facts of that file; None if it is no ELF file that could be loaded."""
 
+    def is_directory(self, path: str) -> bool:
+        """Whether there is a directory at an absolute path; asked only of subdirectories for some processors."""
+
 
 @dataclass(frozen=True)
 class Search:
@@ -39,9 +42,9 @@ class Search:
     library_path: Tuple[str, ...] = ()  # LD_LIBRARY_PATH, split at ":" and ";"
     cache: Optional[LdCache] = None
     default_dirs: Tuple[str, ...] = ()  # built into the loader, in its order; the first also tells what $LIB stands for
-    hwcaps: Tuple[str, ...] = ()  # names of usable glibc-hwcaps subdirectories, preferred first; empty for glibc before 2.33
-    preload: Tuple[str, ...] = ()  # LD_PRELOAD, split
-    platform: str = ""  # what $PLATFORM stands for; "": path elements that hold it are left out
+    hwcaps: Hwcaps = NONE  # where its $PLATFORM is "", path elements that hold it are left out
+    preload: Tuple[str, ...] = ()  # LD_PRELOAD, split, then /etc/ld.so.preload
+    interp: str = ""  # the loader itself: in every process, so a shared object that stands for a program need not find it
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ class LinkMap:
     objects: Tuple[Loaded, ...]
     missing: Tuple[Tuple[str, str], ...] = ()
     broken: Tuple[Tuple[str, str], ...] = ()
+    tries: int = 0  # names asked for and paths tried: what it has cost
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,7 @@ class _Object:
     loader: Optional[_Object]
     names: Dict[str, None] = field(default_factory=dict)
     listed: bool = False  # has its place in the link map
+    done: bool = False  # what it needs has been looked for
     rpath: Tuple[str, ...] = ()  # directories; DT_RPATH counts only in an object without DT_RUNPATH
     runpath: Tuple[str, ...] = ()
 
@@ -149,7 +154,8 @@ class _Simulation:
             self._flags = ldcache.entry_flags(search.cache, facts.machine, facts.elf_class)
         except ImageError:
             self._flags = -1  # no entry has these: the cache finds nothing
-        self._subdirs = (*[f"glibc-hwcaps/{name}/" for name in search.hwcaps], "")
+        self._directory: Dict[str, bool] = {}  # subdirectories for some processors
+        self._in_directory: Dict[str, Tuple[str, ...]] = {}
         self._tries = 0
         self._by_name: Dict[str, _Object] = {}
         self._by_identity: Dict[str, _Object] = {}
@@ -168,14 +174,22 @@ class _Simulation:
         interp = self._interp()
         for name in self._search.preload:
             self._preload(name)
-        for wanting in self._listed:  # grows on the way: breadth first
+        at = 0
+        while at < len(self._listed):  # grows on the way: breadth first
+            wanting = self._listed[at]
+            if wanting.done:
+                at += 1
+                continue
+            wanting.done = True
             for needed in wanting.loaded.facts.needed:
                 found = self._need(self._expand(needed, wanting), wanting)
                 if found is not None:
                     self._list(found)
+            self._filtees(wanting, at)
         if interp is not None:
             self._list(interp)
-        return LinkMap(tuple([self._final(item) for item in self._listed]), tuple(self._missing), tuple(self._broken))
+        return LinkMap(tuple([self._final(item) for item in self._listed]), tuple(self._missing), tuple(self._broken),
+                       self._tries)
 
     def _list(self, item: _Object) -> None:
         if not item.listed:
@@ -183,6 +197,24 @@ class _Simulation:
             self._listed.append(item)
         if len(self._listed) > MAX_OBJECTS:
             raise ImageError(f"{self._main.loaded.path} needs more than {MAX_OBJECTS} shared objects")
+
+    def _filtees(self, wanting: _Object, at: int) -> None:
+        """What a filter (DT_FILTER, DT_AUXILIARY) stands for comes before it, also if it was to come after."""
+        facts = wanting.loaded.facts
+        for name, must in [*((name, True) for name in facts.filters), *((name, False) for name in facts.auxiliaries)]:
+            expanded = self._expand(name, wanting)
+            found = self._need(expanded, wanting) if must else self._try(expanded, wanting)
+            if found is None:
+                continue
+            if found.listed:
+                where = self._listed.index(found)
+                if where <= at:
+                    continue
+                del self._listed[where]
+            found.listed = False
+            self._list(found)
+            self._listed.insert(at, self._listed.pop())
+            at += 1
 
     @staticmethod
     def _final(item: _Object) -> Loaded:
@@ -208,7 +240,7 @@ class _Simulation:
 
     def _interp(self) -> Optional[_Object]:
         """The kernel has mapped the interpreter before any search begins; it answers to its path and to its soname."""
-        path = self._main.loaded.facts.interp
+        path = self._main.loaded.facts.interp or self._search.interp
         if not path:
             return None
         identity = self._view.resolve(path) if path.startswith("/") else ""
@@ -220,13 +252,16 @@ class _Simulation:
         return self._add(self._object(loaded, posixpath.dirname(path), self._main))
 
     def _preload(self, name: str) -> None:
-        try:
-            found = self._find(self._expand(name, self._main), self._main)
-        except _BrokenError:
-            return
+        found = self._try(self._expand(name, self._main), self._main)
         if found is not None and not found.listed:
             found.loaded = replace(found.loaded, how="preload")
             self._list(found)
+
+    def _try(self, name: str, wanting: _Object) -> Optional[_Object]:
+        try:
+            return self._find(name, wanting)
+        except _BrokenError:
+            return None
 
     def _need(self, name: str, wanting: _Object) -> Optional[_Object]:
         try:
@@ -289,7 +324,7 @@ class _Simulation:
         yield from self._in(self._library_path, name, "LD_LIBRARY_PATH")
         yield from self._in(wanting.runpath, name, "runpath")
         if self._search.cache is not None:
-            entry = ldcache.lookup(self._search.cache, name, self._flags, self._search.hwcaps)
+            entry = ldcache.lookup(self._search.cache, name, self._flags, self._search.hwcaps.named, self._search.hwcaps.bits)
             if entry is not None and not (facts.nodeflib and self._in_default_dir(entry.path)):
                 yield entry.path, "cache"
         if not facts.nodeflib:
@@ -297,8 +332,26 @@ class _Simulation:
 
     def _in(self, directories: Tuple[str, ...], name: str, how: str) -> Iterator[Tuple[str, str]]:
         for directory in directories:
-            for subdir in self._subdirs:
-                yield f"{directory.rstrip('/')}/{subdir}{name}", how
+            for folder in self._places(directory):
+                yield f"{folder}/{name}", how
+
+    def _places(self, directory: str) -> Tuple[str, ...]:
+        """The directory's subdirectories for this processor, as far as there are any, then itself. ld.so looks for each once, too."""
+        known = self._in_directory.get(directory)
+        if known is None:
+            plain = directory.rstrip("/")
+            found = [f"{plain}/{subdir}" for subdir in self._search.hwcaps.subdirectories if self._holds(plain, subdir)]
+            known = self._in_directory[directory] = (*found, plain)
+        return known
+
+    def _holds(self, directory: str, subdir: str) -> bool:
+        for part in subdir.split("/"):
+            directory += "/" + part
+            if directory not in self._directory:
+                self._directory[directory] = self._view.is_directory(directory)
+            if not self._directory[directory]:
+                return False
+        return True
 
     def _in_default_dir(self, path: str) -> bool:
         return any(path.startswith(directory.rstrip("/") + "/") for directory in self._search.default_dirs)
@@ -314,7 +367,7 @@ class _Simulation:
         """``text`` with $ORIGIN, $LIB and $PLATFORM replaced (gabi, "Substitution Sequences"); "" if one has no value here."""
         if "$" not in text:
             return text
-        values = {"ORIGIN": item.origin, "LIB": self._lib, "PLATFORM": self._search.platform}
+        values = {"ORIGIN": item.origin, "LIB": self._lib, "PLATFORM": self._search.hwcaps.platform}
         head, *rest = text.split("$")
         result = [head]
         for part in rest:

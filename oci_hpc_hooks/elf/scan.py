@@ -6,20 +6,23 @@ Slow (some 10 ms a library, and more for a large symbol table) and not bounded: 
 from __future__ import annotations
 
 import os
-from typing import Any, Callable, Dict, List, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from elftools.common.exceptions import ELFError
 from elftools.elf.dynamic import DynamicSegment
 from elftools.elf.elffile import ELFFile
 from elftools.elf.gnuversions import GNUVerDefSection, GNUVerNeedSection
 from elftools.elf.sections import SymbolTableSection
-from elftools.elf.segments import InterpSegment
+from elftools.elf.segments import InterpSegment, NoteSegment
 
 from oci_hpc_hooks.errors import ConfigError
 from oci_hpc_hooks.model import ElfFacts
 
 _VER_FLG_BASE, _VER_FLG_WEAK = 1, 2
 _DF_1_NODEFLIB = 0x800
+_PF_X = 1
+_X86 = ("EM_386", "EM_X86_64")
+_ISA_NEEDED = (0xC0008002, "GNU_PROPERTY_X86_ISA_1_NEEDED")  # some releases of pyelftools have no name for it
 _TYPES = {"ET_EXEC": 2, "ET_DYN": 3}
 
 
@@ -43,13 +46,23 @@ def _facts(elf: Any, symbols: Callable[[str], bool]) -> ElfFacts:
     interp = ""
     dynamic = False
     tags: Dict[str, List[Any]] = {}
+    stack: Optional[int] = None
+    isa = 0
+    filtees: Dict[str, Tuple[str, ...]] = {}
     for segment in elf.iter_segments():
         if isinstance(segment, DynamicSegment):
             dynamic = True
             for tag in segment.iter_tags():
                 tags.setdefault(str(tag.entry.d_tag), []).append(tag)
+            # pyelftools gives no names for these two.
+            filtees = {name: tuple([_text(segment._get_stringtable().get_string(tag.entry.d_val)) for tag in tags.get(name, [])])
+                       for name in ("DT_FILTER", "DT_AUXILIARY")}
         elif isinstance(segment, InterpSegment):
             interp = _text(segment.get_interp_name())
+        elif segment.header.p_type == "PT_GNU_STACK":
+            stack = segment.header.p_flags
+        elif isinstance(segment, NoteSegment) and elf.header.e_machine in _X86 and segment.header.p_align == elf.elfclass // 8:
+            isa = isa or _isa_needed(segment)
     sonames = tags.get("DT_SONAME", [])
     exports, imports = _symbols(elf, symbols)
     return ElfFacts(
@@ -68,7 +81,21 @@ def _facts(elf: Any, symbols: Callable[[str], bool]) -> ElfFacts:
         verdef=_verdef(elf),
         exports=exports,
         imports=imports,
+        isa_needed=isa,
+        execstack=elf.header.e_machine in _X86 if stack is None else bool(stack & _PF_X),
+        filters=filtees.get("DT_FILTER", ()),
+        auxiliaries=filtees.get("DT_AUXILIARY", ()),
     )
+
+
+def _isa_needed(segment: Any) -> int:
+    for note in segment.iter_notes():
+        if note["n_type"] == "NT_GNU_PROPERTY_TYPE_0" and note["n_name"] == "GNU":
+            for found in note["n_desc"]:
+                if found.pr_type in _ISA_NEEDED and found.pr_datasz == 4:
+                    data = found.pr_data
+                    return data if isinstance(data, int) else int.from_bytes(bytes(data), "little")
+    return 0
 
 
 def _raw_machine(elf: Any) -> int:

@@ -6,13 +6,15 @@ replaced is found here, so that all of them can be checked instead of the one th
 
 from __future__ import annotations
 
+import itertools
 import os
 import posixpath
 import stat
-from typing import TYPE_CHECKING, Dict, Iterable, Iterator, List, Sequence, Set, Tuple
+from typing import TYPE_CHECKING, Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple
 
 from oci_hpc_hooks.elf.facts import read_facts
 from oci_hpc_hooks.errors import ImageError, KernelError
+from oci_hpc_hooks.model import ElfFacts
 
 if TYPE_CHECKING:
     from oci_hpc_hooks.linux.paths import Root
@@ -27,18 +29,28 @@ _DEPTH = 3  # site-packages/mpi4py/MPI.….so is at 1, site-packages/petsc4py/li
 
 def find(root: Root, names: Set[str], path_dirs: Sequence[str], library_dirs: Iterable[str]) -> Tuple[str, ...]:
     """Real paths of the ELF files that need one of ``names``: at most CONSUMERS_LIMIT, those of PATH first."""
-    found: List[str] = []
-    seen: Set[Tuple[int, int]] = set()
     listing = _Listing(root)
-    prefixes = dict.fromkeys(posixpath.dirname(folder.rstrip("/")) or "/" for folder in path_dirs)
-    for folder in dict.fromkeys((*path_dirs, *library_dirs, *_package_dirs(listing, prefixes))):
+    folders = (*path_dirs, *library_dirs, *_package_dirs(listing, path_dirs))
+    needing = (real for real, elf in elf_files(root, folders, listing) if names.intersection(elf.needed))
+    return tuple(itertools.islice(needing, CONSUMERS_LIMIT))
+
+
+def libraries_and_packages(root: Root, path_dirs: Sequence[str], library_dirs: Iterable[str]) -> Tuple[str, ...]:
+    """The directories that hold what is opened at run time: libraries, and the Python packages of the prefixes that PATH names."""
+    return (*library_dirs, *_package_dirs(_Listing(root), path_dirs))
+
+
+def elf_files(root: Root, folders: Iterable[str], listing: Optional[_Listing] = None) -> Iterator[Tuple[str, ElfFacts]]:
+    """Real paths and facts, without symbols, of at most FILES_LIMIT files in some directories; each file once."""
+    listing = listing or _Listing(root)
+    seen: Set[Tuple[int, int]] = set()
+    for folder in dict.fromkeys(folders):
         for name in listing.names(folder):
-            if len(seen) >= FILES_LIMIT or len(found) >= CONSUMERS_LIMIT:
-                return tuple(found)
-            real = _if_needs(root, f"{folder}/{name}", names, seen)
-            if real:
-                found.append(real)
-    return tuple(found)
+            if len(seen) >= FILES_LIMIT:
+                return
+            found = _facts(root, f"{folder}/{name}", seen)
+            if found is not None:
+                yield found
 
 
 class _Listing:
@@ -72,32 +84,32 @@ class _Listing:
             return []
 
 
-def _if_needs(root: Root, path: str, names: Set[str], seen: Set[Tuple[int, int]]) -> str:
-    """The real path of an ELF file that needs one of the names, "" for any other and for one seen before."""
+def _facts(root: Root, path: str, seen: Set[Tuple[int, int]]) -> Optional[Tuple[str, ElfFacts]]:
+    """The real path of an ELF file and what it says, None for any other and for one seen before."""
     try:
         handle = root.find(path)
         if handle < 0:
-            return ""
+            return None
         try:
             status = os.fstat(handle)
             if not stat.S_ISREG(status.st_mode) or (status.st_dev, status.st_ino) in seen:
-                return ""
+                return None
             seen.add((status.st_dev, status.st_ino))
             fd = os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY)
             try:
-                return root.real(handle) if names.intersection(read_facts(fd).needed) else ""
+                return root.real(handle), read_facts(fd)
             finally:
                 os.close(fd)
         finally:
             os.close(handle)
     except (ImageError, KernelError, OSError):
-        return ""  # no ELF file, or none that could be started
+        return None  # no ELF file, or none that could be started
 
 
-def _package_dirs(listing: _Listing, prefixes: Iterable[str]) -> Iterator[str]:
+def _package_dirs(listing: _Listing, path_dirs: Sequence[str]) -> Iterator[str]:
     """Directories of Python packages below the prefixes that PATH names, the packages' own directories included."""
     left = PACKAGE_DIRECTORIES_LIMIT
-    for prefix in prefixes:
+    for prefix in dict.fromkeys(posixpath.dirname(folder.rstrip("/")) or "/" for folder in path_dirs):
         for python in listing.names(f"{prefix.rstrip('/')}/lib"):
             if not python.startswith("python3"):
                 continue

@@ -10,17 +10,19 @@ import os
 import posixpath
 import re
 import stat
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple
 
-from oci_hpc_hooks.elf import glibc, ldcache, loader
+from oci_hpc_hooks.elf import glibc, hwcaps, ldcache, loader
 from oci_hpc_hooks.elf.facts import read_facts
 from oci_hpc_hooks.errors import ImageError, KernelError
+from oci_hpc_hooks.inputs import bystanders
 from oci_hpc_hooks.inputs.consumers import find as find_consumers
 from oci_hpc_hooks.inputs.container import command_words
 from oci_hpc_hooks.linux.mounts import mount_id
 from oci_hpc_hooks.linux.paths import Root, read_bounded
 from oci_hpc_hooks.model import (
+    Bystanders,
     Container,
     Directory,
     ElfFacts,
@@ -32,27 +34,28 @@ from oci_hpc_hooks.model import (
     Watched,
 )
 
+PRELOAD_LIMIT = 64 << 10  # /etc/ld.so.preload has a line
 CACHE_LIMIT = 64 << 20  # a node with 10,000 libraries has a cache of 1 MB
 CONF_LIMIT = 64 << 10  # ld.so.conf is a line or a few
 LOADER_LIMIT = 8 << 20  # ld.so is 0.2 to 0.3 MB
 LIBC_LIMIT = 32 << 20  # libc.so.6 has 2 MB
 NAMES_LIMIT = 200_000  # names in one directory
 DIRECTORIES_LIMIT = 4096
-# One budget for the whole image: names kept, files read, of those with all their symbols, directories that hold a copy.
+# One budget for the whole image: names kept, files read, of those with all their symbols, directories that hold a copy, paths tried.
 ALL_NAMES_LIMIT = 1_000_000
 FILES_LIMIT = 20_000
 SYMBOLS_LIMIT = 256
 HOMES_LIMIT = 256
+PATHS_LIMIT = 4 * loader.MAX_TRIES  # some seconds; an image with 60 consumers of MPI and a few copies needs 100,000
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # podman's, where the image sets none
 CACHE_PATH = "/etc/ld.so.cache"
+PRELOAD_PATH = "/etc/ld.so.preload"
 CONF_PATH = "/etc/ld.so.conf"
 
 #: PT_INTERP of the glibc ABIs (glibc's shlib-versions), looked for where no program of the arguments names one.
 LOADERS = ("/lib64/ld-linux-x86-64.so.2", "/lib/ld-linux-aarch64.so.1", "/lib64/ld64.so.2", "/lib/ld64.so.1",
            "/lib/ld-linux-riscv64-lp64d.so.1")
-#: Names of glibc-hwcaps subdirectories (glibc's dl-hwcaps_subdirs.c).
-HWCAPS = ("x86-64-v4", "x86-64-v3", "x86-64-v2", "power10", "power9", "z16", "z15", "z14", "z13")
 #: Where ld.so looks last if it does not say so itself.
 DEFAULT_DIRS = ("/lib64", "/usr/lib64", "/lib", "/usr/lib")
 #: Existing directories that a tree may be mounted over when the root filesystem is read-only: by the FHS they are empty.
@@ -75,6 +78,7 @@ class _Tree:
         self.names: Dict[str, frozenset[str]] = {}
         self.symbols: set[str] = set()  # real paths whose symbols were read
         self.unlisted: Set[str] = set()
+        self.loaded: Set[str] = set()  # real paths of what the programs' loader loads
         self.spent: Dict[str, int] = {}
 
     def spend(self, what: str, amount: int, limit: int) -> None:
@@ -115,11 +119,16 @@ class _Tree:
             return known
         # The spelling is kept: behind a symbolic link ".." is not what a lexical reading makes of it.
         folder, name = posixpath.split(path)
-        real = ""
-        if ".so" not in name or (self.directory(folder) is not None and (name in self.names[folder] or folder in self.unlisted)):
-            real = self.real(path)
+        real = self.real(path) if ".so" not in name or self._may_hold(folder, name) else ""
         self.resolved[path] = real
         return real
+
+    def _may_hold(self, folder: str, name: str) -> bool:
+        return self.directory(folder) is not None and (name in self.names[folder] or folder in self.unlisted)
+
+    def is_directory(self, path: str) -> bool:
+        """Of a subdirectory for some processors: what the directory above it says comes first, so that most are never looked for."""
+        return self._may_hold(*posixpath.split(path)) and self.directory(path) is not None
 
     def real(self, path: str) -> str:
         handle = self.root.find(path)
@@ -186,39 +195,46 @@ def _shared_objects(handle: int, path: str) -> Iterator[str]:
             for count, entry in enumerate(entries):
                 if count >= NAMES_LIMIT:
                     raise ImageError(f"{path} of the image has more than {NAMES_LIMIT} names")
-                if ".so" in entry.name:
+                if ".so" in entry.name or entry.name in hwcaps.SUBDIRECTORIES:
                     yield entry.name
     finally:
         os.close(fd)
 
 
-def gather(root: Root, container: Container, profiles: Sequence[ResolvedProfile]) -> ImageFacts:
-    """The facts of one container's tree, as far as the given profiles could matter to it.
+def gather(root: Root, container: Container, profiles: Sequence[ResolvedProfile], node_hwcaps: Sequence[str] = ()) -> ImageFacts:
+    """The facts of one container's tree, as far as the given profiles could matter to it on a node of these capabilities
+    (:mod:`oci_hpc_hooks.elf.hwcaps`).
 
     Raises ImageError only for a tree that no loader could make sense of either (a directory without end); a broken file is a fact.
     """
     tree = _Tree(root)
     env = dict(item.partition("=")[::2] for item in container.env)
     path_dirs = tuple(posixpath.join("/", container.cwd, folder) for folder in env.get("PATH", DEFAULT_PATH).split(":") if folder)
-    entrypoint, programs = _programs(tree, container, path_dirs)
-    interp, musl = _loaders(tree, programs)
-    cache_path, default_dirs = _loader_constants(tree, interp)
-    cache_real = tree.real(cache_path)  # not by way of its directory: engines write into /etc at every start
-    cache, cache_file = _cache(root, tree, cache_real)
+    entrypoint, programs, static = _programs(tree, container, path_dirs)
     library_path = tuple(folder.rstrip("/") or "/" for folder in re.split("[:;]", env.get("LD_LIBRARY_PATH", "")) if folder)
-    preload = tuple(env.get("LD_PRELOAD", "").replace(":", " ").split())
-    search = loader.Search(library_path=library_path, cache=cache, default_dirs=default_dirs, preload=preload)
-
+    preload = (*env.get("LD_PRELOAD", "").replace(":", " ").split(), *_preload_file(root))
     copies = _Copies(profiles)
-    loaded = _follow(tree, programs, search, copies)
-    library_dirs = [*default_dirs, *library_path, *_cache_dirs(cache)]
+    own, others, musl = _loaders(tree, programs, copies, library_path, preload, node_hwcaps)
+    search, libc = own.search, own.libc
+    foreign = {program for other in others for program in other.programs}
+    # A launcher with a loader of its own that loads nothing of what may be replaced is of no concern.
+    programs = tuple(program for program in programs if program not in foreign or any(program in other.using for other in others))
+    loaded = own.loaded
+    if copies.runtime:  # another glibc may take the place of this one, and look elsewhere
+        _follow(tree, own.programs, replace(search, hwcaps=hwcaps.of_glibc(node_hwcaps, "")), copies)
+    started = tuple(tree.loaded)
+    library_dirs = [*search.default_dirs, *library_path, *_cache_dirs(search.cache)]
     consumers: Tuple[str, ...] = ()
-    if not any(copies.replaced.intersection((item.name, item.facts.soname)) for item in loaded):
+    if not _uses(loaded, copies):
         consumers = find_consumers(root, copies.replaced, path_dirs, library_dirs)
         _follow(tree, consumers, search, copies)
+        interps = {path: tree.files[path].elf.interp for path in consumers if path in tree.files}
+        foreign |= {path for path, interp in interps.items() if interp and tree.resolve(interp) != tree.resolve(own.interp)}
     folders = [*_homes(loaded), *library_dirs, *_rpaths(tree, programs)]
     folders += [f"{posixpath.dirname(folder)}/{lib}" for folder in path_dirs for lib in ("lib", "lib64")]
-    for home in sorted(_look_for_copies(tree, dict.fromkeys(folders), copies)):
+    homes = _look_for_copies(tree, dict.fromkeys(folders), copies)
+    _follow(tree, sorted(copies.met), search, copies)  # what they need in turn, though no program of the image may load them now
+    for home in sorted(homes):
         tree.spend("directories with copies of the MPI", 1, HOMES_LIMIT)
         if copies.runtime:
             tree.directory(f"{home}/gconv")  # modules of glibc
@@ -229,20 +245,24 @@ def gather(root: Root, container: Container, profiles: Sequence[ResolvedProfile]
         for real in filter(None, loaders):
             tree.facts(real)
     missing = [folder for folder in sorted(copies.set_folders) if tree.directory(folder) is None]
-    libc = _libc(tree, search)
     drop_ins, conf = _drop_ins(root)
+    around = Bystanders()
+    if libc is not None and copies.runtime_versions - {*libc.elf.verdef}:
+        asked = [tree.files[program].elf.execstack for program in programs if program in tree.files]
+        allowed = "glibc.rtld.execstack=2" in env.get("GLIBC_TUNABLES", "") or (bool(asked) and all(asked))
+        around = bystanders.find(root, path_dirs, library_dirs, started, static, allowed)
     return ImageFacts(
         makeable=() if container.read_only else _makeable(root, missing),
-        libc=libc,
-        libc_version=_libc_version(tree, libc),
-        loader=interp,
+        libc=tree.files[libc.path] if libc else None,  # maybe with its symbols by now
+        libc_version=own.libc_version,
+        loader=own.interp,
         musl=musl,
-        default_dirs=default_dirs,
+        default_dirs=search.default_dirs,
         library_path=library_path,
-        cache=cache,
-        cache_path=cache_path,
-        cache_real=cache_real,
-        cache_file=cache_file,
+        cache=search.cache,
+        cache_path=own.cache_path,
+        cache_real=own.cache_real,
+        cache_file=own.cache_file,
         programs=programs,
         consumers=consumers,
         entrypoint=entrypoint,
@@ -252,8 +272,12 @@ def gather(root: Root, container: Container, profiles: Sequence[ResolvedProfile]
         directories=tuple(folder if folder else Directory(path, 0, 0, ()) for path, folder in tree.directories.items()),
         unreadable=tree.unreadable,
         preload=preload,
+        hwcaps=tuple(node_hwcaps),
+        foreign=tuple(sorted(foreign.intersection((*programs, *consumers)))),
         drop_ins=drop_ins,
         conf=conf,
+        static_programs=static,
+        bystanders=around,
     )
 
 
@@ -271,8 +295,12 @@ class _Copies:
             if library.role in ("replace", "add") or (library.role == "dependency" and not library.elf.verdef):
                 self.compared |= {library.name, *library.replaces}
         self.runtime = any(library.role == "runtime" for library in self.libraries)
+        self.runtime_versions = {version for library in self.libraries if library.role == "runtime" and library.name == "libc.so.6"
+                                 for version in library.elf.verdef}
         self.stems = {_stem(name) for name in self.names}
         self.asked = self.names | {name for library in self.libraries for name in library.elf.needed}
+        self.asked |= {posixpath.basename(path) for path in LOADERS}  # which libc needs
+        self.met: Set[str] = set()  # where the image has what the site's libraries need
         folders = {(posixpath.dirname(module.path), posixpath.dirname(library.path))
                    for profile in profiles for module in profile.plugins for library in profile.libraries}
         self.module_folders = {posixpath.relpath(*pair) for pair in folders}
@@ -301,11 +329,16 @@ def _follow(tree: _Tree, programs: Sequence[str], search: loader.Search, copies:
     """Looks at everything that the loader would for these programs; returns what it loads of what may be replaced."""
     found: List[loader.Loaded] = []
     for program in programs:
+        if program in tree.unreadable:  # it would cost as much again
+            continue
         try:
             link_map = loader.simulate(program, tree, search)
         except ImageError as error:
             tree.unreadable[program] = error.what
+            tree.spend("paths", loader.MAX_TRIES, PATHS_LIMIT)
             continue
+        tree.spend("paths", link_map.tries, PATHS_LIMIT)
+        tree.loaded.update(loaded.identity for loaded in link_map.objects)
         for loaded in link_map.objects:
             if copies.look_at(tree, loaded.identity, loaded.name) is not None:
                 found.append(loaded)
@@ -327,10 +360,11 @@ def _look_for_coupling(tree: _Tree, link_map: loader.LinkMap) -> None:
 
 # ------------------------------------------------------------------------------------------------------------ programs
 
-def _programs(tree: _Tree, container: Container, path_dirs: Sequence[str]) -> Tuple[str, Tuple[str, ...]]:
-    """How far the first program could be followed, and the ELF programs that the words of the command line lead to."""
+def _programs(tree: _Tree, container: Container, path_dirs: Sequence[str]) -> Tuple[str, Tuple[str, ...], Tuple[str, ...]]:
+    """How far the first program could be followed, the ELF programs that the words of the command line lead to, and the static ones."""
     kind = "missing"
     programs: List[str] = []
+    static: List[str] = []
     for index, word in enumerate(command_words(container.args)):
         real = _which(tree, word, container.cwd, path_dirs)
         if not real:
@@ -346,6 +380,8 @@ def _programs(tree: _Tree, container: Container, path_dirs: Sequence[str]) -> Tu
         if elf is None:
             continue
         if not elf.dynamic or not elf.interp:
+            if not (elf.needed or elf.soname):  # no shared object
+                static.append(real)
             if first and index == 0 and len(container.args) > 1:
                 continue  # catatonit, tini: a static init that starts the rest of the words
             if first:
@@ -357,7 +393,7 @@ def _programs(tree: _Tree, container: Container, path_dirs: Sequence[str]) -> Tu
             programs.append(real)
     if kind == "missing" and container.args and _which(tree, container.args[0], container.cwd, path_dirs):
         kind = "static"
-    return kind, tuple(programs)
+    return kind, tuple(programs), tuple(dict.fromkeys(static))
 
 
 def _which(tree: _Tree, word: str, cwd: str, path_dirs: Sequence[str]) -> str:
@@ -375,22 +411,66 @@ def _which(tree: _Tree, word: str, cwd: str, path_dirs: Sequence[str]) -> str:
 
 # ------------------------------------------------------------------------------------------------------------ loader
 
-def _loaders(tree: _Tree, programs: Sequence[str]) -> Tuple[str, str]:
-    """The path of the glibc loader that counts (the programs' own first) and of a musl loader; "" where there is none."""
-    ours = musl = ""
-    candidates = [tree.files[program].elf.interp for program in programs if program in tree.files]
-    for interp in (*candidates, *LOADERS):
-        if not tree.resolve(interp):
-            continue
-        if "/ld-musl" in interp:
+@dataclass(frozen=True)
+class _Loader:
+    """A loader of glibc, what is compiled into it, and what that leads to."""
+
+    interp: str  # its path as a program names it, "" if the image has none
+    cache_path: str
+    cache_real: str
+    cache_file: Optional[FileId]
+    libc: Optional[ImageFile]
+    libc_version: str
+    search: loader.Search
+    programs: Tuple[str, ...]  # those of the command line that it starts
+    using: Tuple[str, ...]  # those of them that load what may be replaced
+    loaded: Tuple[loader.Loaded, ...]  # what they load of what the profiles bring
+
+
+def _loaders(tree: _Tree, programs: Sequence[str], copies: _Copies, library_path: Tuple[str, ...], preload: Tuple[str, ...],
+             node_hwcaps: Sequence[str]) -> Tuple[_Loader, List[_Loader], str]:
+    """The glibc loader that counts, other ones that start programs of the command line, and the path of a musl loader or "".
+
+    A compatibility layer or a store (EESSI, Nix) has a loader of its own beside the distribution's. The one that counts is that of the
+    first program which loads what may be replaced: not a launcher's.
+    """
+    started: Dict[str, List[str]] = {}  # by real path of the loader
+    paths: Dict[str, str] = {}
+    musl = ""
+    named = [(tree.files[program].elf.interp, program) for program in programs if program in tree.files]
+    for interp, program in (*named, *((path, "") for path in LOADERS)):
+        real = tree.resolve(interp)
+        if real and "/ld-musl" in interp:
             musl = musl or interp
-        else:
-            ours = ours or interp
+        elif real and (program or not started):
+            paths.setdefault(real, interp)
+            started.setdefault(real, []).extend(filter(None, (program,)))
     lib = tree.directory("/lib")
     for name in lib.names if lib else ():
         if name.startswith("ld-musl-"):
             musl = musl or f"/lib/{name}"
-    return ours, musl
+    found = [_loader(tree, paths[real], mine, copies, library_path, preload, node_hwcaps) for real, mine in started.items()]
+    found = found or [_loader(tree, "", (), copies, library_path, preload, node_hwcaps)]
+    first = next((one for one in found if one.using), found[0])
+    return first, [one for one in found if one is not first], musl
+
+
+def _loader(tree: _Tree, interp: str, programs: Sequence[str], copies: _Copies, library_path: Tuple[str, ...], preload: Tuple[str, ...],
+            node_hwcaps: Sequence[str]) -> _Loader:
+    cache_path, default_dirs = _loader_constants(tree, interp)
+    cache_real = tree.real(cache_path)  # not by way of its directory: engines write into /etc at every start
+    cache, cache_file = _cache(tree.root, tree, cache_real)
+    libc = _libc(tree, cache, default_dirs)
+    version = _libc_version(tree, libc)
+    search = loader.Search(library_path, cache, default_dirs, hwcaps.of_glibc(node_hwcaps, version), preload)
+    loaded = {program: _follow(tree, (program,), search, copies) for program in programs}
+    using = tuple(program for program, items in loaded.items() if _uses(items, copies))
+    return _Loader(interp, cache_path, cache_real, cache_file, libc, version, search, tuple(programs), using,
+                   tuple(item for items in loaded.values() for item in items))
+
+
+def _uses(loaded: Iterable[loader.Loaded], copies: _Copies) -> bool:
+    return any(copies.replaced.intersection((item.name, item.facts.soname)) for item in loaded)
 
 
 def _loader_constants(tree: _Tree, interp: str) -> Tuple[str, Tuple[str, ...]]:
@@ -426,6 +506,16 @@ def _compiled_dirs(data: bytes) -> Tuple[str, ...]:
             break
         run.append(os.fsdecode(name).rstrip("/"))
     return tuple(run) if len(run) > 1 else ()
+
+
+def _preload_file(root: Root) -> Tuple[str, ...]:
+    """What /etc/ld.so.preload names; ld.so goes on without one that it cannot read (elf/rtld.c)."""
+    try:
+        text = os.fsdecode(root.read(PRELOAD_PATH, PRELOAD_LIMIT) or b"")
+    except (ImageError, KernelError, OSError):
+        return ()
+    lines = [line.partition("#")[0] for line in text.split("\n")]
+    return tuple(name for name in re.split("[: \t\n]", " ".join(lines)) if name and "\0" not in name)
 
 
 def _cache(root: Root, tree: _Tree, real: str) -> Tuple[Optional[LdCache], Optional[FileId]]:
@@ -500,7 +590,8 @@ def _look_for_copies(tree: _Tree, folders: Iterable[str], copies: _Copies) -> Se
     paths = {path for library in copies.libraries for path in (*library.elf.rpath, *library.elf.runpath)}
     for home in homes:
         for folder in _from_origin(paths, home):
-            _copies_in(tree, folder, copies)
+            for place in (folder, *_hwcaps(tree, folder)):
+                _copies_in(tree, place, copies)
         for relative in copies.module_folders:
             if not relative.startswith("."):
                 tree.directory(posixpath.join(home, relative))
@@ -508,11 +599,14 @@ def _look_for_copies(tree: _Tree, folders: Iterable[str], copies: _Copies) -> Se
 
 
 def _hwcaps(tree: _Tree, folder: str) -> Iterator[str]:
-    """The glibc-hwcaps subdirectories of a directory: which of them ld.so prefers depends on the processor, so all are looked at."""
-    if tree.directory(f"{folder}/glibc-hwcaps") is not None:
-        for level in HWCAPS:
-            if tree.directory(f"{folder}/glibc-hwcaps/{level}") is not None:
-                yield f"{folder}/glibc-hwcaps/{level}"
+    """The subdirectories for some processors: which of them ld.so prefers depends on the node and on its release, so all are looked at."""
+    queue = [(folder, 0)]
+    while queue:
+        above, depth = queue.pop()
+        for name in sorted(hwcaps.SUBDIRECTORIES) if depth < hwcaps.DEPTH else ():
+            if tree.is_directory(f"{above}/{name}"):
+                queue.append((f"{above}/{name}", depth + 1))
+                yield f"{above}/{name}"
 
 
 def _copies_in(tree: _Tree, folder: str, copies: _Copies) -> Set[str]:
@@ -521,6 +615,8 @@ def _copies_in(tree: _Tree, folder: str, copies: _Copies) -> Set[str]:
     for name in () if listing is None else sorted(copies.asked) if folder in tree.unlisted else listing.names:
         if name in copies.asked or _stem(name) in copies.stems or (copies.runtime and glibc.is_c_runtime(name)):
             real = tree.resolve(f"{folder}/{name}")
+            if real and name in copies.asked:
+                copies.met.add(f"{folder}/{name}")
             if real and copies.look_at(tree, real, name) is not None:
                 homes |= {folder, posixpath.dirname(real)}
     return homes
@@ -530,15 +626,15 @@ def _stem(soname: str) -> str:
     return soname.partition(".so")[0] + ".so"
 
 
-def _libc(tree: _Tree, search: loader.Search) -> Optional[ImageFile]:
+def _libc(tree: _Tree, cache: Optional[LdCache], default_dirs: Sequence[str]) -> Optional[ImageFile]:
     """The libc.so.6 that the loader would take for a program without paths of its own."""
-    if search.cache is not None:
-        for entry in search.cache.entries:
+    if cache is not None:
+        for entry in cache.entries:
             if entry.name == "libc.so.6":
                 real = tree.resolve(entry.path)
                 if real and tree.facts(real) is not None:
                     return tree.files[real]
-    for folder in search.default_dirs:
+    for folder in default_dirs:
         real = tree.resolve(f"{folder}/libc.so.6")
         if real and tree.facts(real) is not None:
             return tree.files[real]

@@ -14,10 +14,11 @@ import time
 from dataclasses import dataclass, replace
 from typing import Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
-from oci_hpc_hooks.elf import glibc, ldcache, loader, mpi
+from oci_hpc_hooks.elf import glibc, hwcaps, ldcache, loader, mpi
 from oci_hpc_hooks.elf.facts import read_facts
 from oci_hpc_hooks.elf.scan import read_with_pyelftools
 from oci_hpc_hooks.errors import ConfigError, HookError
+from oci_hpc_hooks.inputs.cpu import node_cpu
 from oci_hpc_hooks.inputs.site import Configuration
 from oci_hpc_hooks.model import (
     CacheEntry,
@@ -39,6 +40,7 @@ from oci_hpc_hooks.model import (
 
 VERSION = 2
 CACHE = "/etc/ld.so.cache"
+CPUINFO = "/proc/cpuinfo"
 
 _MOST_NAMES = 100_000  # in one directory
 
@@ -49,6 +51,7 @@ class Scan:
 
     inventory: Inventory
     notes: Mapping[str, Tuple[str, ...]]
+    cpu_note: str = ""
 
 
 def scan(configuration: Configuration) -> Scan:
@@ -69,6 +72,7 @@ def scan(configuration: Configuration) -> Scan:
             notes[offers[-1].title] = tuple(resolution.notes)
         resolved.append(replace(offers[0], variants=tuple(offers[1:])))
     runtime = _c_runtime(node, configuration.site) if configuration.site.c_runtime == "host" else None
+    cpu, cpu_note = node_cpu()
     inventory = Inventory(
         version=VERSION,
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -78,8 +82,18 @@ def scan(configuration: Configuration) -> Scan:
         profiles=tuple(resolved),
         rests_on=tuple(Watched(path, file) for path, file in sorted(node.watched.items())),
         c_runtime=runtime,
+        cpu=cpu,
+        hwcaps=hwcaps.of_cpuinfo(_cpuinfo(), os.uname().machine),
     )
-    return Scan(inventory, notes)
+    return Scan(inventory, notes, cpu_note)
+
+
+def _cpuinfo() -> str:
+    try:
+        with open(CPUINFO, encoding="ascii", errors="replace") as file:
+            return file.read(1 << 20)  # one processor's part has 2 KB
+    except OSError:
+        return ""
 
 
 def file_id(status: os.stat_result) -> FileId:
@@ -215,6 +229,9 @@ class _Program:
 
     def facts(self, identity: str) -> Optional[ElfFacts]:
         return self._elf if identity == self.PATH else self._node.facts(identity)
+
+    def is_directory(self, path: str) -> bool:
+        return False  # what is offered serves every processor
 
 
 class _Resolution:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from tests.bed import bed
@@ -54,6 +59,127 @@ def test_other_programs(engine: Engine, site: Site, image: str, environment: str
     assert result.returncode == 0, result.stderr
     assert "2.41" in lines[0] and lines[1].startswith("root:") and lines[-4:] == ["42", "/", "x", "done"]
     assert not result.stderr, result.stderr
+
+
+LOCALES = """
+set -e
+test "$(LC_ALL=C.UTF-8 locale charmap)" = UTF-8
+mkdir /tmp/compiled
+cp -r /usr/lib/locale/C.* /tmp/compiled/xx_XX.utf8
+export LOCPATH=/tmp/compiled LC_ALL=xx_XX.UTF-8
+test "$(locale charmap)" = UTF-8
+perl -we 'use POSIX; setlocale(LC_ALL, "") eq "xx_XX.UTF-8" or die'
+printf '\\303\\251' | grep -qx .
+unset LOCPATH LC_ALL
+echo x | iconv -f latin1 -t UTF-16 | od -An -c | tr -d ' '
+for c in $(iconv -l | tr -d /,); do echo "x é" | iconv -f $c -t UTF-8 2>/dev/null | cksum; done | cksum
+"""
+
+
+@pytest.mark.parametrize("image", OWN_GLIBC)
+def test_locales_and_character_sets(rootful: Engine, make_site: SiteMaker, image: str) -> None:
+    """Locales that the image's older localedef has compiled, and every gconv module of the image, give what they gave before."""
+    site = ours(rootful, make_site)
+    after, log = start(rootful, site, "sh", "-c", LOCALES, image=image)
+    assert (after.returncode, after.stderr) == (0, "")
+    assert "c-runtime" in codes(log)
+    assert after.stdout.startswith("377376x\\0\\n\\0\n")
+    before = rootful.run(image, "sh", "-c", LOCALES)
+    assert before.stdout == after.stdout
+
+
+# ------------------------------------------------------------------------------------------------------------------- limits
+
+def ours(engine: Engine, make_site: SiteMaker) -> Site:
+    return make_site(engine, search=[TRIXIE], c_runtime={"search": [str(TRIXIE_LIBC)]})
+
+
+def codes(log: Sequence[Mapping[str, Any]]) -> set[str]:
+    (entry,) = log
+    return {finding["code"] for finding in entry["findings"]}
+
+
+def compile_(path: Path, source: str, *options: str) -> None:
+    subprocess.run(["gcc", "-w", "-xc", "-", "-xnone", "-o", str(path), *options], input=source.encode(), check=True)
+
+
+OPENS = """
+#include <dlfcn.h>
+#include <stdio.h>
+int main(int argc, char **argv)
+{
+    void *library = dlopen("libwants.so", RTLD_NOW);
+    puts(library ? "opened" : dlerror());
+    return !library;
+}
+"""
+
+
+@pytest.mark.parametrize("image", OWN_GLIBC)
+def test_executable_stacks(rootful: Engine, make_site: SiteMaker, scratch: Path, image: str) -> None:
+    """Loaded with the program: as ever. Opened later: refused, and said; unless the program itself or a tunable allows it."""
+    folder = scratch / "x"
+    folder.mkdir()
+    compile_(folder / "libwants.so", "int wanted(void) { return 42; }", "-shared", "-fPIC", "-Wl,-z,execstack,-soname,libwants.so")
+    compile_(folder / "needs", "int wanted(void); int main(void) { return wanted() != 42; }", f"-L{folder}", "-lwants")
+    compile_(folder / "opens", OPENS, "-ldl")
+    compile_(folder / "wants", OPENS, "-ldl", "-Wl,-z,execstack")
+    site = ours(rootful, make_site)
+    options = [f"--volume={folder}:/x", "--env=LD_LIBRARY_PATH=/x"]
+    for program, more, status, told in (
+        ("needs", [], 0, False), ("opens", [], 1, True), ("wants", [], 0, False),
+        ("opens", ["--env=GLIBC_TUNABLES=glibc.rtld.execstack=2"], 0, False),
+    ):
+        result, log = start(rootful, site, f"/x/{program}", image=image, options=[*options, *more])
+        assert result.returncode == status, (program, result.stdout, result.stderr)
+        assert ("cannot enable executable stack" in result.stdout) == bool(status)
+        assert "c-runtime" in codes(log) and ("c-runtime-execstack" in codes(log)) == told, program
+
+
+def test_ldd(rootful: Engine, make_site: SiteMaker) -> None:
+    site = ours(rootful, make_site)
+    for image, works in (("bullseye-mpich", False), ("bookworm-mpich", True)):
+        result, log = start(rootful, site, "ldd", "/bin/ls", image=image)
+        assert (result.returncode == 0, "libc.so.6 =>" in result.stdout) == (works, works), result.stdout + result.stderr
+        assert ("c-runtime-tools" in codes(log)) == (not works)
+
+
+PYTHON = """
+import ctypes, encodings.idna, locale, pwd, socket, subprocess, sys
+assert ctypes.CDLL(None).gnu_get_libc_version and sys.getfilesystemencoding() == "utf-8"
+locale.setlocale(locale.LC_ALL, "C.UTF-8")
+assert "é".encode("euc_jp") and pwd.getpwnam("root").pw_dir == "/root" and socket.gethostbyname("localhost") == "127.0.0.1"
+print(subprocess.check_output(["sh", "-c", "getent passwd root | cut -d: -f1; perl -e 'print 42'"], text=True))
+"""
+LOOKS_UP = '#include <pwd.h>\n#include <stdio.h>\nint main(void) { return puts(getpwnam("root")->pw_dir) < 0; }\n'
+DEBIAN_11 = f"{bed.BUILD}/chroots/bullseye:O"  # with Python and gcc
+WISH = ["--annotation=org.supercontainers.mpi=mpich", "--rootfs"]
+
+
+@pytest.mark.parametrize("environment", ["A=b", SYSTEM])
+def test_python(rootful: Engine, make_site: SiteMaker, environment: str) -> None:
+    options = [f"--env={environment}", *WISH]
+    result, log = start(rootful, ours(rootful, make_site), "python3", "-c", PYTHON, image=DEBIAN_11, options=options)
+    assert (result.returncode, result.stdout.split()) == (0, ["root", "42"]), result.stderr
+    assert "c-runtime" in codes(log)
+
+
+def test_compiler_and_static_programs(rootful: Engine, make_site: SiteMaker, scratch: Path) -> None:
+    """Debian 11's linker cannot read a library of Debian 13; a static program of Debian 11 cannot use its NSS modules."""
+    site = ours(rootful, make_site)
+    folder = scratch / "x"
+    folder.mkdir()
+    (folder / "looks_up.c").write_text(LOOKS_UP)
+    options = [f"--volume={folder}:/x", "--workdir=/x", *WISH]
+    result, log = start(rootful, site, "gcc", "looks_up.c", "-o", "dynamic", image=DEBIAN_11, options=options)
+    assert result.returncode != 0 and "libc.so.6" in result.stderr and not (folder / "dynamic").exists()
+    (told,) = [finding["what"] for finding in log[0]["findings"] if finding["code"] == "c-runtime-tools"]
+    assert "/usr/bin/ld links" in told and "/usr/bin/ldd calls" in told
+    result, log = start(rootful, site, "gcc", "-static", "looks_up.c", "-o", "fixed", image=DEBIAN_11, options=options)
+    assert result.returncode == 0 and "c-runtime-static" not in codes(log)
+    result, log = start(rootful, site, "/x/fixed", image=DEBIAN_11, options=options)
+    assert result.returncode == 128 + 11 and "c-runtime-static" in codes(log)
+    assert rootful.run(DEBIAN_11, "/x/fixed", options=options).stdout == "/root\n"
 
 
 def test_cannot_be_written(engine: Engine, site: Site) -> None:

@@ -9,19 +9,35 @@ import sys
 import tempfile
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Iterator, List, Mapping, Sequence
 
 import pytest
 
 from oci_hpc_hooks.decide import abi
+from oci_hpc_hooks.decide.plan import plan
 from oci_hpc_hooks.elf import glibc
 from oci_hpc_hooks.errors import ImageError
 from oci_hpc_hooks.inputs import consumers, image
 from oci_hpc_hooks.linux.paths import Root
-from oci_hpc_hooks.model import Container, FileId, HostFile, ImageFacts, Mount, ResolvedProfile, ResolvedSet, Watched
+from oci_hpc_hooks.model import (
+    PROVED,
+    REFUSED,
+    Container,
+    Cpu,
+    FileId,
+    HostFile,
+    ImageFacts,
+    Mount,
+    Request,
+    ResolvedProfile,
+    ResolvedSet,
+    Watched,
+    Wish,
+)
 from tests.unit.decide import world
-from tests.unit.elf.elf_bed import IMAGES, build, cache_of, made_up
+from tests.unit.elf.elf_bed import IMAGES, build, cache_of, hwcaps_of_this_cpu, made_up
 
 LOADER = "/lib64/ld-linux-x86-64.so.2"
 CATATONIT = Path("/usr/bin/catatonit")
@@ -63,12 +79,12 @@ class Tree:
         return path
 
     def gather(self, *args: str, env: Sequence[str] = (), cwd: str = "/", read_only: bool = False,
-               profiles: Sequence[ResolvedProfile] = (SITE,)) -> ImageFacts:
+               profiles: Sequence[ResolvedProfile] = (SITE,), hwcaps: Sequence[str] = ()) -> ImageFacts:
         where = Container(
             id="c", bundle="/b", rootfs=str(self.top), args=args, env=tuple(env), cwd=cwd, mounts=(Mount("/dev", "tmpfs", "tmpfs"),),
             annotations={}, labels={}, manifest_annotations={}, read_only=read_only)
         with Root(os.open(self.top, os.O_PATH | os.O_DIRECTORY)) as root:
-            return image.gather(root, where, profiles)
+            return image.gather(root, where, profiles, hwcaps)
 
 
 @pytest.fixture
@@ -137,6 +153,18 @@ def test_in_a_path_of_the_program(tree: Tree, kind: str, written: str) -> None:
     copy = tree.mpi("/opt/mpi/lib")
     tree.program("/opt/bin/app", "libmpi.so.12", **{kind: written})
     assert copies(tree.gather("/opt/bin/app")) == [copy]
+
+
+def test_what_the_image_has_for_the_sites_libraries_is_followed(tree: Tree) -> None:
+    """No program of the image loads its libz, but the site's MPI will, and what that needs in turn must have been looked at."""
+    build(tree.at("/usr/lib/libz.so.1"), soname="libz.so.1", needed=["libdeep.so.1"])
+    build(tree.at("/usr/lib/libdeep.so.1"), soname="libdeep.so.1")
+    tree.at("/etc/ld.so.conf").touch()
+    subprocess.run(["/sbin/ldconfig", "-r", str(tree.top)], check=True, capture_output=True)
+    mpi = world.site_mpi(needed=("libz.so.1", "libc.so.6"))
+    facts = tree.gather(tree.program("/bin/app", "libmpi.so.12"), tree.mpi("/usr/lib"), profiles=[world.profile(mpi)])
+    assert facts.resolved["/usr/lib/libdeep.so.1"] == "/usr/lib/libdeep.so.1"
+    assert "/usr/lib/libdeep.so.1" in facts.files
 
 
 def test_in_library_path(tree: Tree) -> None:
@@ -209,6 +237,48 @@ def test_in_a_path_of_a_library(tree: Tree) -> None:
     assert copies(facts) == [copy]
 
 
+@pytest.mark.skipif(not hwcaps_of_this_cpu(), reason="glibc-hwcaps came with glibc 2.33")
+@pytest.mark.parametrize(("level", "taken"), [
+    ("x86-64-v3", "/opt/lib/glibc-hwcaps/x86-64-v3/libfast.so.1"), ("x86-64-v2", "/opt/lib/libfast.so.1"), ("", "/opt/lib/libfast.so.1"),
+])
+def test_what_the_loader_takes_by_the_processor(tree: Tree, level: str, taken: str) -> None:
+    """And the proof finds that all its steps were looked at, also where a directory has no glibc-hwcaps."""
+    tree.mpi("/usr/lib")
+    tree.copy(LOADER, "/lib/ld-linux-x86-64.so.2")  # as a name of libc's DT_NEEDED
+    for folder in ("", "/glibc-hwcaps/x86-64-v3"):
+        build(tree.at(f"/opt/lib{folder}/libfast.so.1"), soname="libfast.so.1", options=["-Wl,-z,x86-64-v4"] if folder else [])
+    facts = tree.gather(tree.program("/bin/app", "libmpi.so.12", "libfast.so.1", rpath="/opt/lib"), hwcaps=(level,) if level else ())
+    assert facts.hwcaps == ((level,) if level else ())
+    assert taken in facts.files and "/opt/lib/glibc-hwcaps" in {folder.path for folder in facts.directories}
+    missing = [folder.path for folder in facts.directories if "/glibc-hwcaps/" in folder.path and not folder.inode]
+    assert missing == []  # where a directory is known to have none, none is looked for
+    node = replace(world.inventory(SITE), cpu=Cpu("zen3", "AuthenticAMD", "x86_64_v3", 7, (), {}))
+    made = plan(world.container("/bin/app"), Request(mpi=Wish("mpich", "label", True)), node, facts)
+    assert made.verdict == (REFUSED if "hwcaps" in taken else PROVED), made.findings
+    if made.verdict == REFUSED:
+        assert made.findings[-1].code == "cpu" and taken in made.findings[-1].what
+
+
+@pytest.mark.parametrize(("versions", "looked"), [(["GLIBC_2.2.5", "GLIBC_2.99"], True), (["GLIBC_2.2.5"], False), ([], False)])
+def test_bystanders_only_where_the_c_library_may_be_replaced(tree: Tree, versions: List[str], looked: bool) -> None:
+    """And not what is loaded at the start, where an executable stack is still allowed."""
+    tree.mpi("/usr/lib")
+    for name in ("libstart.so.1", "liblater.so.1"):
+        build(tree.at(f"/usr/lib/{name}"), options=["-Wl,-z,execstack"])
+    libc = world.host("/opt/glibc/libc.so.6", world.elf("libc.so.6", verdef=versions), "runtime")
+    runtime = ResolvedProfile("c-runtime", {}, "/opt/glibc", (libc,)) if versions else SITE
+    program = tree.program("/bin/app", "libmpi.so.12", "libstart.so.1")
+    facts = tree.gather(program, "/usr/lib/liblater.so.1", profiles=(SITE, runtime))
+    assert facts.bystanders.execstack == (("/usr/lib/liblater.so.1",) if looked else ())
+
+
+def test_static_programs_are_known(tree: Tree) -> None:
+    """Not shared objects that are named as arguments."""
+    build(tree.at("/bin/fixed"), options=["-static", "-nostdlib"], source="void _start(void) {}")
+    facts = tree.gather("/bin/fixed", tree.mpi("/usr/lib"), tree.program("/bin/app", "libmpi.so.12"))
+    assert facts.static_programs == ("/bin/fixed",)
+
+
 @pytest.mark.parametrize("written", ["/opt/p/libmpi.so.12", "/none.so:/opt/p/libmpi.so.12", " /opt/p/libmpi.so.12 "])
 def test_preloaded(tree: Tree, written: str) -> None:
     copy = tree.mpi("/opt/p")
@@ -268,6 +338,56 @@ def test_another_loader_with_another_cache(tree: Tree) -> None:
     build(tree.at("/bin/app"), options=[f"-Wl,--dynamic-linker={other}"])
     facts = tree.gather("/bin/app")
     assert (facts.loader, facts.cache_path) == (other, "/cpt/ld.so.cache")
+
+
+def other_loader(tree: Tree) -> str:
+    other = "/compat/lib64/ld-linux-x86-64.so.2"
+    tree.at(other).write_bytes(Path(LOADER).read_bytes().replace(b"/etc/ld.so.cache\0", b"/cpt/ld.so.cache\0"))
+    return other
+
+
+def test_the_loader_of_the_program_that_uses_mpi_counts(tree: Tree) -> None:
+    """A launcher of the distribution's starts a program of a compatibility layer's, or the other way round."""
+    other = other_loader(tree)
+    tree.mpi("/usr/lib")
+    for app_s, launcher_s, cache in ((other, LOADER, "/cpt/ld.so.cache"), (LOADER, other, "/etc/ld.so.cache")):
+        app = str(tree.program("/bin/app", "libmpi.so.12"))
+        for path, interp in ((app, app_s), ("/bin/launcher", launcher_s)):
+            needed = ["libmpi.so.12"] if path == app else []
+            build(tree.at(path), needed=needed, stub=STUB, options=[f"-Wl,--dynamic-linker={interp}"])
+        facts = tree.gather("/bin/launcher", app)
+        assert (facts.loader, facts.cache_path, facts.programs, facts.foreign) == (app_s, cache, (app,), ())
+
+
+def test_programs_of_two_loaders_that_use_mpi(tree: Tree) -> None:
+    other = other_loader(tree)
+    tree.mpi("/usr/lib")
+    tree.program("/bin/one", "libmpi.so.12")
+    build(tree.at("/bin/two"), needed=["libmpi.so.12"], stub=STUB, options=[f"-Wl,--dynamic-linker={other}"])
+    facts = tree.gather("/bin/one", "/bin/two")
+    assert (facts.loader, facts.programs, facts.foreign) == (LOADER, ("/bin/one", "/bin/two"), ("/bin/two",))
+    facts = tree.gather("/bin/none", env=["PATH=/bin"])  # neither is named: they are consumers
+    assert (facts.loader, facts.consumers, facts.foreign) == (LOADER, ("/bin/one", "/bin/two"), ("/bin/two",))
+
+
+def test_the_preload_file(tree: Tree) -> None:
+    tree.at("/etc/ld.so.preload").write_text("/a.so:b.so # /c.so\n#d.so\n\n\te.so f.so")
+    assert tree.gather("/bin/none", env=["LD_PRELOAD=x.so"]).preload == ("x.so", "/a.so", "b.so", "e.so", "f.so")
+    for hostile in (b"\0", b"#" * 70_000, b"\xff\0/x"):
+        tree.at("/etc/ld.so.preload").write_bytes(hostile)
+        assert tree.gather("/bin/none").preload == ()
+    tree.at("/etc/ld.so.preload").unlink()
+    os.mkfifo(tree.at("/etc/ld.so.preload"))
+    assert tree.gather("/bin/none").preload == ()
+
+
+@pytest.mark.parametrize("place", [
+    "tls", "tls/haswell/avx512_1/x86_64", "haswell", "xeon_phi", "glibc-hwcaps/x86-64-v4", "glibc-hwcaps/z13"])
+def test_copies_for_some_processors(tree: Tree, place: str) -> None:
+    """They are found whatever the node: what is found in place of another is a matter of processor and release."""
+    copy = tree.mpi(f"/opt/lib/{place}")
+    facts = tree.gather(tree.program("/bin/app"), env=["LD_LIBRARY_PATH=/opt/lib"])
+    assert copies(facts) == [copy]
 
 
 def test_no_glibc(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from jsonschema import Draft7Validator
 
 from oci_hpc_hooks import cli
 from oci_hpc_hooks.inputs import resources
+from oci_hpc_hooks.inputs.cpu import node_cpu
 from tests.unit.config.node_bed import MPICH, build
 
 MAIN = "from oci_hpc_hooks.cli import main; main()"
@@ -83,11 +84,14 @@ def test_scan(node: Node) -> None:
     library = build(node.lib / "libtestmpi.so.12", exports=MPICH, needed=[dependency])
     result = node.run("scan")
     assert result.stderr == ""
+    cpu, note = node_cpu()
     assert result.stdout.splitlines() == [
         f"ours: available (profile {source})",
         f"  replace libtestmpi.so.12: {library}",
         "  with them come 1 libraries that they need and 0 modules",
         "  its libraries load with glibc 2 or newer",
+        *([f"processor: {cpu.target} ({cpu.vendor}), which amounts to {cpu.level}"] if cpu else []),
+        *([f"  note: {note}"] if note else []),
         f"written to {node.state}/inventory.json",
     ]
     assert result.returncode == 0

@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Optional, Sequence
+from typing import List, Optional, Sequence
 
 import pytest
 
 from oci_hpc_hooks.decide.plan import plan
 from oci_hpc_hooks.elf import loader
-from oci_hpc_hooks.model import ERROR, NOTE, PROVED, REFUSED, ImageFacts, Plan, Request, ResolvedProfile, Site, Wish
+from oci_hpc_hooks.model import (
+    ERROR,
+    NOTE,
+    PROVED,
+    REFUSED,
+    WARNING,
+    Bystanders,
+    Finding,
+    ImageFacts,
+    Plan,
+    Request,
+    ResolvedProfile,
+    Site,
+    Wish,
+)
 from tests.unit.decide import world
 from tests.unit.decide.world import APP, IMAGE_MPI, LIBC, LOADER, Image, codes, container, elf, glibc_versions, mpich_image, profile
 
@@ -67,6 +81,17 @@ def test_every_copy_as_one_set() -> None:
     assert made.cache is not None and not [entry for entry in made.cache.entries if entry.name.startswith(("libc.", "libm.", "ld-"))]
     (told,) = [finding for finding in made.findings if finding.code == "c-runtime"]
     assert told.severity == NOTE and "glibc 2.31 is replaced by the site's 2.41" in told.what and GLIBC in told.what
+
+
+def test_what_only_the_old_loader_finds_is_lost() -> None:
+    """glibc 2.37 and newer look into no tls directory: a program whose library lies there would not start any more."""
+    image = old_image().add("/usr/lib64/tls/libold.so.1", elf("libold.so.1"))
+    image.add(APP, world.program("libmpi.so.12", "libold.so.1"))
+    facts = image.facts(APP, looked_at=["/usr/lib64/tls"])
+    folders = tuple(replace(folder, names=(*folder.names, "tls")) if folder.path == "/usr/lib64" else folder
+                    for folder in facts.directories)
+    told = error(decide(replace(facts, directories=folders), runtime()))
+    assert "libold.so.1" in told
 
 
 def test_only_when_nothing_less_will_do() -> None:
@@ -140,6 +165,54 @@ def test_modules_of_the_images_glibc_are_told(folder: str) -> None:
     image = old_image().add(f"{folder}/gconv/EUC-JP.so", elf(""))
     (told,) = [finding for finding in decide(image.facts(APP), runtime()).findings if finding.code == "c-runtime-coupled"]
     assert f"{folder}/gconv" in told.what
+
+
+def noticed(around: Bystanders, *, old: int = 31, new: int = 41) -> List[Finding]:
+    facts = replace(mpich_image(old).add("/lib64/libm.so.6", elf("libm.so.6")).facts(APP), bystanders=around)
+    node = world.inventory(profile(world.site_mpi(glibc=f"GLIBC_2.{new}"), world.site_fabric()), site=Site(c_runtime="host"))
+    made = plan(container(), WANTED, replace(node, c_runtime=runtime(new)), facts)
+    assert made.verdict == PROVED
+    return [finding for finding in made.findings if finding.code.startswith("c-runtime-")]
+
+
+def test_an_executable_stack_is_told_where_it_is_refused() -> None:
+    around = Bystanders(execstack=("/lib64/libx.so", "/lib64/liby.so"))
+    (told,) = noticed(around)
+    assert (told.severity, told.code, told.who) == (WARNING, "c-runtime-execstack", "user")
+    assert "/lib64/libx.so and 1 more" in told.what and "GLIBC_TUNABLES=glibc.rtld.execstack=2" in told.remedy
+    assert not noticed(around, new=40)
+
+
+def test_static_programs_with_old_nss_are_told() -> None:
+    (told,) = noticed(Bystanders(static_nss=("/bin/fixed",)))
+    assert (told.severity, told.code) == (WARNING, "c-runtime-static") and told.what.startswith("/bin/fixed: ")
+
+
+@pytest.mark.parametrize(("linker", "ldd", "old", "says"), [
+    ("/usr/bin/ld", "", 31, ["/usr/bin/ld links"]),
+    ("/usr/bin/ld", "/usr/bin/ldd", 31, ["/usr/bin/ld links", "/usr/bin/ldd calls"]),
+    ("", "/usr/bin/ldd", 31, ["/usr/bin/ldd calls"]),
+    ("", "/usr/bin/ldd", 36, []), ("/usr/bin/ld", "/usr/bin/ldd", 36, ["/usr/bin/ld links"]),
+])
+def test_tools_are_told(linker: str, ldd: str, old: int, says: List[str]) -> None:
+    told = [finding.what for finding in noticed(Bystanders(linker=linker, ldd=ldd), old=old)]
+    assert len(told) == bool(says)
+    assert all(words in told[0] for words in says) and (not told or told[0].count(";") == len(says) - 1)
+
+
+@pytest.mark.parametrize(("minor", "told"), [(41, True), (40, False)])
+def test_a_module_that_cannot_be_opened(minor: int, told: bool) -> None:
+    """What the program of the command line loads when it starts is not concerned, whatever the image's glibc is."""
+    image = mpich_image(minor).add("/usr/lib64/libold.so.1", replace(elf("libold.so.1"), execstack=True), cached=True)
+    module = "/usr/lib64/python3/MPI.so"
+    image.add(module, elf("MPI.so", needed=["libmpi.so.12", "libold.so.1"]))
+    image.add(APP, world.program("libmpi.so.12", "libold.so.1"))
+    asleep = image.add("/usr/bin/sleep", world.program()).facts("/usr/bin/sleep")
+    asked = container("/usr/bin/sleep")
+    node = world.inventory(profile(world.site_mpi(), world.site_fabric()))
+    made = plan(asked, WANTED, node, replace(asleep, consumers=(APP, module)))
+    assert ("consumer-execstack" in codes(made)) == told
+    assert plan(container(), WANTED, node, image.facts(APP)).verdict == PROVED
 
 
 def test_every_directory_with_a_copy_is_simulated(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
-from oci_hpc_hooks.elf import ldcache
+from oci_hpc_hooks.elf import hwcaps, ldcache
 from oci_hpc_hooks.elf.facts import read_facts
 from oci_hpc_hooks.elf.loader import LinkMap, Search
 from oci_hpc_hooks.errors import ImageError
@@ -92,6 +92,12 @@ def hwcaps_of_this_cpu() -> Tuple[str, ...]:
     return tuple(re.findall(r"^  (\S+) \(supported, searched\)", _help_of_the_loader(), re.MULTILINE))
 
 
+def hwcaps_of(release: str = "") -> hwcaps.Hwcaps:
+    """What ld.so of a glibc release, by default this machine's, uses on this machine."""
+    release = release or (os.confstr("CS_GNU_LIBC_VERSION") or "").rpartition(" ")[2]
+    return hwcaps.of_glibc(hwcaps.of_cpuinfo(Path("/proc/cpuinfo").read_text(), os.uname().machine), release)
+
+
 def default_dirs_of_this_machine() -> Tuple[str, ...]:
     """By the loader's own word; before glibc 2.33 it gives none, and then Debian's are taken."""
     found = re.findall(r"^  (\S+) \(system search path\)", _help_of_the_loader(), re.MULTILINE)
@@ -165,6 +171,9 @@ class TreeView:
                 parts = target.split("/") + parts
         return done if os.path.isfile(self.root + done) else ""
 
+    def is_directory(self, path: str) -> bool:
+        return os.path.isdir(self.root + path)
+
     def facts(self, identity: str) -> Optional[ElfFacts]:
         if identity not in self.known:
             try:
@@ -185,9 +194,8 @@ def search_of_this_machine(
         library_path=tuple(library_path),
         cache=cache if cache is not None else cache_of(),
         default_dirs=default_dirs_of_this_machine(),
-        hwcaps=hwcaps_of_this_cpu(),
+        hwcaps=hwcaps_of(),
         preload=tuple(preload),
-        platform="haswell" if "x86-64-v3" in hwcaps_of_this_cpu() else "x86_64",
     )
 
 

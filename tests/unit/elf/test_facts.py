@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import struct
 from pathlib import Path
-from typing import Dict, Optional
+from typing import Any, Dict, Optional
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from oci_hpc_hooks.elf import facts as facts_module
 from oci_hpc_hooks.elf.facts import read_facts
+from oci_hpc_hooks.elf.scan import read_with_pyelftools
 from oci_hpc_hooks.errors import ImageError
 from oci_hpc_hooks.model import ElfFacts
 from tests.unit.elf.elf_bed import (
@@ -101,6 +102,88 @@ def test_an_import_is_found_when_the_gnu_hash_table_is_empty(tmp_path: Path) -> 
     source = "int puts(const char *); int main(void) { return puts(\"\"); }"
     program = build(tmp_path / "program", source=source, options=["-Wl,--hash-style=gnu"])
     assert "puts" in facts_of(program, symbols=True).imports
+
+
+# ------------------------------------------------------------------------------------------------ processor and stack
+
+@pytest.mark.parametrize(("level", "bit"), [("v2", 2), ("v3", 4), ("v4", 8)])
+@pytest.mark.parametrize("name", ["app", "liba.so"])
+def test_the_level_that_a_file_is_marked_for(tmp_path: Path, level: str, bit: int, name: str) -> None:
+    """As gcc and ld mark it, and as pyelftools reads it."""
+    path = build(tmp_path / name, options=[f"-Wl,-z,x86-64-{level}"])
+    needed = facts_of(path).isa_needed
+    if not needed:
+        pytest.skip("binutils marks the needed level since 2.36")
+    assert needed & ~1 == bit
+    assert facts_of(path, symbols=True) == read_with_pyelftools(str(path), symbols=bool)
+
+
+def test_not_marked(library: Path) -> None:
+    assert facts_of(library).isa_needed == 0
+
+
+def noted(notes: bytes, *, kind: int = 4, alignment: int = 8, machine: int = 62, wide: bool = True) -> bytes:
+    """A made-up file whose third program header leads to ``notes``."""
+    data = bytearray(made_up(machine=machine, wide=wide))
+    header, entry = (64, 56) if wide else (52, 32)
+    table = len(data)
+    data += data[header : header + 2 * entry]
+    at = table + 3 * entry
+    data += struct.pack("<IIQQQQQQ", kind, 4, at, at, at, len(notes), len(notes), alignment) if wide else \
+        struct.pack("<8I", kind, at, at, at, len(notes), len(notes), 4, alignment)
+    struct.pack_into("<Q" if wide else "<I", data, 32 if wide else 28, table)
+    struct.pack_into("<H", data, 56 if wide else 44, 3)
+    return bytes(data) + notes
+
+
+def property_note(*properties: tuple[int, bytes], name: bytes = b"GNU\0", word: int = 8, kind: int = 5) -> bytes:
+    body = b"".join(struct.pack("<II", number, len(value)) + value + bytes(-len(value) % word) for number, value in properties)
+    return struct.pack("<III", len(name), len(body), kind) + name + body
+
+
+NEEDS_V3 = (0xC0008002, struct.pack("<I", 5))
+OTHER_NOTE = struct.pack("<III", 4, 6, 3) + b"GNU\0" + b"abcdef" + bytes(2)
+
+
+@pytest.mark.parametrize(("notes", "more", "found"), [
+    (property_note(NEEDS_V3), {}, 5),
+    (property_note(NEEDS_V3), {"kind": 0x6474E553}, 5),
+    (property_note(NEEDS_V3, word=4), {"machine": 3, "wide": False, "alignment": 4}, 5),
+    (property_note((0xC0000002, struct.pack("<I", 3)), NEEDS_V3, (0xC0010002, bytes(4))), {}, 5),
+    (OTHER_NOTE + property_note(NEEDS_V3), {}, 5),
+    (property_note((0xC0008002, bytes(8))), {}, 0),  # of a wrong size
+    (property_note((0xC0000002, struct.pack("<I", 3))), {}, 0),
+    (property_note(NEEDS_V3, name=b"XYZ\0"), {}, 0),
+    (property_note(NEEDS_V3, kind=3), {}, 0),
+    (property_note(NEEDS_V3), {"alignment": 4}, 0),  # ld.so passes it over
+    (property_note(NEEDS_V3), {"machine": 183}, 0),
+    (property_note(NEEDS_V3)[:-6], {}, 0),
+    (struct.pack("<III", 4, 0xFFFFFFF0, 5) + b"GNU\0", {}, 0),
+    (struct.pack("<III", 0xFFFFFFFF, 4, 5) + bytes(40), {}, 0),
+    (bytes(64), {}, 0),
+    (b"", {}, 0),
+    (bytes(70000) + property_note(NEEDS_V3), {}, 0),  # more notes than any file has
+], ids=range(17))
+def test_notes_as_the_loader_reads_them(notes: bytes, more: Dict[str, Any], found: int) -> None:
+    """A malformed note says nothing."""
+    assert of_bytes(noted(notes, **more)).isa_needed == found
+
+
+def test_a_segment_of_notes_outside_the_file() -> None:
+    assert of_bytes(noted(property_note(NEEDS_V3))[:-20]).isa_needed == 0
+
+
+@pytest.mark.parametrize(("option", "wanted"), [("execstack", True), ("noexecstack", False)])
+@pytest.mark.parametrize("name", ["app", "liba.so"])
+def test_an_executable_stack(tmp_path: Path, option: str, wanted: bool, name: str) -> None:
+    path = build(tmp_path / name, options=[f"-Wl,-z,{option}"])
+    assert facts_of(path).execstack == wanted
+    assert facts_of(path, symbols=True) == read_with_pyelftools(str(path), symbols=bool)
+
+
+@pytest.mark.parametrize(("machine", "wanted"), [(62, True), (3, True), (183, False), (243, False)])
+def test_without_a_word_about_the_stack(machine: int, wanted: bool) -> None:
+    assert of_bytes(made_up(machine=machine)).execstack == wanted
 
 
 @pytest.mark.parametrize("style", ["gnu", "sysv", "both"])

@@ -12,6 +12,7 @@ import pytest
 from oci_hpc_hooks.elf import loader
 from oci_hpc_hooks.elf.ldcache import merge, parse, serialize
 from oci_hpc_hooks.elf.loader import LinkMap, Search, VersionGap, simulate, unsatisfied
+from oci_hpc_hooks.elf.scan import read_with_pyelftools
 from oci_hpc_hooks.errors import ImageError
 from oci_hpc_hooks.model import ElfFacts, LdCache
 from tests.unit.elf.elf_bed import (
@@ -24,6 +25,7 @@ from tests.unit.elf.elf_bed import (
     default_dirs_of_this_machine,
     entry,
     facts_of,
+    hwcaps_of,
     hwcaps_of_this_cpu,
     in_private_mounts,
     pairs,
@@ -200,6 +202,54 @@ def test_the_interpreter_is_listed_where_it_is_needed(tmp_path: Path) -> None:
     assert agree(program).objects[1].how == "interp"
 
 
+# ------------------------------------------------------------------------------------------------------------- filters
+
+@pytest.mark.parametrize("kind", ["filter", "auxiliary"])
+@pytest.mark.parametrize("needed", [[], ["libimpl.so.1", "libz1.so.1"], ["libz1.so.1", "libimpl.so.1"]], ids=["alone", "first", "last"])
+@pytest.mark.parametrize("before", [True, False])
+def test_what_a_filter_stands_for_comes_before_it(tmp_path: Path, kind: str, needed: List[str], before: bool) -> None:
+    """Wherever else it is needed. What it needs in turn is looked for at once."""
+    build(tmp_path / "a/libimpl.so.1", needed=["libinner.so.1"])
+    build(tmp_path / "a/libsecond.so.1")
+    for name in ("libinner.so.1", "libz1.so.1"):
+        build(tmp_path / f"a/{name}", needed=["libm.so.6"])
+    # Of several --filter the last counts.
+    filtees = ["libimpl.so.1", "libsecond.so.1", "libimpl.so.1"] if kind == "auxiliary" else ["libimpl.so.1"]
+    library = build(tmp_path / "a/libfilter.so.1", needed=["libz1.so.1"], options=[f"-Wl,--{kind}={name}" for name in filtees])
+    assert [*facts_of(library).filters, *facts_of(library).auxiliaries] == filtees
+    assert read_with_pyelftools(str(library), symbols=bool) == facts_of(library, symbols=True)
+    names = ["libfilter.so.1", *needed] if before else [*needed, "libfilter.so.1"]
+    program = build(tmp_path / "program", needed=names, rpath=f"{tmp_path}/a")
+    order = [item.name for item in agree(program).objects]
+    assert all(order.index(name) < order.index("libfilter.so.1") for name in filtees)
+
+
+def test_an_auxiliary_may_be_missing_and_a_filter_s_may_not(tmp_path: Path) -> None:
+    for kind in ("auxiliary", "filter"):
+        library = build(tmp_path / kind / "libx.so.1", options=[f"-Wl,--{kind}=libgone.so.1"])
+        program = build(tmp_path / kind / "program", needed=["libx.so.1"], rpath="$ORIGIN")
+        link_map = simulate(str(program), TreeView(), search_of_this_machine())
+        assert link_map.missing == ((("libgone.so.1", str(library)),) if kind == "filter" else ())
+        done = subprocess.run([program], capture_output=True, text=True)
+        assert ("libgone.so.1: cannot open shared object file" in done.stderr) == bool(link_map.missing)
+        assert bool(done.returncode) == bool(link_map.missing)
+
+
+def test_an_auxiliary_that_is_broken_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "libbad.so.1").write_text("no library, and long enough to be read as an ELF header of sixty-four bytes ....\n")
+    build(tmp_path / "libx.so.1", options=["-Wl,--auxiliary=libbad.so.1"])
+    link_map = agree(build(tmp_path / "program", needed=["libx.so.1"], rpath="$ORIGIN"))
+    assert not link_map.broken
+
+
+def test_filters_of_each_other_end(tmp_path: Path) -> None:
+    build(tmp_path / "liba.so.1", options=["-Wl,--auxiliary=libb.so.1"])
+    build(tmp_path / "libb.so.1", options=["-Wl,--auxiliary=liba.so.1"])
+    program = build(tmp_path / "program", needed=["liba.so.1"], rpath="$ORIGIN")
+    names = [item.name for item in simulate(str(program), TreeView(), search_of_this_machine()).objects]  # ld.so itself dies of such
+    assert sorted(names) == sorted({*names}) and {"liba.so.1", "libb.so.1"} <= {*names}
+
+
 # ---------------------------------------------------------------------------------------------------- files in the way
 
 def test_another_class_or_machine_is_passed_over(tmp_path: Path) -> None:
@@ -374,7 +424,7 @@ def test_programs_of_an_image(image: str) -> None:
     if not (root / "usr/bin").is_dir():
         pytest.skip(f"the test bed has not built {image}")
     paths = programs(str(root), 1)
-    search = Search(cache=cache_of(str(root)), default_dirs=DEBIAN_DIRS, hwcaps=() if image == "bullseye" else hwcaps_of_this_cpu())
+    search = Search(cache=cache_of(str(root)), default_dirs=DEBIAN_DIRS, hwcaps=hwcaps_of("2.31" if image == "bullseye" else "2.36"))
     check_programs(paths[:: max(1, len(paths) // 40)], search, str(root))
 
 
@@ -391,6 +441,9 @@ class MadeUp:
 
     def facts(self, identity: str) -> Optional[ElfFacts]:
         return self.files[identity]
+
+    def is_directory(self, path: str) -> bool:
+        return False
 
 
 def made_up(**rest: object) -> ElfFacts:

@@ -40,14 +40,14 @@ def gate(request: Request, facts: ImageFacts, cpu: Optional[Cpu]) -> List[Findin
     level = cpu.levels[claim.value]
     node = f"this node's processor is a {cpu.target}, which amounts to {cpu.level}"
     if level not in cpu.compatible:
-        raise No("cpu", f"the image says that it is built for {claim.value}, which is {level}, and {node}",
+        raise No("cpu", f"the image is said to be built for {claim.value}, which is {level}, and {node}",
                  f"use an image built for {cpu.level} or less, or a node that has {level}; if the label is wrong, the caller's word goes "
                  "before it: --annotation org.supercontainers.hardware.cpu.optimized.version=generic", "image author")
     if claim.value not in cpu.compatible:
-        return [Finding(WARNING, "cpu", f"the image says that it is built for {claim.value}; {node}, and lacks some of its instructions: a "
+        return [Finding(WARNING, "cpu", f"the image is said to be built for {claim.value}; {node}, and lacks some of its instructions: a "
                         "program may end with SIGILL", claim.origin, f"use an image built for {cpu.level} or {cpu.target}", "image author")]
     if level in _X86_LEVELS[:_FAR_LESS] and cpu.level in _X86_LEVELS[_FAR_LESS:]:
         unused = [_X86_GAINS[name] for name in _X86_LEVELS[_FAR_LESS:_X86_LEVELS.index(cpu.level) + 1]]
-        return [Finding(NOTE, "cpu-unused", f"the image says that it is built for {claim.value}; {node}: {', '.join(unused)} stay unused, "
+        return [Finding(NOTE, "cpu-unused", f"the image is said to be built for {claim.value}; {node}: {', '.join(unused)} stay unused, "
                         "except by libraries that choose when they run", claim.origin, f"build the image for {cpu.level}", "image author")]
     return []

@@ -20,10 +20,10 @@ _CHUNK = 1 << 20
 #: Libraries that are named at most.
 LIBRARIES_LIMIT = 64
 
-#: What a program has inside that is linked statically to glibc and looks up users, groups or hosts (glibc nss/).
-_NSS = b"/etc/nsswitch.conf"
+#: What a program has inside that is linked statically to glibc and looks up users, groups or hosts (glibc nss/); Go's have only the first.
+_NSS, _NSS_MODULE = b"/etc/nsswitch.conf", b"libnss_"
 #: The same of glibc 2.33 and newer: since 2.34 files and DNS are part of libc, and no module of another release is opened for them.
-_NSS_MODULE = b"libnss_%s.so%s"
+_NEWER_NSS_MODULE = b"libnss_%s.so%s"
 
 
 def find(root: Root, path_dirs: Sequence[str], library_dirs: Iterable[str], started: Iterable[str], static: Sequence[str],
@@ -67,7 +67,7 @@ def _uses_old_nss(root: Root, path: str, limit: int) -> bool:
     if fd < 0:
         return False
     try:
-        return _holds(fd, (_NSS, _NSS_MODULE), limit) == (True, False)
+        return _holds(fd, (_NSS, _NSS_MODULE, _NEWER_NSS_MODULE), limit) == (True, True, False)
     finally:
         os.close(fd)
 

@@ -301,8 +301,8 @@ class _Copies:
                                  for version in library.elf.verdef}
         self.stems = {_stem(name) for name in self.names}
         self.asked = self.names | {name for library in self.libraries for name in library.elf.needed}
-        self.met: Set[str] = set()  # where the image has what the site's libraries need
         self.asked |= {posixpath.basename(path) for path in LOADERS}  # which libc needs
+        self.met: Set[str] = set()  # where the image has what the site's libraries need
         folders = {(posixpath.dirname(module.path), posixpath.dirname(library.path))
                    for profile in profiles for module in profile.plugins for library in profile.libraries}
         self.module_folders = {posixpath.relpath(*pair) for pair in folders}

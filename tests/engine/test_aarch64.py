@@ -26,7 +26,7 @@ from oci_hpc_hooks.model import PROVED, Container, Inventory, LdCache, Mount, Pl
 from tests.bed import bed
 from tests.bed.bed import Engine
 from tests.engine.conftest import SiteMaker
-from tests.engine.inside import OWN_VERSION, SITE_VERSION, TREE
+from tests.engine.inside import OWN_VERSION, SITE_VERSION, TREE, ranks
 from tests.unit.elf.elf_bed import TreeView, pairs, traced
 
 ROOTFS = bed.BUILD / "images/arm64"
@@ -90,14 +90,16 @@ def images(folder: Path) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def node(folder: Path, images: dict[str, Path]) -> Path:
-    """A node of that machine with MPICH 5 in a prefix of the site's, scanned by this project in its own Python."""
+    """A node of that machine with MPICH 5 in a prefix of the site's, scanned by this project in its own Python; its hooks registered."""
     root = copied(folder, "node")
     shutil.copy(images["cached"] / "etc/ld.so.cache", root / "etc/ld.so.cache")
     shutil.copytree(resources.PACKAGE, root / "opt/ours/oci_hpc_hooks")
-    shutil.copytree(resources.PACKAGE.parent / "schemas", root / "opt/ours/schemas")
+    for data in "schemas", "hooks.d":
+        shutil.copytree(resources.PACKAGE.parent / data, root / "opt/ours" / data)
     (root / "etc/oci-hpc-hooks").mkdir()
     site = {"version": 1, "profiles": [{"name": "mpich", "search": [f"{PREFIX}/lib"]}]}
     (root / "etc/oci-hpc-hooks/site.json").write_text(json.dumps(site))
+    run(root, *PYTHON, "register", "/opt/hooks")
     said = run(root, *PYTHON, "scan", mounts={MPICH5: PREFIX})
     assert said.startswith("mpich: available") and f"libmpi.so.12, also as libmpich.so.12: {PREFIX}/lib/libmpi.so.12" in said
     return root
@@ -196,7 +198,9 @@ def test_check_says_there_what_it_says_here(node: Path, images: dict[str, Path],
     """The image's files are the same for both: the whole answer is."""
     words = ("check", "--json", "/image", "--annotation", "org.supercontainers.mpi=mpich", "--", HELLO)
     there: dict[str, Any] = json.loads(run(node, *PYTHON, *words, mounts={MPICH5: PREFIX, images["cached"]: "/image"}))
-    here = check.document("/image", container(images["cached"]), decided(images["cached"], offers))
+    with Root(os.open(images["cached"], os.O_PATH | os.O_DIRECTORY)) as root:
+        answer = check.decide(container(images["cached"]), root, offers)
+    here = check.document("/image", container(images["cached"]), answer._replace(start="cold"))
     assert there == here
     assert there["verdict"] == PROVED and there["loader_cache"] == "/etc/ld.so.cache"
 
@@ -208,3 +212,49 @@ def test_an_image_of_another_machine_is_refused(make_site: SiteMaker) -> None:
     assert done.returncode == 1
     assert "the image is 64-bit aarch64, the site's libmpi.so.12 64-bit x86-64" in done.stdout
     assert "pull the image for this machine's architecture" in done.stdout
+
+
+# ---------------------------------------------------------------------------------------------------------------- the hook
+
+#: qemu's statx(2) leaves stx_mnt_id out, and its second thread shares root and working directory, which keeps setns(2) from the mounts.
+QEMU_LACKS = """
+import ctypes
+from oci_hpc_hooks.linux import syscalls
+syscalls.statx_mount_id = lambda fd: int(open(f"/proc/self/fdinfo/{fd}").read().partition("mnt_id:")[2].split()[0])
+ctypes.CDLL(None).unshare(0x200)  # CLONE_FS
+"""
+
+
+@pytest.fixture
+def mounted(node: Path, scratch: Path) -> Iterator[Path]:
+    """The node with its mounts where the runtime's hooks see them, and the folder of the bundle at its own path."""
+    (node / "qemu").touch()
+    places = {Path("/proc"): "/proc", MPICH5: PREFIX, QEMU: "/qemu", scratch: str(scratch)}
+    try:
+        for source, target in places.items():
+            if source.is_dir():
+                (node / target.lstrip("/")).mkdir(parents=True, exist_ok=True)
+            subprocess.run(["mount", "--rbind", source, node / target.lstrip("/")], check=True)
+            subprocess.run(["mount", "--make-rprivate", node / target.lstrip("/")], check=True)
+        yield node
+    finally:
+        for target in places.values():
+            subprocess.run(["umount", "--recursive", "--lazy", node / target.lstrip("/")], check=False)
+
+
+def test_the_hook(rootful: Engine, mounted: Path, scratch: Path) -> None:
+    """Started by a runtime of this machine, in a container whose programs are of that one."""
+    script = (mounted / "opt/hooks/bin/oci-hpc-hooks-createruntime").read_text()
+    (mounted / "opt/hooks/hook.py").write_text(script.replace("\nfrom oci", f"{QEMU_LACKS}\nfrom oci"))
+    hook = ["chroot", str(mounted), "/qemu", "/usr/bin/python3", "-IS", "/opt/hooks/hook.py"]
+    hooks = {"createRuntime": [{"path": "/usr/sbin/chroot", "args": hook, "env": ["PATH=/usr/bin:/bin"], "timeout": 120}]}
+    with rootful.bundle(scratch / "bundle", "arm64", ["/qemu", HELLO], annotations=WISH, hooks=hooks) as made:
+        config = json.loads((made / "config.json").read_text())
+        config["mounts"].append({"destination": "/qemu", "source": str(QEMU), "type": "bind", "options": ["rbind", "ro"]})
+        (made / "config.json").write_text(json.dumps(config))
+        for way in ("cold", "warm"):
+            result = rootful.runtime_run(made, timeout=180)
+            assert [(rank.of, rank.version, rank.loaded) for rank in ranks(result)] == [
+                (1, SITE_VERSION, (f"{TREE}{PREFIX}/lib/libmpi.so.12",))]
+            entry = json.loads((mounted / "var/log/oci-hpc-hooks.log").read_text().splitlines()[-1])
+            assert (entry["verdict"], entry["path"]) == (PROVED, way)

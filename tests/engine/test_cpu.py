@@ -108,5 +108,5 @@ def test_scan_and_check_tell(ready: ReadySite) -> None:  # noqa: F811
     assert "\nprocessor: " in found.command("scan", "--dry-run").stdout
     done = found.command("check", str(bed.BUILD / "images/bookworm"), "--label", "org.supercontainers.mpi=mpich", "--label",
                          "io.archspec.cpu.target=x86_64", "--", "mpihello")
-    assert done.returncode == 0 and "note: the image says that it is built for x86_64; this node's processor is a" in done.stdout
+    assert done.returncode == 0 and "note: the image is said to be built for x86_64; this node's processor is a" in done.stdout
     assert "(from label io.archspec.cpu.target=x86_64)" in done.stdout

@@ -27,12 +27,14 @@ from oci_hpc_hooks.model import (
     Cover,
     ElfFacts,
     Finding,
+    HostFile,
     ImageFacts,
     Inventory,
     LdCache,
     Mount,
     Plan,
     Request,
+    ResolvedSet,
     Site,
     Wish,
 )
@@ -51,6 +53,7 @@ from tests.unit.decide.world import (
     container,
     elf,
     file_id,
+    glibc_versions,
     host,
     inventory,
     mpich_image,
@@ -681,7 +684,8 @@ def images(draw: st.DrawFn) -> ImageFacts:
         cache=draw(st.sampled_from([facts.cache, None, LdCache(tuple(entries))])),
         loader=draw(st.sampled_from([world.LOADER, ""])),
         libc=draw(st.sampled_from([facts.libc, None])),
-        musl=draw(st.sampled_from(["", "/lib/ld-musl-x86_64.so.1"])))
+        musl=draw(st.sampled_from(["", "/lib/ld-musl-x86_64.so.1"])),
+        makeable=draw(some([f"{folder}/set" for folder in FOLDERS[:4]])))
 
 
 @st.composite
@@ -693,15 +697,27 @@ def nodes(draw: st.DrawFn) -> Inventory:
         return profile(library("replace"), *map(library, draw(st.lists(st.sampled_from(["replace", "add", "dependency"]), max_size=2))),
                        mpi=mpi, plugins=draw(st.sampled_from([[], [MODULE]])), problems=draw(st.sampled_from([[], ["broken"]])))
 
+    def sets() -> Any:
+        path = draw(st.sampled_from(FOLDERS[:4])) + "/set"
+        return tuple(draw(st.lists(st.builds(
+            ResolvedSet, name=st.just("set"), private=st.sampled_from(["", "V", "GLIBC"]), libraries=st.permutations(NAMES[:6]).map(tuple),
+            modules=st.lists(st.builds(host, st.just(f"{path}/libmodule.so"), ELVES, st.just("plugin")), max_size=1).map(tuple),
+            files=st.lists(st.builds(HostFile, st.just(f"{path}/x"), st.just(f"{path}/x"), st.just(file_id("x"))), max_size=1).map(tuple),
+        ), max_size=1)))
+
     profiles = [
-        dataclasses.replace(offer(mpi), variants=tuple(
-            dataclasses.replace(offer(mpi), variant=name, glibc=glibc)
+        dataclasses.replace(offer(mpi), sets=sets(), variants=tuple(
+            dataclasses.replace(offer(mpi), sets=sets(), variant=name, glibc=glibc)
             for name, glibc in draw(st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from(["", "2.9", "2.17"])), max_size=2))
         ))
         for mpi in draw(st.lists(st.sampled_from(["mpich", "openmpi"]), max_size=2))
     ]
     site = Site(on_refusal=draw(st.sampled_from(["refuse", "run-without"])), unproved=draw(st.sampled_from(["run", "refuse"])))
     return inventory(*profiles, site=site)
+
+
+def parents(path: str) -> List[str]:
+    return [path[:index] for index, char in enumerate(path) if char == "/"]
 
 
 def check_anything(facts: ImageFacts, node: Inventory, value: str, explicit: bool, read_only: bool, with_dev: bool) -> None:
@@ -721,6 +737,8 @@ def check_anything(facts: ImageFacts, node: Inventory, value: str, explicit: boo
     assert all(bind.over is not None and bind.target.startswith("/") for bind in made.in_place)
     assert all(bind.over is None and not bind.target.startswith("/") for bind in made.tree)
     assert len({bind.target for bind in made.in_place}) == len(made.in_place)
+    assert len({cover.target for cover in made.modules}) == len(made.modules)
+    assert {cover.folder for cover in made.modules} <= {folder for bind in made.tree for folder in parents(bind.target)}
     assert (made.verdict == REFUSED) == any(finding.severity == ERROR for finding in made.findings)
 
 
@@ -730,3 +748,13 @@ def test_whatever_the_facts_a_plan_comes_out(
     facts: ImageFacts, node: Inventory, value: str, explicit: bool, read_only: bool, with_dev: bool
 ) -> None:
     check_anything(facts, node, value, explicit, read_only, with_dev)
+
+
+def test_the_loader_is_in_every_process() -> None:
+    """The image's libc needs it, by a name that leads nowhere from the library directories; the kernel has mapped it all the same."""
+    image = mpich_image()
+    image.add(LIBC, elf("libc.so.6", needed=["ld-linux-x86-64.so.2"], verdef=glibc_versions(36)))
+    image.default_dirs = ("/usr/lib64",) * 4
+    image.add("/usr/lib64/libc.so.6", image.files[LIBC], cached=True)
+    made = decide(image.facts(APP))
+    assert made.verdict == PROVED, made.findings

@@ -42,9 +42,10 @@ def test_libraries_and_modules_that_want_an_executable_stack(top: Path) -> None:
 
 
 @pytest.mark.parametrize(("content", "told"), [
-    (OLD_NSS, True), (NEW_NSS, False), (b"libnss_", False), (b"", False), (bytes((1 << 20) - 20) + OLD_NSS, True),
+    (OLD_NSS, True), (NEW_NSS, False), (b"libnss_", False), (b"/etc/nsswitch.conf", False), (b"", False),
+    (bytes((1 << 20) - 20) + OLD_NSS, True),
     (OLD_NSS + bytes(3 << 20) + b"libnss_%s.so%s\0", False),
-], ids=["old", "new", "none", "empty", "across two reads", "both, far apart"])
+], ids=["old", "new", "no NSS", "Go", "empty", "across two reads", "both, far apart"])
 def test_static_programs(top: Path, content: bytes, told: bool) -> None:
     (top / "fixed").write_bytes(content)
     assert find(top, static=("/fixed",)).static_nss == (("/fixed",) if told else ())

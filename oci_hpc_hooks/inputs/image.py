@@ -121,6 +121,8 @@ class _Tree:
         folder, name = posixpath.split(path)
         real = self.real(path) if ".so" not in name or self._may_hold(folder, name) else ""
         self.resolved[path] = real
+        if real:
+            self.resolved[real] = real  # where it may be bound over, whatever name has led there
         return real
 
     def _may_hold(self, folder: str, name: str) -> bool:

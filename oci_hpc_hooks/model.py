@@ -428,4 +428,5 @@ class Plan:
     cache: Optional[LdCache] = None
     tree_root: str = ""  # where the tree appears in the container
     tree_make: str = ""  # "dev": a directory in the runtime's own /dev tmpfs; "create": in the rootfs; "": over an existing empty one
+    tried: Optional[Plan] = None  # of a refusal: what the first finding of it is about, where the decision came that far
     drop_in: Optional[DropIn] = None  # the cache is a file in the container's own layer, with this one; None = it is bound

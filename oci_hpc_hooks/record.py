@@ -10,12 +10,21 @@ import os
 import posixpath
 import tempfile
 from binascii import crc32
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
-from oci_hpc_hooks import replay, report
+from oci_hpc_hooks import replay, report, warm
+from oci_hpc_hooks.apply import rootfs
 from oci_hpc_hooks.elf import ldcache
+from oci_hpc_hooks.errors import HookError
 from oci_hpc_hooks.inputs import jsontext
-from oci_hpc_hooks.model import Bind, FileId, Finding, ImageFacts, Plan, Watched
+from oci_hpc_hooks.inputs.container import command_words
+from oci_hpc_hooks.linux.paths import Root
+from oci_hpc_hooks.model import Bind, Container, FileId, Finding, ImageFacts, Plan, Watched
+
+#: Why what is made by ourselves is there.
+COVER = "modules go with their libraries"
+CACHE = "the image's loader cache with the site's libraries"
+DROP_IN = "with it, what ldconfig makes in the container leads to the site's libraries too"
 
 #: Remembered plans per node or user. An anonymous volume makes every start a new case, so the oldest must go some time.
 PLANS_LIMIT = 1024
@@ -45,12 +54,41 @@ def build(plan: Plan, facts: Optional[ImageFacts], watched: Sequence[Watched], k
         "image_files": [[file.path, *_row(file.file)] for file in files],
         "image_dirs": [[folder.path, folder.inode, folder.mtime_ns] for folder in facts.directories] if facts else [],
         "findings": [finding_document(finding) for finding in plan.findings],
+        "why": _why((*plan.tree, *plan.in_place)),
     }
     if facts is not None and facts.cache_file is not None and not cache:
         record["image_files"].append([facts.cache_real, *_row(facts.cache_file)])
     if plan.drop_in is not None:
         record["image_files"].append([plan.drop_in.rests_on.path, *_row(plan.drop_in.rests_on.file)])
     return record, cache
+
+
+def _why(binds: Sequence[Bind]) -> Dict[str, List[int]]:
+    """Each reason with the numbers of the rows that are there for it: few reasons, many rows."""
+    found: Dict[str, List[int]] = {}
+    for number, bind in enumerate(binds):
+        found.setdefault(bind.why, []).append(number)
+    return found
+
+
+def files(record: Mapping[str, Any], cache_as: str = "") -> List[Dict[str, Any]]:
+    """What a record puts into the container, for people: source, target, how ("tree", "in place", or "file" in its own layer), why, and
+    ``id``, which is inode, size and mtime of the source (of a directory that covers modules and of the loader cache, which are of our own
+    making: nothing). ``cache_as`` is how the cache arrived ("file" or "bind"), if that is known to be otherwise than planned."""
+    reasons = {number: why for why, numbers in record.get("why", {}).items() for number in numbers}
+    at = record["tree_at"]
+    rows = [(row[0], f"{at}/{row[4]}", "tree", row[1:4]) for row in record["tree"]]
+    rows += [(row[0], row[4], "in place", row[1:4]) for row in record["in_place"]]
+    found = [{"source": source, "target": target, "how": how, "why": reasons.get(number, ""), "id": tuple(identity)}
+             for number, (source, target, how, identity) in enumerate(rows)]
+    found += [{"source": f"{at}/{row[0]}", "target": row[1], "how": "in place", "why": COVER, "id": ()} for row in record["modules"]]
+    cache = record["cache"]
+    if cache and (cache_as or ("file" if cache["drop_in"] else "bind")) == "file":
+        found += [{"source": "", "target": target, "how": "file", "why": why, "id": ()}
+                  for target, why in ((cache["target"], CACHE), (cache["drop_in"][0] if cache["drop_in"] else "", DROP_IN)) if target]
+    elif cache:
+        found.append({"source": f"{at}/ld.so.cache", "target": cache["target"], "how": "in place", "why": CACHE, "id": ()})
+    return found
 
 
 def _row(file: Optional[FileId]) -> List[int]:
@@ -98,6 +136,40 @@ def remember(places: report.Places, record: Dict[str, Any], cache: bytes) -> Non
         _forget_oldest(folder)
     except OSError:
         pass
+
+
+def key_begins(places: Tuple[str, str, str, str], container: Container, defaults: Sequence[Tuple[str, str]]) -> str:
+    """How :func:`replay.key_of` begins for a start of this container, whatever volumes and options it gets."""
+    sources = (("annotation", container.annotations), ("label", container.labels), ("manifest", container.manifest_annotations))
+    words = [(source, key, value) for source, values in sources for key, value in sorted(values.items()) if key.startswith(warm.PREFIXES)]
+    environment = sorted((item for item in container.env if item.startswith(replay.LOADER_VARIABLES)), key=replay.variable)
+    return repr((replay.RECORD_VERSION, places, container.image_id or container.rootfs, words, list(defaults),
+                 command_words(container.args), environment, container.cwd))[:-1]
+
+
+def knows(places: report.Places, begins: str, root: Root) -> bool:
+    """Whether a plan is remembered for starts whose key begins so, and nothing that it rests on has changed: such a start is a warm one."""
+    try:
+        names = [name for name in os.listdir(places.cache + "/plans") if name.endswith(".plan")]
+    except OSError:
+        return False
+    for name in names:
+        found = replay.read_plan(places, name)
+        if found is not None and found[0]["key"].startswith(begins) and _still_holds(found[0], root):
+            return True
+    return False
+
+
+def _still_holds(record: Dict[str, Any], root: Root) -> bool:
+    try:
+        replay.check_host(record)
+        for path, *row in (row[:4] for row in (*record["tree"], *record["in_place"])):
+            if not rootfs.same_file(os.stat(path), *row):
+                return False
+        rootfs.check_image(record, root)
+        return True
+    except (rootfs.Stale, HookError, OSError):
+        return False
 
 
 def _forget_oldest(folder: str) -> None:

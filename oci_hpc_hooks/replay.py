@@ -91,6 +91,7 @@ class Service:
             "id": self.start.state.id,
             "image": self.start.image.image_name or self.start.image.image_id,
             "stage": self.start.stage,
+            "plan": plan_file(self.key),
             "path": path,
             "ms": round((time.monotonic() - self.start.began) * 1000, 2),
             "cpu_ms": round(time.process_time() * 1000, 2),
@@ -181,12 +182,18 @@ def plan_file(key: str) -> str:
 
 def remembered(places: Places, key: str) -> tuple[dict[str, Any], bytes] | None:
     """The record and the loader cache that :func:`oci_hpc_hooks.record.remember` wrote for this key, None if there is none to trust."""
+    found = read_plan(places, plan_file(key))
+    return found if found is not None and found[0]["key"] == key else None
+
+
+def read_plan(places: Places, name: str) -> tuple[dict[str, Any], bytes] | None:
+    """The same for a file of remembered plans, whatever its key is."""
     try:
         folder = posix.open(places.cache + "/plans", posix.O_PATH | posix.O_DIRECTORY | posix.O_NOFOLLOW | posix.O_CLOEXEC)
     except OSError:
         return None
     try:
-        fd = posix.open(plan_file(key), posix.O_RDONLY | posix.O_NOFOLLOW | posix.O_NONBLOCK | posix.O_CLOEXEC, dir_fd=folder)
+        fd = posix.open(name, posix.O_RDONLY | posix.O_NOFOLLOW | posix.O_NONBLOCK | posix.O_CLOEXEC, dir_fd=folder)
     except OSError:
         return None
     finally:
@@ -201,7 +208,7 @@ def remembered(places: Places, key: str) -> tuple[dict[str, Any], bytes] | None:
             return None  # the disk was full, or the node went down before the file was on it
         head, _, cache = data.partition(b"\n")
         record = jsontext.loads(head, "a remembered plan", PLAN_LIMIT)
-        if isinstance(record, dict) and record["key"] == key and record["cache_length"] == len(cache):
+        if isinstance(record, dict) and isinstance(record["key"], str) and record["cache_length"] == len(cache):
             return record, cache
         return None
     except (HookError, OSError, KeyError):
@@ -216,6 +223,17 @@ def owned(status: posix.stat_result) -> bool:
 
 def replay(service: Service, record: dict[str, Any], cache: bytes) -> None:
     """Applies a known plan. Raises Stale if anything that it rests on has changed."""
+    check_host(record)
+    rootfs.check_image(record, service.root)
+    if record["verdict"] == "nothing":
+        if any(finding["severity"] != "note" for finding in record["findings"]):  # told at each start
+            service.log("nothing", "warm", findings=record["findings"])
+        return
+    service.inject(record, cache, "warm")
+
+
+def check_host(record: dict[str, Any]) -> None:
+    """Raises Stale unless every file of the host that the plan rests on, and that will not be opened anyway, is unchanged."""
     for path, inode, size, mtime_ns in record["host_files"]:
         try:
             now = posix.stat(path)
@@ -225,9 +243,3 @@ def replay(service: Service, record: dict[str, Any], cache: bytes) -> None:
             continue
         if (now.st_ino, now.st_size, now.st_mtime_ns) != (inode, size, mtime_ns):
             raise rootfs.Stale(path)
-    rootfs.check_image(record, service.root)
-    if record["verdict"] == "nothing":
-        if any(finding["severity"] != "note" for finding in record["findings"]):  # told at each start
-            service.log("nothing", "warm", findings=record["findings"])
-        return
-    service.inject(record, cache, "warm")

@@ -23,6 +23,7 @@ VERBS: Dict[str, str] = {
     "profiles": "draft a profile from a library of this node, or list those that there are",
     "register": "write the hook executables and descriptors of this installation",
     "last": "show what the hooks did last",
+    "explain": "tell of one container what was done to it, and why",
 }
 
 #: The global options: each place, its default, and what lies there.
@@ -64,7 +65,9 @@ def fail(error: HookError, *, as_json: bool) -> int:
     if as_json:
         print_json({"version": 1, "error": str(error), "origin": error.origin, "remedy": error.remedy, "who": error.who})
     else:
-        print(f"oci-hpc-hooks: {error}", file=sys.stderr)
+        from oci_hpc_hooks.cli import show
+
+        print("\n".join(map(show.clean, f"oci-hpc-hooks: {error}".split("\n"))), file=sys.stderr)
     return error.exit_code
 
 

@@ -1,24 +1,22 @@
-"""``oci-hpc-hooks check IMAGE|ROOTFS``: the decision that a hook would make, without starting a container.
+"""``oci-hpc-hooks check IMAGE|ROOTFS|BUNDLE``: the decision that a hook would make, without starting a container.
 
-An image is looked at through podman: its labels and command from ``podman image inspect``, its tree from ``podman image mount``. What a
-``podman run`` would add by its options (volumes, --env) is not known here; annotations and the command can be given.
+Will it run here, with what, and what will it cost; and with ``--inventory`` the same for other systems, from what their sites publish.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
 import os
-import subprocess
-import sys
-from typing import Any, Dict, Iterator, List, Mapping, Sequence, Tuple
+from pathlib import PurePath
+from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
-from oci_hpc_hooks import cli, cold, record
-from oci_hpc_hooks.errors import HookError, Refusal, UsageError
-from oci_hpc_hooks.inputs.image import DEFAULT_PATH
+from oci_hpc_hooks import cli, cold, record, warm
+from oci_hpc_hooks.cli import show, target
+from oci_hpc_hooks.decide import links
+from oci_hpc_hooks.errors import Refusal, UsageError
+from oci_hpc_hooks.inputs import inventory
 from oci_hpc_hooks.linux.paths import Root
-from oci_hpc_hooks.model import ERROR, NOTHING, PROVED, REFUSED, UNPROVED, Container, Finding, Mount, Plan
+from oci_hpc_hooks.model import ERROR, NOTHING, PROVED, REFUSED, UNPROVED, Container, Finding, Inventory, Plan
 from oci_hpc_hooks.report import Places, own_places
 
 EXIT = {PROVED: 0, NOTHING: 0, REFUSED: 1, UNPROVED: 3}
@@ -28,49 +26,60 @@ SAYS = {
     NOTHING: "nothing to do: the container would be left as it is",
     REFUSED: "refused: the container would not start",
 }
-COVER = "modules go with their libraries"
+
+#: Rows of a table of libraries, unless --all is given.
+ROWS = 12
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("target", metavar="IMAGE|ROOTFS", help="an image that podman has, or the directory of a root filesystem")
-    parser.usage = "%(prog)s [options] IMAGE|ROOTFS [-- COMMAND ...]"
-    parser.epilog = "COMMAND is what would run in it; default: the image's entrypoint and command."
+    parser.add_argument("target", metavar="IMAGE|ROOTFS|BUNDLE",
+                        help="an image that podman has, the directory of a root filesystem, or a directory with a config.json")
+    parser.usage = "%(prog)s [options] IMAGE|ROOTFS|BUNDLE [-- COMMAND ...]"
+    parser.epilog = (
+        "COMMAND is what would run in it; default: the image's entrypoint and command, or the bundle's process. Exit codes: 0 it will run "
+        "with the site's libraries, or is left as it is; 1 refused; 2 usage or configuration; 3 unproved. With several --inventory: the "
+        "exit code of the best system, 0 before 3 before 1.")
     parser.add_argument("--annotation", metavar="KEY=VALUE", action="append", default=[], help="as for podman run; may be repeated")
     parser.add_argument("--label", metavar="KEY=VALUE", action="append", default=[], help="as if the image had this label")
+    parser.add_argument("--all", action="store_true", help="show every library and every file, not only those that matter first")
+    parser.add_argument("--inventory", metavar="[NAME=]FILE", action="append", default=[],
+                        help="decide for the system whose site has published this inventory.json; may be repeated")
+    parser.add_argument("--graph", metavar="FILE.svg", help="draw what the program would load, coloured by who provides it")
+
+
+class Answer(NamedTuple):
+    """The decision for one system."""
+
+    plan: Plan
+    maps: Tuple[links.LinkMap, ...]
+    start: str  # "warm", "cold", or "" where no hook would have anything to do, or where it cannot be told
 
 
 def execute(args: argparse.Namespace) -> int:
     annotations = _pairs(args.annotation, "--annotation")
     labels = _pairs(args.label, "--label")
-    places = own_places(Places(args.config_dir, args.state_dir, args.cache_dir, args.log_file))
-    with _look(args.target) as (tree, image):
-        config = image.get("Config") or {}
-        container = Container(
-            id="", bundle="", rootfs=tree,
-            args=tuple(args.command or [*(config.get("Entrypoint") or ()), *(config.get("Cmd") or ())]),
-            env=tuple(config.get("Env") or ["PATH=" + DEFAULT_PATH]),
-            cwd=config.get("WorkingDir") or "/",
-            mounts=(Mount("/dev", "tmpfs", "tmpfs"),),  # as every engine sets it up
-            annotations=annotations,
-            labels={**(config.get("Labels") or {}), **labels},
-            manifest_annotations=image.get("Annotations") or {},
-            image_id=image.get("Id", ""),
-            image_name=args.target,
-        )
-        plan = _decide(container, places)
-    if args.json:
-        cli.print_json(document(args.target, container, plan))
+    if args.graph and len(args.inventory) > 1:
+        raise UsageError("--graph draws the answer for one system", remedy="give one --inventory, or none", who="user")
+    systems = {name: inventory.published(file) for name, file in _named(args.inventory)}
+    registered = (args.config_dir, args.state_dir, args.cache_dir, args.log_file)
+    with target.look(args.target, args.command, annotations, labels) as container, _tree(container) as root:
+        if systems:
+            answers = {name: decide(container, root, offers) for name, offers in systems.items()}
+        else:
+            answers = {"": _decide_here(container, root, registered)}
+    if systems:
+        said: Dict[str, Any] = {"version": 1, "target": args.target, "command": list(container.args), "systems": [
+            {"system": name, **_offer(systems[name], answer.plan), **_answer(answer)} for name, answer in answers.items()]}
     else:
-        print("\n".join(_lines(document(args.target, container, plan))))
-    return EXIT[plan.verdict]
-
-
-def _decide(container: Container, places: Places) -> Plan:
-    with Root(os.open(container.rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as root:
-        try:
-            return cold.decide(container, root, cold.node(places))[0]
-        except Refusal as refusal:
-            return Plan(REFUSED, (Finding(ERROR, "request", refusal.what, refusal.origin, refusal.remedy, refusal.who),))
+        said = document(args.target, container, answers[""])
+    if args.graph:
+        _draw(args.graph, " on ".join([args.target, *systems]), said["systems"][0] if systems else said)
+    if args.json:
+        cli.print_json(said)
+    else:
+        show.show(_systems(said, args.all) if systems else _lines(said, args.all))
+    codes = {EXIT[answer.plan.verdict] for answer in answers.values()}
+    return next(code for code in (0, 3, 1) if code in codes)
 
 
 def _pairs(items: Sequence[str], option: str) -> Dict[str, str]:
@@ -80,77 +89,198 @@ def _pairs(items: Sequence[str], option: str) -> Dict[str, str]:
     return dict(item.split("=", 1) for item in items)
 
 
-# ---------------------------------------------------------------------------------------------------------------- the image
+def _named(items: Sequence[str]) -> List[Tuple[str, str]]:
+    """Systems and their inventories; a file without a name of its own is called as it is without its ending."""
+    found: List[Tuple[str, str]] = []
+    for item in items:
+        name, equals, file = item.partition("=")
+        if not equals or os.path.exists(item):
+            name, file = PurePath(item).stem, item
+        if not name or name in dict(found):
+            raise UsageError(f"--inventory {item}: there are two systems of the name {name!r}" if name else f"--inventory {item}: no name",
+                             remedy="name each as --inventory NAME=FILE", who="user")
+        found.append((name, file))
+    return found
 
-@contextlib.contextmanager
-def _look(target: str) -> Iterator[Tuple[str, Mapping[str, Any]]]:
-    """The directory with the tree, and what podman says of the image ({} for a plain directory)."""
-    if os.path.isdir(target):
-        yield os.path.realpath(target), {}
-        return
-    if target.startswith(("/", "./", "../")):
-        raise UsageError(f"there is no directory {target}")
-    if os.geteuid() != 0:
-        # Only inside podman's user namespace can an unprivileged user mount an image; the rest of this command goes on there.
-        with _needs_podman():
-            os.execvp("podman", ["podman", "unshare", sys.executable, "-I", os.path.abspath(sys.argv[0]), *sys.argv[1:]])
-    image = json.loads(_podman("image", "inspect", target))[0]
-    tree = _podman("image", "mount", image["Id"]).strip()
+
+# ---------------------------------------------------------------------------------------------------------------- the decision
+
+def _tree(container: Container) -> Root:
+    return Root(os.open(container.rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+
+
+def _decide_here(container: Container, root: Root, registered: Tuple[str, str, str, str]) -> Answer:
+    places = own_places(Places(*registered))
+    answer = decide(container, root, cold.node(places))
+    if answer.plan.verdict in (NOTHING, REFUSED):
+        return answer
+    begins = record.key_begins(registered, container, warm.site_defaults(places.config))
+    return answer._replace(start="warm" if record.knows(places, begins, root) else "cold")
+
+
+def decide(container: Container, root: Root, offers: Inventory) -> Answer:
+    """The decision by one inventory. Raises HookError."""
     try:
-        yield tree, image
-    finally:
-        _podman("image", "unmount", image["Id"])
-
-
-@contextlib.contextmanager
-def _needs_podman() -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError:
-        raise UsageError("podman, which is needed to look into an image, is not installed", remedy="install it, or name the "
-                         "directory of a root filesystem", who="user") from None
-
-
-def _podman(*arguments: str) -> str:
-    with _needs_podman():
-        done = subprocess.run(["podman", *arguments], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise UsageError(f"podman {' '.join(arguments)}: {done.stderr.strip() or 'failed'}", remedy="pull or build the image first",
-                         who="user")
-    return done.stdout
+        plan, facts = cold.decide(container, root, offers)
+    except Refusal as refusal:
+        finding = Finding(ERROR, "request", refusal.what, refusal.origin, refusal.remedy, refusal.who)
+        return Answer(Plan(REFUSED, (finding,)), (), "")
+    return Answer(plan, links.link_maps(facts, plan, offers), "")
 
 
 # ---------------------------------------------------------------------------------------------------------------- the answer
 
-def document(target: str, container: Container, plan: Plan) -> Dict[str, Any]:
-    """What ``--json`` prints: schemas/check-output.schema.json."""
+def _offer(offers: Inventory, plan: Plan) -> Dict[str, str]:
+    """What another system would give, in short."""
+    name = plan.profile or (plan.tried.profile if plan.tried else "")
+    mpi = next((profile.libraries[0].real for profile in offers.profiles if profile.name == name and profile.libraries), "")
+    return {"machine": offers.machine, "libc_version": offers.libc_version, "mpi": mpi}
+
+
+def document(target: str, container: Container, answer: Answer) -> Dict[str, Any]:
+    """What ``--json`` prints of one decision: schemas/check-output.schema.json."""
+    return {"version": 1, "target": target, "command": list(container.args), **_answer(answer)}
+
+
+def _answer(answer: Answer) -> Dict[str, Any]:
+    plan = answer.plan
+    applied, cache = record.build(plan, None, (), "")
     return {
-        "version": 1,
-        "target": target,
-        "command": list(container.args),
         "verdict": plan.verdict,
         "profile": plan.profile,
         "findings": [record.finding_document(finding) for finding in plan.findings],
-        "tree": plan.tree_root if plan.tree else "",
-        "files": [
-            *({"source": bind.source, "target": f"{plan.tree_root}/{bind.target}", "how": "tree", "why": bind.why} for bind in plan.tree),
-            *({"source": bind.source, "target": bind.target, "how": "in place", "why": bind.why} for bind in plan.in_place),
-            *({"source": f"{plan.tree_root}/{cover.folder}", "target": cover.target, "how": "in place", "why": COVER}
-              for cover in plan.modules),
-        ],
+        "programs": [_program(one) for one in answer.maps],
+        "tree": applied["tree_at"],
+        "files": [{key: file[key] for key in ("source", "target", "how", "why")} for file in record.files(applied)],
         "loader_cache": plan.cache_target,
         "loader_cache_as": "" if not plan.cache_target else "file" if plan.drop_in else "bind",
+        "cost": {
+            "tree_files": len(plan.tree),
+            "in_place": len(plan.in_place) + len(plan.modules),
+            "mounts": sum(file["how"] != "file" for file in record.files(applied)) + bool(plan.tree),
+            "cache_entries": len(plan.cache.entries) if plan.cache is not None and cache else 0,
+            "cache_bytes": len(cache),
+            "start": answer.start,
+        },
     }
 
 
-def _lines(said: Mapping[str, Any]) -> List[str]:
-    """The same for people."""
-    lines = [f"{said['target']}: {SAYS[said['verdict']]}"]
-    for finding in said["findings"]:
-        told = HookError(finding["what"], origin=finding["origin"], remedy=finding["remedy"], who=finding["who"])
-        lines.append(f"  {finding['severity']}: {told}")
-    lines += [f"  {file['source']} -> {file['target']} ({file['why']})" for file in said["files"]]
-    if said["loader_cache"]:
-        how = "a new file in the container's own layer" if said["loader_cache_as"] == "file" else "mounted over it"
-        lines.append(f"  a loader cache with the site's libraries -> {said['loader_cache']} ({how})")
-    return lines
+def _program(link_map: links.LinkMap) -> Dict[str, Any]:
+    return {
+        "path": link_map.program,
+        "trouble": link_map.trouble,
+        "libraries": [
+            {"name": link.name, "provider": link.provider, "file": link.file, "path": link.path, "rule": link.rule, "why": link.why,
+             "needed_by": link.needed_by}
+            for link in links.order(link_map)
+        ],
+        "dependencies": [{"needed_by": edge.needed_by, "name": edge.name, "path": edge.path, "fault": edge.fault, "injection": edge.ours}
+                         for edge in link_map.edges],
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------- for people
+
+RULES = {
+    "interp": "the program's loader", "preload": "LD_PRELOAD", "absolute": "its path", "rpath": "DT_RPATH", "runpath": "DT_RUNPATH",
+    "cache": "loader cache", "default": "default path",
+}
+
+
+def _lines(said: Mapping[str, Any], everything: bool) -> Iterator[show.Block]:
+    yield show.Line(f"{said['target']}: {SAYS[said['verdict']]}", said["verdict"])
+    yield from show.findings(said["findings"])
+    programs = said["programs"]
+    telling = _telling(programs)
+    for program in programs:
+        yield from _libraries(program, everything or program is telling, everything)
+    if everything:
+        yield from (f"  {file['source'] or 'a new file'} -> {file['target']} ({file['why']})" for file in said["files"])
+    cost = said["cost"]
+    if cost["mounts"]:
+        cache = f", a loader cache of {cost['cache_entries']} entries" if cost["cache_entries"] else ""
+        files = show.count(cost["tree_files"], "file")
+        start = {"warm": "; a warm start, its plan is remembered", "cold": "; a cold start, the next ones are warm", "": ""}[cost["start"]]
+        yield (f"cost: {show.count(cost['mounts'], 'mount')} ({files} in the tree, {cost['in_place']} over "
+               f"the image's{cache}){start}")
+
+
+def _telling(programs: Sequence[Mapping[str, Any]]) -> Optional[Mapping[str, Any]]:
+    """The program that shows what the injection does: one that fails, or loads something of the host."""
+    told = (program for program in programs if _of_host(program) or any(fault["injection"] for fault in _faults(program)))
+    return next(told, programs[0] if programs else None)
+
+
+def _faults(program: Mapping[str, Any]) -> List[Mapping[str, Any]]:
+    return [needs for needs in program["dependencies"] if needs["fault"]]
+
+
+def _of_host(program: Mapping[str, Any]) -> int:
+    return sum(library["provider"] != links.IMAGE for library in program["libraries"] if library["rule"] != "program")
+
+
+def _libraries(program: Mapping[str, Any], table: bool, everything: bool) -> Iterator[show.Block]:
+    """Who provides each library of one program, what matters first; or how many of them the host provides."""
+    if program["trouble"]:
+        yield f"{program['path']}: {program['trouble']}"
+        return
+    libraries = [library for library in program["libraries"] if library["rule"] != "program"]
+    yield f"{program['path']} would load {show.count(len(libraries), 'library', 'libraries')}, {_of_host(program)} of the host"
+    if not table:
+        return
+    nobody = [fault for fault in _faults(program) if not fault["path"]]
+    shown = libraries if everything else libraries[:ROWS]
+    rows = [(fault["name"], "nobody", "-", "-", f"{_name(fault['needed_by'])} needs it; {fault['fault']}") for fault in nobody]
+    for library in shown:
+        rule = RULES.get(library["rule"], library["rule"])
+        rows.append((library["name"], library["provider"], library["file"], rule, _why(library, _faults(program))))
+    if rows:
+        yield show.Table(("LIBRARY", "PROVIDER", "FILE", "FOUND BY", "WHY"), tuple(rows))
+    if len(libraries) > len(shown):
+        yield f"  and {len(libraries) - len(shown)} more (--all)"
+
+
+def _why(library: Mapping[str, Any], faults: Sequence[Mapping[str, Any]]) -> str:
+    for fault in faults:
+        if fault["path"] == library["path"]:
+            return f"{fault['fault']}, which {_name(fault['needed_by'])} needs"
+    return str(library["why"]) or f"needed by {_name(library['needed_by'])}"
+
+
+def _name(path: str) -> str:
+    return path.rpartition("/")[2]
+
+
+def _draw(path: str, name: str, said: Mapping[str, Any]) -> None:
+    """Writes the picture of the program that tells most. Raises UsageError where it cannot be written."""
+    from oci_hpc_hooks.cli import graph
+
+    program = _telling(said["programs"]) or {"libraries": [], "dependencies": []}
+    errors = [finding for finding in said["findings"] if finding["severity"] == ERROR]
+    reasons = [f"{finding['what']} ({finding['origin']})" if finding["origin"] else finding["what"] for finding in errors]
+    reasons += [program["trouble"] for program in said["programs"] if program["trouble"]]
+    picture = graph.draw(program, f"{name}: {SAYS[said['verdict']]}", reasons)
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(picture)
+    except OSError as error:
+        raise UsageError(f"the picture {path} cannot be written: {error.strerror}", remedy="name another file", who="user") from None
+
+
+def _systems(said: Mapping[str, Any], everything: bool) -> Iterator[show.Block]:
+    """A table of systems, and below it what stands in the way on each; of a single system all that is told of this node."""
+    if len(said["systems"]) == 1:
+        (system,) = said["systems"]
+        yield from _lines({**system, "target": f"{said['target']} on {system['system']}"}, everything)
+        return
+    rows = []
+    for system in said["systems"]:
+        worst = next((finding for word in ("error", "warning") for finding in system["findings"] if finding["severity"] == word), None)
+        rows.append((system["system"], system["verdict"], system["profile"] or "-", system["mpi"] or "-", system["libc_version"],
+                     system["machine"], worst["code"] if worst else "-"))
+    yield show.Line(f"{said['target']} on {show.count(len(rows), 'system')}:")
+    yield show.Table(("SYSTEM", "VERDICT", "PROFILE", "MPI", "GLIBC", "MACHINE", "REASON"), tuple(rows))
+    for system in said["systems"]:
+        if everything or system["verdict"] == REFUSED or any(finding["severity"] != "note" for finding in system["findings"]):
+            yield from _lines({**system, "target": system["system"]}, True) if everything else [
+                show.Line(f"{system['system']}: {SAYS[system['verdict']]}", system["verdict"]), *show.findings(system["findings"])]

@@ -8,6 +8,7 @@ import os
 from typing import Any, Dict, Iterator, List
 
 from oci_hpc_hooks import cli
+from oci_hpc_hooks.cli import show
 from oci_hpc_hooks.errors import UsageError
 from oci_hpc_hooks.report import LOG_LIMIT, Places, own_places
 
@@ -26,7 +27,7 @@ def execute(args: argparse.Namespace) -> int:
     elif not entries:
         print(f"no hook has done anything that is in {path}")
     else:
-        print("\n".join(line for entry in entries for line in _lines(entry)))
+        show.show(line for entry in entries for line in lines(entry))
     return 0
 
 
@@ -55,13 +56,16 @@ def _tail(path: str) -> List[bytes]:
         return []
 
 
-def _lines(entry: Dict[str, Any]) -> Iterator[str]:
+def lines(entry: Dict[str, Any]) -> Iterator[show.Block]:
+    """One entry of the log for people."""
     what = entry["verdict"]
     if entry.get("files"):
         what += f", {entry['files']} files of profile {entry.get('profile')}"
     name = entry.get("image") or "a container without an image"
-    yield f"{entry.get('time')} {name} ({str(entry.get('id'))[:12]}): {what}; {entry.get('path')} path, {entry.get('ms')} ms"
-    if entry.get("message"):
-        yield f"  {entry['message']}"
-    for finding in entry.get("findings") or ():
-        yield f"  {finding.get('severity')}: {finding.get('what')}"
+    yield show.Line(f"{entry.get('time')} {name} ({str(entry.get('id'))[:12]}): {what}; {entry.get('path')} path, {entry.get('ms')} ms",
+                    str(entry["verdict"]))
+    message = str(entry.get("message") or "")
+    if message:
+        yield f"  {message}"
+    found = [finding for finding in entry.get("findings") or () if isinstance(finding, dict)]
+    yield from show.findings(finding for finding in found if str(finding.get("what")) not in message)

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import posixpath
 from dataclasses import dataclass, replace
-from typing import Dict, Iterator, List, Mapping, Sequence, Set, Tuple
+from typing import Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
 from oci_hpc_hooks.decide import abi
 from oci_hpc_hooks.elf import glibc, mpi
-from oci_hpc_hooks.model import NOTE, WARNING, ElfFacts, Finding, HostLibrary, ImageFacts, ImageFile, ResolvedProfile, ResolvedSet
+from oci_hpc_hooks.model import NOTE, WARNING, ElfFacts, Finding, HostLibrary, ImageFacts, ImageFile, Plan, ResolvedProfile, ResolvedSet
 
 
 class No(Exception):
     """This profile cannot serve this container: the parts of the finding that says so. ``brief`` is ``what`` among other reasons."""
 
-    def __init__(self, code: str, what: str, remedy: str, who: str, brief: str = "") -> None:
+    def __init__(self, code: str, what: str, remedy: str, who: str, brief: str = "", tried: Optional[Plan] = None) -> None:
         super().__init__(what)
         self.code = code
         self.what = what
         self.remedy = remedy
         self.who = who
         self.brief = brief or what
+        self.tried = tried  # what would have been done, where it came that far
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ def plan(container: Container, request: Request, inventory: Inventory, facts: Im
         if made.verdict == UNPROVED and inventory.site.unproved == "refuse":
             return _refuse(wish, inventory, findings, No(
                 "unproved", "it cannot be proved before the start that the program would load the site's MPI, and this site refuses such",
-                "start the MPI program itself, not through a script", "user"))
+                "start the MPI program itself, not through a script", "user", tried=made))
         return replace(made, findings=tuple(findings))
     if not refusals:
         offered = ", ".join(sorted({profile.provides["mpi"] for profile in inventory.profiles if "mpi" in profile.provides}))
@@ -107,7 +107,7 @@ def _refuse(wish: Wish, inventory: Inventory, findings: Sequence[Finding], *refu
                 no.remedy if run_without else no.remedy + f"; to start without injection give {OVERRIDE}", no.who)
         for no in refusals
     ]
-    return Plan(NOTHING if run_without else REFUSED, (*findings, *found))
+    return Plan(NOTHING if run_without else REFUSED, (*findings, *found), tried=refusals[0].tried)
 
 
 def _claims(request: Request, facts: ImageFacts) -> Iterator[Finding]:
@@ -153,7 +153,7 @@ def _plan_with_fitting_libc(container: Container, facts: ImageFacts, profile: Re
             continue
         return replace(made, findings=(*failed, *made.findings))
     raise No(too_old.code, "; ".join([too_old.what, *(finding.what for finding in failed)]), "; or ".join(dict.fromkeys(remedies)),
-             too_old.who)
+             too_old.who, tried=too_old.tried)
 
 
 def _plan_variant(container: Container, facts: ImageFacts, variant: ResolvedProfile, inventory: Inventory, too_old: No) -> Plan:
@@ -199,8 +199,16 @@ def _plan_choice(container: Container, facts: ImageFacts, profile: ResolvedProfi
         return Plan(NOTHING, (*choice.findings, all_there))
     tree_root, tree_make = _tree_place(container, facts)
     cache = loader_cache.merged(facts, choice, tree_root)
-    proved, findings = prove(facts, profile, choice, cache, tree_root, inventory.cpu)
-    must_fit_launcher(choice, facts.programs, keep_pmix)
+    modules = _modules(profile, choice, facts)
+    directories, missing = _set_directories(choice, facts)
+    made = replace(_actions(profile, choice, facts), modules=(*modules, *directories), cache=cache, tree_root=tree_root,
+                   tree_make=tree_make)
+    try:
+        proved, findings = prove(facts, profile, choice, cache, tree_root, inventory.cpu)
+        must_fit_launcher(choice, facts.programs, keep_pmix)
+    except No as no:
+        no.tried = made
+        raise
     drop_in = None
     if inventory.site.loader_cache == "file":
         try:
@@ -208,8 +216,6 @@ def _plan_choice(container: Container, facts: ImageFacts, profile: ResolvedProfi
         except (No, ImageError) as no:
             findings.append(Finding(NOTE, "loader-cache", "the loader's cache is mounted, not a file of the container's own, and ldconfig "
                                                           f"inside fails: {no.what}"))
-    modules = _modules(profile, choice, facts)
-    directories, missing = _set_directories(choice, facts)
     findings = [*choice.findings, *findings, *lost_functions(choice), *needs_launcher(choice)]
     findings += [Finding(NOTE, "modules", f"{cover.target} of the image is covered by the site's /{cover.folder}: modules and libraries "
                          "come as one set") for cover in modules]
@@ -217,24 +223,24 @@ def _plan_choice(container: Container, facts: ImageFacts, profile: ResolvedProfi
     if facts.cache is None and facts.cache_file is not None:
         findings.append(Finding(NOTE, "cache-unreadable", f"{facts.cache_path} of the image is no loader cache and is replaced: "
                                 f"{facts.unreadable.get(facts.cache_real, 'it cannot be read')}"))
+    return replace(made, verdict=PROVED if proved else UNPROVED, findings=tuple(findings), cache=cache, drop_in=drop_in)
+
+
+def _actions(profile: ResolvedProfile, choice: Choice, facts: ImageFacts) -> Plan:
+    """What would be done, before it is known whether it may be."""
     files = {library.path: library for library in (*choice.libraries, *profile.plugins, *choice.modules)}
     plain = {file.path: Bind(file.real, file.file, file.path.lstrip("/"), f"configuration of the {one.name} set")
              for one in choice.sets for file in one.files}
     return Plan(
-        verdict=PROVED if proved else UNPROVED,
-        findings=tuple(findings),
+        verdict=REFUSED,
+        findings=(),
         profile=profile.name,
         tree=(*(Bind(library.real, library.file, path.lstrip("/"), f"{library.role} of {profile.title}")
                 for path, library in files.items()), *plain.values()),
         in_place=tuple(Bind(library.real, library.file, copy.path, f"stands in for the image's {copy.elf.soname or copy.path}", copy.file)
                        for library, copy in choice.in_place),
-        modules=(*modules, *directories),
         cache_target=facts.cache_path,
         cache_over=facts.cache_file,
-        cache=cache,
-        tree_root=tree_root,
-        tree_make=tree_make,
-        drop_in=drop_in,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 from dataclasses import replace
-from typing import Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
+from typing import Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
 from oci_hpc_hooks.decide import abi
 from oci_hpc_hooks.decide import cpu as processor
@@ -12,28 +12,27 @@ from oci_hpc_hooks.decide.choice import Choice, No
 from oci_hpc_hooks.decide.runtime import must_be_openable, must_not_be_coupled
 from oci_hpc_hooks.elf import hwcaps, loader, mpi
 from oci_hpc_hooks.errors import ImageError
-from oci_hpc_hooks.model import NOTE, WARNING, Cpu, ElfFacts, Finding, ImageFacts, LdCache, ResolvedProfile
+from oci_hpc_hooks.model import NOTE, WARNING, Cpu, ElfFacts, Finding, HostLibrary, ImageFacts, LdCache, ResolvedProfile
 
 PMIX_TOO_OLD = "pmix-too-old"
 _HOST = "host:"  # marks the identity of a host file in the simulated tree; image paths start with "/"
 
 
-class _View:
-    """The image as its loader will see it: with the tree, and with host files over the image's copies."""
+class View:
+    """The image as its loader will see it: with the tree (by path in the container), and with host files over the image's copies."""
 
-    def __init__(self, facts: ImageFacts, tree_root: str, choice: Choice) -> None:
+    def __init__(self, facts: ImageFacts, tree_root: str, tree: Mapping[str, HostLibrary], in_place: Mapping[str, HostLibrary]) -> None:
         self._facts = facts
         self._tree_root = tree_root
-        libraries = (*choice.libraries, *choice.modules)
-        self._tree = {tree_root + library.path: library for library in libraries}
-        self._in_place = {copy.path: library for library, copy in choice.in_place}
-        self._host = {_HOST + library.real: library.elf for library in libraries}
+        self._tree = tree
+        self._in_place = in_place
+        self._host = {_HOST + library.real: library.elf for library in (*tree.values(), *in_place.values())}
         self._names = {directory.path: frozenset(directory.names) for directory in facts.directories}
         self._there = {directory.path for directory in facts.directories if directory.inode}
         self.unknown: Set[str] = set()
 
     def resolve(self, path: str) -> str:
-        if path.startswith(self._tree_root + "/"):
+        if self._tree and path.startswith(self._tree_root + "/"):
             library = self._tree.get(posixpath.normpath(path))
             return _HOST + library.real if library else ""
         real = self._facts.resolved.get(path)
@@ -61,6 +60,48 @@ class _View:
         return file.elf if file else None
 
 
+def searches(facts: ImageFacts, cache: Optional[LdCache], copies: Iterable[str] = ()) -> List[loader.Search]:
+    """How the image's loader searches with this cache: in the environment of the start, then with each directory that holds a copy in
+    front of LD_LIBRARY_PATH, where a script may put it (conda activate, setvars)."""
+    plain = loader.Search(library_path=facts.library_path, cache=cache, default_dirs=facts.default_dirs, preload=facts.preload,
+                          hwcaps=hwcaps.of_glibc(facts.hwcaps, abi.libc_version(facts)), interp=facts.loader)
+    homes = sorted({posixpath.dirname(path) for path in copies})
+    return [plain, *(replace(plain, library_path=(home, *facts.library_path)) for home in homes)]
+
+
+def host_file(identity: str) -> str:
+    """The path on the host of what :class:`View` has put there, "" for a file of the image."""
+    return identity[len(_HOST):] if identity.startswith(_HOST) else ""
+
+
+def lacks(program: str, facts: ImageFacts, release: str = "") -> frozenset[str]:
+    """What the untouched image, whose glibc is of this release, lacks already (names and versions) is not ours to refuse."""
+    search = searches(facts, facts.cache)[0]
+    if release:
+        search = replace(search, hwcaps=hwcaps.of_glibc(facts.hwcaps, release))
+    try:
+        link_map = loader.simulate(program, View(facts, "", {}, {}), search)
+    except ImageError:
+        return frozenset()
+    lacked = {name for name, _ in (*link_map.missing, *link_map.broken)}
+    return frozenset(lacked | {gap.version for gap in loader.unsatisfied(link_map) if gap.fatal})
+
+
+def lost_calls(link_map: loader.LinkMap, copies: Iterable[ElfFacts]) -> Iterator[Tuple[loader.Loaded, loader.Loaded, str]]:
+    """Each file of the image that takes from MPI what the site's lacks, that MPI, and the functions in words. ``copies`` are those of
+    the image that the site's libraries take the place of: bindings that stay (C++, Fortran) may take something from inside of them."""
+    offered = {name for loaded in link_map.objects for name in loaded.facts.exports}
+    host = next((loaded for loaded in link_map.objects if host_file(loaded.identity) and "MPI_Init" in loaded.facts.exports), None)
+    if host is None:
+        return
+    replaced = {name for copy in copies for name in copy.exports if mpi.matters(name)} - offered
+    for loaded in link_map.objects:
+        lost = sorted(name for name in loaded.facts.imports
+                      if name in replaced or (name not in offered and name.startswith((*mpi.STANDARD, mpi.OPENMPI_MARK))))
+        if lost and not host_file(loaded.identity):
+            yield loaded, host, lost[0] + (f" and {len(lost) - 1} more functions" if len(lost) > 1 else "")
+
+
 class _Proof:
     """One choice held against one image."""
 
@@ -71,14 +112,10 @@ class _Proof:
         self.profile = profile
         self.choice = choice
         self.tree_root = tree_root
-        self.view = _View(facts, tree_root, choice)
-        self.before = _View(facts, tree_root, Choice((), (), (), ()))
-        plain = loader.Search(library_path=facts.library_path, cache=cache, default_dirs=facts.default_dirs, preload=facts.preload,
-                              hwcaps=hwcaps.of_glibc(facts.hwcaps, abi.libc_version(facts)))
-        homes = sorted({posixpath.dirname(copy.path) for _, copy in (*choice.in_place, *choice.runtime)})
-        # A script may put a directory that holds a copy into LD_LIBRARY_PATH (conda activate, setvars).
+        tree = {tree_root + library.path: library for library in (*choice.libraries, *choice.modules)}
+        self.view = View(facts, tree_root, tree, {copy.path: library for library, copy in choice.in_place})
+        self.searches = searches(facts, cache, (copy.path for _, copy in (*choice.in_place, *choice.runtime)))
         self.notes: Dict[str, Finding] = {}
-        self.searches = [plain, *(replace(plain, library_path=(home, *facts.library_path)) for home in homes)]
 
     def libraries_load(self) -> None:
         """Everything injected loads, wherever it is found. Raises No."""
@@ -111,7 +148,7 @@ class _Proof:
             raise No("other-loader", f"{program} is started by {self.facts.files[program].elf.interp}, and other programs by "
                      f"{self.facts.loader}, which has another cache and other directories: the site's libraries can be led to from one",
                      "start the MPI program itself as the container's command", "user")
-        lacked = self._lacks(program)
+        lacked = lacks(program, self.facts, self._own_release())
         uses = False
         for search in self.searches:
             link_map = loader.simulate(program, self.view, search)
@@ -156,16 +193,6 @@ class _Proof:
         replaced = [copy for _, copy in self.choice.runtime if copy.elf.soname == "libc.so.6"]
         return abi.newest(replaced[0].elf.verdef, "GLIBC_")[6:] if replaced else abi.libc_version(self.facts)
 
-    def _lacks(self, program: str) -> frozenset[str]:
-        """What the untouched image lacks already is not ours to refuse."""
-        try:
-            caps = hwcaps.of_glibc(self.facts.hwcaps, self._own_release())
-            link_map = loader.simulate(program, self.before, replace(self.searches[0], cache=self.facts.cache, hwcaps=caps))
-        except ImageError:
-            return frozenset()
-        lacked = {name for name, _ in (*link_map.missing, *link_map.broken)}
-        return frozenset(lacked | {gap.version for gap in loader.unsatisfied(link_map) if gap.fatal})
-
     def _must_load(self, link_map: loader.LinkMap, lacked: frozenset[str]) -> None:
         """Step 4: every DT_NEEDED is there and every needed version is defined by whoever provides it. Raises No."""
         loaded = {item.path: item for item in link_map.objects}
@@ -190,21 +217,10 @@ class _Proof:
 
         With lazy binding a missing function would end the program only when it is called, maybe hours after the start.
         """
-        offered = {name for loaded in link_map.objects for name in loaded.facts.exports}
-        host = next((loaded for loaded in link_map.objects
-                     if loaded.identity.startswith(_HOST) and "MPI_Init" in loaded.facts.exports), None)
-        if host is None:
-            return
-        replaced = {name for _, copy in self.choice.in_place for name in copy.elf.exports if mpi.matters(name)} - offered
-        for loaded in link_map.objects:
-            lost = sorted(name for name in loaded.facts.imports
-                          if name in replaced or (name not in offered and name.startswith((*mpi.STANDARD, mpi.OPENMPI_MARK))))
-            if lost and not loaded.identity.startswith(_HOST):
-                more = f" and {len(lost) - 1} more functions" if len(lost) > 1 else ""
-                raise No("mpi-symbols", f"{loaded.path} uses {lost[0]}{more}, which {host.facts.soname} (the site's "
-                         f"{host.identity[len(_HOST):]}) does not have",
-                         "build the program with an MPI that is no newer than the site's, or let the site offer a newer one, with C++ and "
-                         "Fortran libraries of its own", "image author")
+        for loaded, host, lost in lost_calls(link_map, (copy.elf for _, copy in self.choice.in_place)):
+            raise No("mpi-symbols", f"{loaded.path} uses {lost}, which {host.facts.soname} (the site's {host_file(host.identity)}) does "
+                     "not have", "build the program with an MPI that is no newer than the site's, or let the site offer a newer one, with "
+                     "C++ and Fortran libraries of its own", "image author")
 
     def _refuse_version(self, loaded: Mapping[str, loader.Loaded], gaps: Sequence[loader.VersionGap]) -> None:
         worst = max(gaps, key=lambda gap: (gap.version.startswith("GLIBC_"), abi.version_key(gap.version)))

@@ -44,6 +44,7 @@ class Search:
     default_dirs: Tuple[str, ...] = ()  # built into the loader, in its order; the first also tells what $LIB stands for
     hwcaps: Hwcaps = NONE  # where its $PLATFORM is "", path elements that hold it are left out
     preload: Tuple[str, ...] = ()  # LD_PRELOAD, split, then /etc/ld.so.preload
+    interp: str = ""  # the loader itself: in every process, so a shared object that stands for a program need not find it
 
 
 @dataclass(frozen=True)
@@ -239,7 +240,7 @@ class _Simulation:
 
     def _interp(self) -> Optional[_Object]:
         """The kernel has mapped the interpreter before any search begins; it answers to its path and to its soname."""
-        path = self._main.loaded.facts.interp
+        path = self._main.loaded.facts.interp or self._search.interp
         if not path:
             return None
         identity = self._view.resolve(path) if path.startswith("/") else ""

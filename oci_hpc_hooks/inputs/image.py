@@ -121,6 +121,8 @@ class _Tree:
         folder, name = posixpath.split(path)
         real = self.real(path) if ".so" not in name or self._may_hold(folder, name) else ""
         self.resolved[path] = real
+        if real:
+            self.resolved[real] = real  # where it may be bound over, whatever name has led there
         return real
 
     def _may_hold(self, folder: str, name: str) -> bool:
@@ -300,8 +302,8 @@ class _Copies:
                                  for version in library.elf.verdef}
         self.stems = {_stem(name) for name in self.names}
         self.asked = self.names | {name for library in self.libraries for name in library.elf.needed}
-        self.met: Set[str] = set()  # where the image has what the site's libraries need
         self.asked |= {posixpath.basename(path) for path in LOADERS}  # which libc needs
+        self.met: Set[str] = set()  # where the image has what the site's libraries need
         folders = {(posixpath.dirname(module.path), posixpath.dirname(library.path))
                    for profile in profiles for module in profile.plugins for library in profile.libraries}
         self.module_folders = {posixpath.relpath(*pair) for pair in folders}

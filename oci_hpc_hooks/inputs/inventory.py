@@ -88,13 +88,32 @@ def load(state_dir: str, fixed: Sequence[str] = ()) -> Inventory:
         raise trust.Missing(f"this node has no inventory {path}", remedy=_SCAN_AGAIN, who="site admin") from None
     try:
         found: Any = jsontext.loads(raw, path, LIMIT)
-        if not isinstance(found, dict) or found.get("version") != VERSION:
-            raise ConfigError(f"{path} is not an inventory of version {VERSION}", remedy=_SCAN_AGAIN, who="site admin")
-        return _inventory(found)
     except InputError as error:
         raise ConfigError(error.what, remedy=_SCAN_AGAIN, who="site admin") from None
+    return _whole(found, path, _SCAN_AGAIN)
+
+
+def published(path: str) -> Inventory:
+    """The inventory of another system, from the file that its site has published: to decide by it, never to inject from it.
+
+    So the file may be anybody's, and its paths are looked at by nobody. Raises :class:`ConfigError` if it is no inventory by its schema.
+    """
+    from oci_hpc_hooks.inputs import validate
+
+    try:
+        raw = jsontext.read_file(path, "the inventory", LIMIT)
+    except InputError as error:
+        raise ConfigError(error.what) from None
+    return _whole(validate.check(raw, "inventory", path), path, "ask its site for the inventory.json that oci-hpc-hooks scan writes")
+
+
+def _whole(found: Any, path: str, remedy: str) -> Inventory:
+    try:
+        if not isinstance(found, dict) or found.get("version") != VERSION:
+            raise ConfigError(f"{path} is not an inventory of version {VERSION}", remedy=remedy, who="site admin")
+        return _inventory(found)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ConfigError(f"{path} is not a whole inventory ({error})", remedy=_SCAN_AGAIN, who="site admin") from None
+        raise ConfigError(f"{path} is not a whole inventory ({error})", remedy=remedy, who="site admin") from None
 
 
 def is_stale(inventory: Inventory) -> List[str]:

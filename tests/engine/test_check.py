@@ -38,6 +38,7 @@ def test_the_hook_does_what_check_said(crun: Engine, ready: ReadySite) -> None: 
     site = ready(crun)
     code, said = check(site, crun.load("bookworm-mpich"), "--", *HELLO)
     assert (code, said["verdict"], said["profile"], said["tree"]) == (0, "proved", "mpich", TREE)
+    assert said["cost"]["start"] == "cold"
     result, log = start(crun, site, *HELLO)
     assert_site(result)
     (entry,) = log
@@ -47,6 +48,21 @@ def test_the_hook_does_what_check_said(crun: Engine, ready: ReadySite) -> None: 
     assert entry["files"] == len(said["files"]) - len(modules)
     sources = {file["source"] for file in said["files"] if file["how"] == "tree"}
     assert sources >= {f"{MPICH5}/libmpi.so.12", f"{MPICH5}/mpich/libfabric.so.1"}
+    assert check(site, crun.load("bookworm-mpich"), "--", *HELLO)[1]["cost"]["start"] == "warm"
+    assert check(site, crun.load("bookworm-mpich"), "--", "mpihello")[1]["cost"]["start"] == "cold"
+
+
+def test_a_bundle(rootful: Engine, ready: ReadySite, scratch: Path) -> None:  # noqa: F811
+    """What check says of a bundle is what the runtime's container then loads."""
+    site = ready(rootful)
+    hook = json.loads((site.hooks_dir / "oci-hpc-hooks.json").read_text())["hook"]
+    with rootful.bundle(scratch / "bundle", "bookworm", ["mpihello"], annotations={"org.supercontainers.mpi": "mpich"},
+                        hooks={"createRuntime": [hook]}) as made:
+        code, said = check(site, str(made))
+        assert (code, said["verdict"], said["command"]) == (0, "proved", ["mpihello"])
+        result = rootful.runtime_run(made)
+    loaded = next(library for library in said["programs"][0]["libraries"] if library["name"] == "libmpich.so.12")
+    assert f"loaded {loaded['path']}" in result.stdout, result.stdout + result.stderr
 
 
 @pytest.mark.parametrize(("rootfs", "arguments", "code", "verdict", "finding"), [
@@ -80,14 +96,15 @@ def test_old_glibc_for_people(make_site: SiteMaker) -> None:
 
 
 def test_files_for_people(ready: ReadySite) -> None:  # noqa: F811
-    lines = ready(Engine("crun", "root")).command("check", ROOTFS, *WISH, "--", "mpihello").stdout.splitlines()
+    lines = ready(Engine("crun", "root")).command("check", "--all", ROOTFS, *WISH, "--", "mpihello").stdout.splitlines()
     assert lines[0] == f"{ROOTFS}: proved: the program will load the site's libraries"
     assert f"  {MPICH5}/libmpi.so.12 -> {TREE}{MPICH5}/libmpi.so.12 (replace of profile mpich)" in lines
     assert f"  {TREE}{MPICH5}/mpich/ucx -> /usr/lib/x86_64-linux-gnu/ucx (modules go with their libraries)" in lines
-    assert lines[-1] == "  a loader cache with the site's libraries -> /etc/ld.so.cache (mounted over it)"
-    image = ready(Engine("crun", "root")).command("check", Engine("crun", "root").load("bookworm-mpich"))
-    assert image.stdout.splitlines()[-1] == (
-        "  a loader cache with the site's libraries -> /etc/ld.so.cache (a new file in the container's own layer)")
+    assert lines[-2] == f"  {TREE}/ld.so.cache -> /etc/ld.so.cache (the image's loader cache with the site's libraries)"
+    image = ready(Engine("crun", "root")).command("check", "--all", Engine("crun", "root").load("bookworm-mpich"))
+    assert "  a new file -> /etc/ld.so.cache (" in image.stdout
+    row = next(line.split() for line in lines if line.startswith("  libmpich.so.12 "))
+    assert row[1:5] == ["host", f"{MPICH5}/libmpi.so.12", "loader", "cache"]
 
 
 @pytest.mark.parametrize(("arguments", "says"), [

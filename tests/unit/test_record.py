@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Dict
 
@@ -53,6 +54,42 @@ def test_a_record_has_all_of_the_plan() -> None:
     checked = {row[0] for row in found["image_files"]} | {row[4] for row in found["in_place"]} | {found["cache"]["target"]}
     assert set(facts.files) | {"/etc/ld.so.cache"} <= checked
     assert {row[0] for row in found["image_dirs"]} == {folder.path for folder in facts.directories}
+
+
+def test_each_file_and_its_reason() -> None:
+    decision = made()
+    found = record.files(record.build(decision, None, (), "key")[0])
+    named = {(file["target"], file["why"]) for file in found}
+    assert {(f"/dev/.oci-hpc/{bind.target}", bind.why) for bind in decision.tree} <= named
+    assert {(bind.target, bind.why) for bind in decision.in_place} <= named
+    assert decision.drop_in is not None
+    assert {("/usr/lib64/mpich", record.COVER), ("/etc/ld.so.cache", record.CACHE), (decision.drop_in.path, record.DROP_IN)} <= named
+    assert len(found) == len(decision.tree) + len(decision.in_place) + 3
+    assert [file["how"] for file in found[-2:]] == ["file", "file"]
+    bound = record.files(record.build(replace(decision, drop_in=None), None, (), "key")[0])
+    assert bound[-1] == {"source": "/dev/.oci-hpc/ld.so.cache", "target": "/etc/ld.so.cache", "how": "in place", "why": record.CACHE,
+                         "id": ()}
+    row = next(file for file in found if file["how"] == "tree")
+    assert row["id"] == (decision.tree[0].source_file.inode, decision.tree[0].source_file.size, decision.tree[0].source_file.mtime_ns)
+
+
+def test_how_a_key_begins(tmp_path: Path) -> None:
+    """What check knows of a start is the beginning of what a hook makes of it."""
+    config = {
+        "root": {"path": "rootfs"},
+        "process": {"args": ["app", "-n", "2"], "cwd": "/work", "env": ["PATH=/bin", "HOME=/", "LD_LIBRARY_PATH=/x"]},
+        "mounts": [{"destination": "/data", "type": "bind", "source": "/data"}],
+        "annotations": {"org.supercontainers.mpi": "mpich", "a": "b"},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    state = json.dumps({"id": "c1", "pid": 4242, "bundle": str(tmp_path)})
+    code = "import sys; from oci_hpc_hooks import replay, warm; sys.stdout.write(replay.key_of(warm.Start('s', ('e', 's', 'c', 'l'), 0.0)))"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    key = subprocess.run([sys.executable, "-c", code], input=state, capture_output=True, text=True, check=True, env=env).stdout
+    looked_at = replace(world.container("app", "-n", "16", annotations={"org.supercontainers.mpi": "mpich"}), cwd="/work",
+                        rootfs=f"{tmp_path}/rootfs", image_id="", env=("LD_LIBRARY_PATH=/x", "PATH=/bin"))
+    assert key.startswith(record.key_begins(("e", "s", "c", "l"), looked_at, []))
+    assert not key.startswith(record.key_begins(("e", "s", "c", "l"), replace(looked_at, cwd="/"), []))
 
 
 def test_a_record_survives_the_file(places: Places) -> None:

@@ -53,6 +53,7 @@ from tests.unit.decide.world import (
     container,
     elf,
     file_id,
+    glibc_versions,
     host,
     inventory,
     mpich_image,
@@ -759,3 +760,13 @@ def test_whatever_the_facts_a_plan_comes_out(
     facts: ImageFacts, node: Inventory, value: str, explicit: bool, read_only: bool, with_dev: bool
 ) -> None:
     check_anything(facts, node, value, explicit, read_only, with_dev)
+
+
+def test_the_loader_is_in_every_process() -> None:
+    """The image's libc needs it, by a name that leads nowhere from the library directories; the kernel has mapped it all the same."""
+    image = mpich_image()
+    image.add(LIBC, elf("libc.so.6", needed=["ld-linux-x86-64.so.2"], verdef=glibc_versions(36)))
+    image.default_dirs = ("/usr/lib64",) * 4
+    image.add("/usr/lib64/libc.so.6", image.files[LIBC], cached=True)
+    made = decide(image.facts(APP))
+    assert made.verdict == PROVED, made.findings

@@ -1,0 +1,125 @@
+"""What ``check`` looks at: an image in podman's store, the directory of a root filesystem, or a bundle.
+
+An image is looked at through podman: its labels and command from ``podman image inspect``, its tree from ``podman image mount``. What a
+``podman run`` would add by its options (volumes, --env) is not known here; annotations and the command can be given. A bundle, which is a
+directory with a config.json, says all of that itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from typing import Any, Dict, Iterator, Mapping, NoReturn, Sequence
+
+from oci_hpc_hooks.errors import InputError, UsageError
+from oci_hpc_hooks.inputs import container, describe, jsontext, storage
+from oci_hpc_hooks.inputs.image import DEFAULT_PATH
+from oci_hpc_hooks.model import Container, Mount
+
+IMAGE, ROOTFS, BUNDLE = "image", "root filesystem", "bundle"
+
+
+def kind_of(target: str) -> str:
+    """Which of the three a target is, by what lies there. Raises UsageError for a path where nothing does."""
+    if os.path.isdir(target):
+        return BUNDLE if os.path.lexists(os.path.join(target, "config.json")) else ROOTFS
+    if target.startswith(("/", "./", "../")):
+        raise UsageError(f"there is no directory {target}")
+    return IMAGE
+
+
+@contextlib.contextmanager
+def look(target: str, command: Sequence[str], annotations: Mapping[str, str], labels: Mapping[str, str]) -> Iterator[Container]:
+    """The container that would be made of a target. Raises UsageError; its tree is there as long as the context lasts."""
+    kind = kind_of(target)
+    with _image(target) if kind == IMAGE else contextlib.nullcontext(os.path.realpath(target)) as found:
+        made = found if isinstance(found, Container) else _bundle(found) if kind == BUNDLE else _of_tree(found, target)
+        yield replace(made, args=tuple(command) or made.args, annotations={**made.annotations, **annotations},
+                      labels={**made.labels, **labels})
+
+
+def _of_tree(tree: str, name: str) -> Container:
+    """A container with nothing but a root filesystem."""
+    return Container(
+        id="", bundle="", rootfs=tree, args=(), env=("PATH=" + DEFAULT_PATH,), cwd="/",
+        mounts=(Mount("/dev", "tmpfs", "tmpfs"),),  # as every engine sets it up
+        annotations={}, labels={}, manifest_annotations={}, image_name=name)
+
+
+def _bundle(folder: str) -> Container:
+    """The container that config.json describes; for a bundle in podman's store with the labels of its image."""
+    identity = os.path.basename(os.path.dirname(folder)) if os.path.basename(folder) == "userdata" else ""
+    try:
+        data = jsontext.read_file(f"{folder}/config.json", "the bundle's configuration", container.CONFIG_LIMIT)
+        config = jsontext.as_mapping(jsontext.loads(data, "config.json", container.CONFIG_LIMIT), "config.json")
+        rootfs = container.rootfs(config, folder)
+        state = container.State(identity, 0, folder, "", container.annotations_of(config))
+        made = describe.to_container(state, config, storage.image_of(folder, identity, rootfs))
+    except InputError as error:
+        raise UsageError(f"{folder} is no bundle: {error.what}", remedy="name a directory with a config.json as a runtime takes it, or the "
+                         "directory of a root filesystem", who="user") from None
+    if not os.path.isdir(rootfs):
+        raise UsageError(f"{folder}/config.json: the root filesystem {rootfs} is no directory", remedy="mount it, or correct root.path",
+                         who="user")
+    return replace(made, rootfs=os.path.realpath(rootfs), image_name=made.image_name or folder)
+
+
+# ---------------------------------------------------------------------------------------------------------------- podman
+
+@contextlib.contextmanager
+def _image(name: str) -> Iterator[Container]:
+    if os.geteuid() != 0:
+        in_podmans_namespace()
+    image = _first(podman("image", "inspect", "--", name, remedy="pull or build the image first"))
+    identity = str(image["Id"])
+    tree = podman("image", "mount", identity).strip()
+    try:
+        config = image.get("Config") or {}
+        made = _of_tree(tree, name)
+        yield replace(
+            made,
+            args=(*(config.get("Entrypoint") or ()), *(config.get("Cmd") or ())),
+            env=tuple(config.get("Env") or made.env),
+            cwd=config.get("WorkingDir") or "/",
+            labels=config.get("Labels") or {},
+            manifest_annotations=image.get("Annotations") or {},
+            image_id=identity,
+        )
+    finally:
+        podman("image", "unmount", identity)
+
+
+def _first(text: str) -> Dict[str, Any]:
+    try:
+        found: Dict[str, Any] = json.loads(text)[0]
+        return found
+    except (ValueError, LookupError, TypeError):
+        raise UsageError("podman said something that is no JSON list of objects") from None
+
+
+def in_podmans_namespace() -> NoReturn:
+    """Starts this command again in podman's user namespace: only there can an unprivileged user mount an image."""
+    with _needs_podman():
+        os.execvp("podman", ["podman", "unshare", sys.executable, os.path.abspath(sys.argv[0]), *sys.argv[1:]])
+
+
+def podman(*arguments: str, remedy: str = "") -> str:
+    """What a podman command says. Raises UsageError with podman's own words if it fails."""
+    with _needs_podman():
+        done = subprocess.run(["podman", *arguments], capture_output=True, encoding="utf-8", errors="replace", check=False)
+    if done.returncode:
+        raise UsageError(f"podman {' '.join(arguments)}: {done.stderr.strip() or 'failed'}", remedy=remedy, who="user" if remedy else "")
+    return done.stdout
+
+
+@contextlib.contextmanager
+def _needs_podman() -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise UsageError("podman, which is needed to look into an image, is not installed", remedy="install it, or name the "
+                         "directory of a root filesystem", who="user") from None

@@ -24,6 +24,8 @@ PMIX_SONAME = "libpmix.so."
 PMIX = ("PMIx_", "pmix_")
 #: Open MPI's launcher, under the names that it is started by. That of 5 is a small program which starts another: its libraries do not tell.
 LAUNCHERS = ("mpirun", "mpiexec", "prterun", "oshrun")
+#: That of 4, behind the same names.
+ORTERUN = ("orterun",)
 STANDARD = ("MPI_", "PMPI_", "MPIX_", "PMPIX_")
 
 

@@ -13,7 +13,7 @@ import stat
 from dataclasses import dataclass, replace
 from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple
 
-from oci_hpc_hooks.elf import glibc, hwcaps, ldcache, loader
+from oci_hpc_hooks.elf import glibc, hwcaps, ldcache, loader, mpi
 from oci_hpc_hooks.elf.facts import read_facts
 from oci_hpc_hooks.errors import ImageError, KernelError
 from oci_hpc_hooks.inputs import bystanders
@@ -242,7 +242,9 @@ def gather(root: Root, container: Container, profiles: Sequence[ResolvedProfile]
         if copies.runtime:
             tree.directory(f"{home}/gconv")  # modules of glibc
         # A script may put this directory into LD_LIBRARY_PATH.
-        _follow(tree, (*programs, *consumers), replace(search, library_path=(home, *library_path)), copies)
+        _follow(tree, (*programs, *consumers, *sorted(copies.met)), replace(search, library_path=(home, *library_path)), copies)
+    if any(posixpath.basename(program).startswith(mpi.ORTERUN) for program in programs):
+        _look_for_components(tree, homes)
     if copies.runtime:
         loaders = map(tree.resolve, LOADERS)  # those of programs that are not on the command line; the others have been looked at
         for real in filter(None, loaders):
@@ -623,6 +625,16 @@ def _copies_in(tree: _Tree, folder: str, copies: _Copies) -> Set[str]:
             if real and copies.look_at(tree, real, name) is not None:
                 homes |= {folder, posixpath.dirname(real)}
     return homes
+
+
+def _look_for_components(tree: _Tree, homes: Iterable[str]) -> None:
+    """Reads what Open MPI's launcher of 4 opens to reach PMIx: no DT_NEEDED names it, and it uses internals of the image's PMIx."""
+    for folder in (f"{home}/{below}" for home in sorted(homes) for below in ("openmpi", "openmpi/lib/openmpi3", "openmpi3")):
+        listing = tree.directory(folder)
+        for name in listing.names if listing is not None else ():
+            real = tree.resolve(f"{folder}/{name}") if name.startswith("mca_pmix_") else ""
+            if real:
+                tree.facts_with_symbols(real)
 
 
 def _stem(soname: str) -> str:

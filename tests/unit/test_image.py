@@ -306,6 +306,17 @@ def test_what_the_image_has_for_the_sites_libraries(tree: Tree) -> None:
     assert facts.files["/usr/lib/libdeep.so.1"].elf.soname == "libdeep.so.1"
 
 
+def test_what_orterun_opens_to_reach_pmix(tree: Tree) -> None:
+    """It uses the internals of one PMIx, and nothing names it."""
+    tree.mpi("/usr/lib")
+    component = tree.at("/usr/lib/openmpi/lib/openmpi3/mca_pmix_ext3x.so")
+    build(component, needed=["libpmix.so.2"], stub="void pmix_value_load(void) {}",
+          source="extern void pmix_value_load(void); void f(void) { pmix_value_load(); }")
+    path = "/usr/lib/openmpi/lib/openmpi3/mca_pmix_ext3x.so"
+    assert tree.gather(tree.program("/bin/orterun")).files[path].elf.imports == ("pmix_value_load",)
+    assert path not in tree.gather(tree.program("/bin/app", "libmpi.so.12")).files
+
+
 def test_folders_for_modules_and_what_a_program_imports(tree: Tree) -> None:
     tree.mpi("/usr/lib")
     build(tree.at("/usr/lib/mpich/libnet.so"))

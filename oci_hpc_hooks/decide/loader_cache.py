@@ -90,7 +90,8 @@ def rebuilt(facts: ImageFacts, choice: Choice, tree_root: str) -> LdCache:
     """The cache that ldconfig in the container would make, from the image's own and the libraries of the tree.
 
     Its names are sonames, whatever the files are called: of an image's ``libmpich.so.12`` that is the site's ``libmpi.so.12`` now, only
-    the latter is left, and who asks for the former must find it without the cache.
+    the latter is left, and who asks for the former must find it without the cache. Which comes first, the tree or a copy that is bound
+    over, in a directory that is a default one and stands in ld.so.conf too, is no matter: both are the site's file, and proved.
     """
     cache = facts.cache or LdCache(())
     bound = {copy.path: library for library, copy in choice.in_place}

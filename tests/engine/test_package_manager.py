@@ -62,20 +62,22 @@ def compile_(path: Path, source: str, *options: str) -> None:
     subprocess.run(["gcc", "-w", "-xc", "-", "-xnone", "-o", path, *options], input=source.encode(), check=True, timeout=60)
 
 
-def install(engine: Engine, site: Site, image: str, options: Sequence[str]) -> tuple[Result, str]:
+def install(engine: Engine, site: Site, image: str, options: Sequence[str], stage: str = "createRuntime") -> tuple[Result, str]:
     """A container that installs the package and then runs two ranks; what the log says of its cache."""
     script = f"{INSTALL}\nexec {' '.join(HELLO)}"
-    result, (entry,) = start(engine, site, "sh", "-c", script, options=options, image=image)
+    hooks_dir = site.hooks_dir / "podman" if stage == "precreate" else site.hooks_dir
+    result, (entry,) = start(engine, site, "sh", "-c", script, options=options, image=image, hooks_dir=hooks_dir)
+    assert entry["stage"] == stage
     return result, entry["loader_cache"]
 
 
 # ---------------------------------------------------------------------------------------------------------------- as a file
 
 @three_engines
-@pytest.mark.parametrize("image", IMAGES)
-def test_as_a_file_all_works(engine: Engine, ready: ReadySite, package: str, image: str) -> None:
+@pytest.mark.parametrize(("image", "stage"), [*((image, "createRuntime") for image in IMAGES), (IMAGES[0], "precreate")])
+def test_as_a_file_all_works(engine: Engine, ready: ReadySite, package: str, image: str, stage: str) -> None:
     user = ["--user=0"] if engine.user == "keep-id" else []
-    result, way = install(engine, ready(engine), image, [package, *user])
+    result, way = install(engine, ready(engine), image, [package, *user], stage)
     assert way == "file"
     said = result.stdout.splitlines()
     assert "dpkg: 0" in said and "ldconfig: 0" in said and "demo: 3" in said, result.stdout + result.stderr
@@ -101,6 +103,16 @@ def test_owner_and_mode(engine: Engine, ready: ReadySite) -> None:
     result, (entry,) = start(engine, ready(engine), "sh", "-c", look)
     assert_site(result)
     assert result.stdout.splitlines()[:3] == ["0 0 644 regular file 1"] * 2 + ["0"]
+    assert entry["loader_cache"] == "file"
+
+
+@pytest.mark.parametrize("option", ["--uidmap=0:100000:65536", "--userns=auto"])
+def test_owner_in_a_user_namespace_of_root(rootful: Engine, ready: ReadySite, option: str) -> None:
+    """The files belong to the container's root, who can replace them."""
+    look = f"stat -c '%u %g %a' /etc/ld.so.cache {DROP_IN}; ldconfig; echo ldconfig: $?; mpiexec -n 2 mpihello"
+    result, (entry,) = start(rootful, ready(rootful), "sh", "-c", look, options=[option])
+    assert_runs(result, SITE_VERSION, f"{LIBRARY_DIR}/libmpich.so.12")
+    assert result.stdout.splitlines()[:3] == ["0 0 644"] * 2 + ["ldconfig: 0"]
     assert entry["loader_cache"] == "file"
 
 

@@ -2,7 +2,7 @@
 PYTHON := build/venv/bin/python
 PYTEST := $(PYTHON) -m pytest --durations=10
 
-.PHONY: help demo test test-all unit python39 lint shell bench setup images clean
+.PHONY: help demo test test-all unit python39 lint shell bench matrix setup images images-matrix clean
 .NOTPARALLEL:
 
 help: ## this list
@@ -16,7 +16,7 @@ test: setup images lint ## what guards every change: lint, unit tests, real cont
 	$(PYTEST) -m "not long"
 	tests/bed/python39.sh
 
-test-all: setup images lint ## the same with the long matrices (90 minutes at most)
+test-all: setup images images-matrix lint ## the same with the long matrices (90 minutes at most)
 	$(PYTEST)
 	tests/bed/python39.sh
 
@@ -38,11 +38,17 @@ shell: setup ## a shell in which podman and oci-hpc-hooks work on this machine
 bench: setup images ## what a hook costs, side by side
 	@$(PYTHON) tests/bed/bed.py exec $(PYTHON) benchmarks/hook_start.py
 
+matrix: setup images images-matrix ## every image with every MPI of a site, for real, into docs/compatibility.md (20 minutes)
+	@$(PYTHON) -m tests.matrix.matrix
+
 setup: ## packages, virtual environment, the user hpcuser
 	@tests/bed/setup.sh
 
 images: setup ## root file systems of the images, site MPIs
 	@tests/bed/images.sh
+
+images-matrix: setup ## those that only the matrix needs
+	@tests/bed/images.sh matrix
 
 clean: ## remove all that was built, containers and mounts of the bed
 	@tests/bed/clean.sh

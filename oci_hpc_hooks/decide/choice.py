@@ -28,8 +28,8 @@ class No(Exception):
 class Choice:
     """What is injected of a profile: libraries for the tree, and the copies of the image that they are bound over.
 
-    ``others`` are copies under the same names that belong to another MPI family and stay. ``runtime`` is the site's C runtime over the
-    image's, where it comes too.
+    ``others`` are copies under the same names that stay: of another MPI family, or a PMIx that the image's launcher needs. ``runtime`` is
+    the site's C runtime over the image's, where it comes too.
     """
 
     libraries: Tuple[HostLibrary, ...]
@@ -85,8 +85,12 @@ def has_copies(profile: ResolvedProfile, facts: ImageFacts) -> bool:
     )
 
 
-def choose(facts: ImageFacts, profile: ResolvedProfile) -> Choice:
-    """MPI itself, then the dependencies that the image does not serve better. Raises No."""
+def choose(facts: ImageFacts, profile: ResolvedProfile, keep_pmix: bool = True) -> Choice:
+    """MPI itself, then the dependencies that the image does not serve better. Raises No.
+
+    The image's PMIx stays for its launcher, which uses internals of it, while the site's MPI finds the site's in the tree; with
+    ``keep_pmix`` off it is one more dependency.
+    """
     found = copies(profile, facts)
     findings: List[Finding] = []
     in_place: List[Tuple[HostLibrary, ImageFile]] = []
@@ -109,12 +113,12 @@ def choose(facts: ImageFacts, profile: ResolvedProfile) -> Choice:
         if index == 0 or mine:
             chosen[library.name] = library
             in_place += [(library, copy) for copy in mine]
-    rules = _Dependencies(facts, profile, found)
+    rules = _Dependencies(facts, profile, found, keep_pmix)
     rules.add([name for library in chosen.values() for name in library.elf.needed], chosen, in_place)
     findings += [Finding(NOTE, "image-kept", f"the image's own {name} serves both sides and is kept") for name in rules.kept]
     findings += _take_sets(profile, facts, rules, chosen, in_place)
     sets = tuple(one for one in profile.sets if one.libraries[0] in chosen)
-    return Choice(tuple(chosen.values()), tuple(in_place), tuple(others), tuple(findings), sets=sets)
+    return Choice(tuple(chosen.values()), tuple(in_place), (*others, *rules.staying_copies), tuple(findings), sets=sets)
 
 
 def _refuse_other_family(profile: ResolvedProfile, theirs: Sequence[ImageFile]) -> None:
@@ -126,8 +130,9 @@ def _refuse_other_family(profile: ResolvedProfile, theirs: Sequence[ImageFile]) 
 class _Dependencies:
     """Which side's copy of each dependency is used. Those of a set come from one side, all of them."""
 
-    def __init__(self, facts: ImageFacts, profile: ResolvedProfile, found: Mapping[str, List[ImageFile]]) -> None:
+    def __init__(self, facts: ImageFacts, profile: ResolvedProfile, found: Mapping[str, List[ImageFile]], keep_pmix: bool) -> None:
         self.facts = facts
+        self.keep_pmix = keep_pmix
         self.profile = profile
         self.found = found
         self.by_name = {library.name: library for library in profile.libraries}
@@ -135,6 +140,7 @@ class _Dependencies:
         replaced = {file.path for files in found.values() for file in files}
         self.staying = [file for path, file in facts.files.items() if path not in replaced]
         self.kept: List[str] = []  # names under which the image's own serves both sides
+        self.staying_copies: List[ImageFile] = []  # those that stay while the site's libraries get theirs
 
     def add(self, names: Sequence[str], chosen: Dict[str, HostLibrary], in_place: List[Tuple[HostLibrary, ImageFile]]) -> None:
         """Adds what is needed under these names, and in turn, where the site's is used. Raises No."""
@@ -143,12 +149,18 @@ class _Dependencies:
             name = queue.pop(0)
             if name in chosen or name in self.kept or name not in self.by_name or glibc.is_c_runtime(name):
                 continue
-            if self.whose(name) == abi.IMAGE:
+            stays = self.keep_pmix and name.startswith(mpi.PMIX_SONAME)
+            if not stays and self.whose(name) == abi.IMAGE:
                 self.kept.append(name)
-                continue
+                if name in self.sets or _is_for_all(name, self.facts):
+                    continue
+                stays = True  # in a folder of its own, where the site's libraries do not look
             library = self.by_name[name]
             chosen[name] = library
-            in_place += [(library, copy) for copy in self.copies(name)]
+            if stays:
+                self.staying_copies += self.copies(name)
+            else:
+                in_place += [(library, copy) for copy in self.copies(name)]
             queue += library.elf.needed
             if name in self.sets:
                 queue += filter(self.copies, self.sets[name].libraries)
@@ -190,6 +202,13 @@ class _Dependencies:
         wanted = {version for library in self.profile.libraries if library.name not in members
                   for file, versions in library.elf.verneed if file == name for version in versions}
         return bool(theirs.verdef) and wanted <= {*theirs.verdef}
+
+
+def _is_for_all(name: str, facts: ImageFacts) -> bool:
+    """Whether ld.so finds a library of the image for whoever asks, without paths of its own."""
+    paths = [entry.path for entry in facts.cache.entries if entry.name == name] if facts.cache is not None else []
+    paths += [f"{folder}/{name}" for folder in (*facts.library_path, *facts.default_dirs)]
+    return any(map(facts.resolved.get, paths))
 
 
 def _public(elf: ElfFacts, private: str) -> ElfFacts:
@@ -266,6 +285,24 @@ def lost_functions(choice: Choice) -> Iterator[Finding]:
             yield Finding(WARNING, "mpi-functions", f"the site's {library.name} lacks {len(lost)} MPI functions that {copy.path} of the "
                           f"image has, {lost[0]} among them; the programs of the command line do not use them",
                           remedy="let the site offer a newer MPI if other programs of the image need them", who="site admin")
+
+
+def must_fit_launcher(choice: Choice, programs: Sequence[str], keeps_pmix: bool) -> None:
+    """Open MPI's launcher of 5 does not serve ranks of 4, nor does any run on another's PMIx. Raises No."""
+    program = next((path for path in programs if posixpath.basename(path).startswith(mpi.LAUNCHERS)), "")
+    if not program:
+        return
+    ours = next((library for library in choice.libraries if library.name.startswith("libopen-rte.so.")), None)
+    of_5 = any(name.startswith(mpi.OPENMPI_INNER) and not name.endswith(".so.40")
+               for library, copy in choice.in_place if library.role == "replace" for name in copy.elf.needed)
+    if ours is not None and of_5:
+        why = f"which is of release 5, and the site's {ours.path} of one before, whose ranks it does not serve"
+    elif not keeps_pmix and any(library.name.startswith(mpi.PMIX_SONAME) for library, _ in choice.in_place):
+        why = "and would run on the site's PMIx, since the image's is too old for the site's MPI"
+    else:
+        return
+    raise No("launcher", f"{program} belongs to the image's own Open MPI, {why}",
+             "start the MPI program itself as the container's command, under the site's mpirun or srun outside", "user")
 
 
 def needs_launcher(choice: Choice) -> Iterator[Finding]:

@@ -14,8 +14,8 @@ from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 
 from oci_hpc_hooks.decide import abi, loader_cache
 from oci_hpc_hooks.decide import cpu as processor
-from oci_hpc_hooks.decide.choice import Choice, No, choose, has_copies, lost_functions, needs_launcher
-from oci_hpc_hooks.decide.proof import prove
+from oci_hpc_hooks.decide.choice import Choice, No, choose, has_copies, lost_functions, must_fit_launcher, needs_launcher
+from oci_hpc_hooks.decide.proof import PMIX_TOO_OLD, prove
 from oci_hpc_hooks.decide.request import AUTO, NOBODY, OVERRIDE
 from oci_hpc_hooks.decide.runtime import Replaced, lay_over
 from oci_hpc_hooks.errors import ImageError
@@ -138,7 +138,7 @@ def _plan_with_fitting_libc(container: Container, facts: ImageFacts, profile: Re
     steps = [(variant.title, partial(_plan_variant, container, facts, variant, inventory, too_old))
              for variant in sorted(profile.variants, key=lambda variant: abi.version_key(variant.glibc))]
     runtime = inventory.c_runtime
-    if runtime is not None and too_old.code == "glibc-too-old":
+    if runtime is not None and too_old.code in ("glibc-too-old", "shared-dependency"):
         with_runtime = partial(_plan_with_runtime, container, facts, profile, inventory, runtime)
         steps.append((f"the site's C runtime ({runtime.source})", with_runtime))
     failed: List[Finding] = []
@@ -178,12 +178,22 @@ def _plan_with_runtime(container: Container, facts: ImageFacts, profile: Resolve
 def _plan_profile(container: Container, facts: ImageFacts, profile: ResolvedProfile, inventory: Inventory,
                   replaced: Replaced = ()) -> Plan:
     """The plan for one profile, in an image whose C runtime is ``replaced`` or its own. Raises No, ImageError."""
+    try:
+        return _plan_choice(container, facts, profile, inventory, replaced, keep_pmix=True)
+    except No as no:
+        if no.code != PMIX_TOO_OLD:
+            raise
+        return _plan_choice(container, facts, profile, inventory, replaced, keep_pmix=False)
+
+
+def _plan_choice(container: Container, facts: ImageFacts, profile: ResolvedProfile, inventory: Inventory, replaced: Replaced,
+                 keep_pmix: bool) -> Plan:
     if profile.problems:
         raise No("profile-unavailable", f"{profile.title} is not available on this node: {profile.problems[0]}",
                  f"mend what {profile.source or profile.name} names and run oci-hpc-hooks scan", "site admin",
                  f"the scan says: {profile.problems[0]}")
     _gates(facts, profile)
-    choice = replace(choose(facts, profile), runtime=replaced)
+    choice = replace(choose(facts, profile, keep_pmix), runtime=replaced)
     if not choice.libraries:
         all_there = Finding(NOTE, "all-there", f"the image has everything that profile {profile.name} would add")
         return Plan(NOTHING, (*choice.findings, all_there))
@@ -195,6 +205,7 @@ def _plan_profile(container: Container, facts: ImageFacts, profile: ResolvedProf
                    tree_make=tree_make)
     try:
         proved, findings = prove(facts, profile, choice, cache, tree_root, inventory.cpu)
+        must_fit_launcher(choice, facts.programs, keep_pmix)
     except No as no:
         no.tried = made
         raise

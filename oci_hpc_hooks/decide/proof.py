@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 from dataclasses import replace
-from typing import Iterable, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
+from typing import Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
 from oci_hpc_hooks.decide import abi
 from oci_hpc_hooks.decide import cpu as processor
@@ -14,6 +14,7 @@ from oci_hpc_hooks.elf import hwcaps, loader, mpi
 from oci_hpc_hooks.errors import ImageError
 from oci_hpc_hooks.model import NOTE, WARNING, Cpu, ElfFacts, Finding, HostLibrary, ImageFacts, LdCache, ResolvedProfile
 
+PMIX_TOO_OLD = "pmix-too-old"
 _HOST = "host:"  # marks the identity of a host file in the simulated tree; image paths start with "/"
 
 
@@ -114,6 +115,7 @@ class _Proof:
         tree = {tree_root + library.path: library for library in (*choice.libraries, *choice.modules)}
         self.view = View(facts, tree_root, tree, {copy.path: library for library, copy in choice.in_place})
         self.searches = searches(facts, cache, (copy.path for _, copy in (*choice.in_place, *choice.runtime)))
+        self.notes: Dict[str, Finding] = {}
 
     def libraries_load(self) -> None:
         """Everything injected loads, wherever it is found. Raises No."""
@@ -159,6 +161,13 @@ class _Proof:
             self._must_have_functions(link_map)
             _must_be_one_build(program, link_map)
             uses = self._takes_ours(program, link_map) or uses
+            try:
+                _must_have_pmix(link_map)
+            except No as no:
+                if search is self.searches[0]:
+                    raise
+                self.notes[no.code] = Finding(WARNING, no.code, f"where LD_LIBRARY_PATH names {search.library_path[0]}, {no.what}",
+                                              remedy="leave that directory out of LD_LIBRARY_PATH", who="user")
         return uses
 
     def _takes_ours(self, program: str, link_map: loader.LinkMap) -> bool:
@@ -237,6 +246,18 @@ def _describe(loaded: Mapping[str, loader.Loaded], path: str) -> str:
     return f"{item.facts.soname} (the site's {item.identity[len(_HOST):]})"
 
 
+def _must_have_pmix(link_map: loader.LinkMap) -> None:
+    """The PMIx that is loaded has what the site's MPI uses of it. Raises No."""
+    pmix = next((loaded for loaded in link_map.objects if loaded.facts.soname.startswith(mpi.PMIX_SONAME)), None)
+    if pmix is None:
+        return
+    for loaded in link_map.objects:
+        lost = sorted({name for name in loaded.facts.imports if name.startswith(mpi.PMIX)} - {*pmix.facts.exports})
+        if lost and loaded.identity.startswith(_HOST):
+            raise No(PMIX_TOO_OLD, f"{loaded.facts.soname} (the site's {loaded.identity[len(_HOST):]}) uses {lost[0]}, which {pmix.path} "
+                     "of the image does not have", "rebuild the image with a newer PMIx", "image author")
+
+
 def _must_be_one_build(program: str, link_map: loader.LinkMap) -> None:
     """Open MPI's inner libraries serve only what was built with them. Raises No."""
     inner = [loaded for loaded in link_map.objects if loaded.facts.soname.startswith(mpi.OPENMPI_INNER)]
@@ -269,6 +290,7 @@ def prove(facts: ImageFacts, profile: ResolvedProfile, choice: Choice, cache: Ld
             loading += proof.loads_mpi(program)
         except ImageError as error:
             findings.append(Finding(NOTE, "program-unreadable", f"{program}: {error.what}"))
+    findings += proof.notes.values()
     unknown = sorted(proof.view.unknown)
     if unknown:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
@@ -294,6 +316,8 @@ def _consumers(proof: _Proof, facts: ImageFacts) -> List[Finding]:
             if proof.loads_mpi(path):
                 good.append(path)
         except No as no:
+            if no.code == PMIX_TOO_OLD:
+                raise  # there is another way
             findings.append(Finding(WARNING, f"consumer-{no.code}", f"{path} would not work: {no.what}", remedy=no.remedy, who=no.who))
         except ImageError as error:
             findings.append(Finding(NOTE, "program-unreadable", f"{path}: {error.what}"))

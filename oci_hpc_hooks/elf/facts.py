@@ -14,7 +14,7 @@ import os
 import stat
 import struct
 from struct import Struct
-from typing import Callable, Dict, Iterator, List, NoReturn, Optional, Tuple
+from typing import Callable, Dict, Iterator, List, NoReturn, Optional, Set, Tuple
 
 from oci_hpc_hooks.errors import ImageError
 from oci_hpc_hooks.model import ElfFacts
@@ -57,7 +57,7 @@ _DT_GNU_HASH, _DT_FLAGS_1, _DT_VERDEF, _DT_VERNEED = 0x6FFFFEF5, 0x6FFFFFFB, 0x6
 _DT_AUXILIARY, _DT_FILTER = 0x7FFFFFFD, 0x7FFFFFFF
 _DF_1_NODEFLIB = 0x800
 _VER_FLG_BASE, _VER_FLG_WEAK = 1, 2
-_EM_386, _EM_S390, _EM_X86_64, _EM_ALPHA = 3, 22, 62, 0x9026
+_EM_386, _EM_MIPS, _EM_S390, _EM_X86_64, _EM_ALPHA = 3, 8, 22, 62, 0x9026
 
 
 class _Layout:
@@ -93,9 +93,9 @@ def read_facts(fd: int, *, symbols: bool = False, max_size: int = MAX_SIZE) -> E
     """Reads the ELF file open as ``fd`` (readable; its offset is neither used nor moved).
 
     ``exports`` and ``imports`` are filled only with ``symbols``: defined GLOBAL, WEAK and UNIQUE symbols of default or protected
-    visibility, and undefined GLOBAL ones (a program must do without a weak one), each name once, in the order of the table. Version
-    chains are followed as ld.so follows them, by their links and not by the counts beside them. The base entry of verdef, which names
-    the file, is left out.
+    visibility, and undefined GLOBAL ones that a relocation names (the others are never looked up, and a program must do without a weak
+    one), each name once, in the order of the table. Version chains are followed as ld.so follows them, by their links and not by the
+    counts beside them. The base entry of verdef, which names the file, is left out.
 
     Raises :class:`ImageError` for what is no program or shared object, is larger than ``max_size`` bytes or is malformed; ``what``
     names the defect and the caller, who knows it, the path.
@@ -411,11 +411,13 @@ class _Reader:
         imported: Dict[int, None] = {}
         fields = entry.iter_unpack(table)
         rows = fields if self._layout.wide else ((n, i, o, s, v, z) for n, v, z, i, o, s in fields)
-        for name, info, other, section, _, _ in rows:
+        # MIPS resolves what its global offset table holds; everywhere else a symbol that no relocation names is never looked up.
+        used = self._relocated() if machine != _EM_MIPS else range(count)
+        for index, (name, info, other, section, _, _) in enumerate(rows):
             bind = info >> 4
             if bind == 1 or bind == 2:
                 if not section:
-                    if bind == 1:
+                    if bind == 1 and index in used:
                         imported[name] = None
                 elif other & 3 in (0, 3):
                     exported[name] = None
@@ -462,11 +464,15 @@ class _Reader:
 
     def _relocated_count(self) -> int:
         """One more than the highest symbol that a relocation names."""
+        return max(self._relocated(), default=-1) + 1
+
+    def _relocated(self) -> Set[int]:
+        """The symbols that relocations name."""
         tags = self._tags
         layout = self._layout
         kind = layout.rela if tags.get(_DT_PLTREL, _DT_RELA) == _DT_RELA else layout.rel
         shift = 32 if layout.wide else 8
-        highest = 0
+        named: Set[int] = set()
         for tag, size_tag, entry in (
             (_DT_RELA, _DT_RELASZ, layout.rela),
             (_DT_REL, _DT_RELSZ, layout.rel),
@@ -478,10 +484,9 @@ class _Reader:
             offset, end = self._offset(tags[tag], "a relocation table")
             if size > end - offset or size > MAX_TABLE:
                 _bad(f"a relocation table of {size} bytes does not fit into its segment")
-            for relocation in entry.iter_unpack(self._table(offset, size, "a relocation table")):
-                if relocation[1] >> shift > highest:
-                    highest = relocation[1] >> shift
-        return highest + 1 if highest else 0
+            table = self._table(offset, size, "a relocation table")
+            named.update({relocation[1] for relocation in entry.iter_unpack(table)})
+        return {info >> shift for info in named} - {0}
 
 
 def _names_of(strings: bytes) -> Callable[[Dict[int, None]], Tuple[str, ...]]:

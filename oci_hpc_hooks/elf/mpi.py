@@ -19,6 +19,11 @@ OPENMPI_MARK = "ompi_"
 MPICH_MARKS = ("MPIR_", "MPIDI_", "QMPI_", "MPID_")
 #: Libraries below Open MPI's libmpi, without any promise between two builds: its launcher of releases up to 4 crashes on another's.
 OPENMPI_INNER = ("libopen-pal.so.", "libopen-rte.so.")
+#: PMIx, through which ranks of Open MPI meet their launcher. Releases agree in their protocol, and the launcher uses internals of its own.
+PMIX_SONAME = "libpmix.so."
+PMIX = ("PMIx_", "pmix_")
+#: Open MPI's launcher, under the names that it is started by. That of 5 is a small program which starts another: its libraries do not tell.
+LAUNCHERS = ("mpirun", "mpiexec", "prterun", "oshrun")
 STANDARD = ("MPI_", "PMPI_", "MPIX_", "PMPIX_")
 
 

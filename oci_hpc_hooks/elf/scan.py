@@ -6,12 +6,14 @@ Slow (some 10 ms a library, and more for a large symbol table) and not bounded: 
 from __future__ import annotations
 
 import os
-from typing import Any, Callable, Dict, List, Optional, Tuple
+import struct
+from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
 from elftools.common.exceptions import ELFError
 from elftools.elf.dynamic import DynamicSegment
 from elftools.elf.elffile import ELFFile
 from elftools.elf.gnuversions import GNUVerDefSection, GNUVerNeedSection
+from elftools.elf.relocation import RelocationSection
 from elftools.elf.sections import SymbolTableSection
 from elftools.elf.segments import InterpSegment, NoteSegment
 
@@ -130,20 +132,33 @@ def _verdef(elf: Any) -> Tuple[str, ...]:
     return tuple(found)
 
 
+def _relocated(elf: Any) -> Set[int]:
+    """The symbols that relocations name; an undefined one among the others is never looked up."""
+    word, shift = ("QQ", 32) if elf.elfclass == 64 else ("II", 8)
+    found: Set[int] = set()
+    for section in elf.iter_sections():
+        if isinstance(section, RelocationSection) and elf.get_section(section.header.sh_link).header.sh_type == "SHT_DYNSYM":
+            addend = word[0].lower() if section.is_RELA() else ""
+            entry = struct.Struct(("<" if elf.little_endian else ">") + word + addend)
+            found |= {relocation[1] >> shift for relocation in entry.iter_unpack(section.data())}
+    return found
+
+
 def _symbols(elf: Any, wanted: Callable[[str], bool]) -> Tuple[Tuple[str, ...], Tuple[str, ...]]:
     exports: Dict[str, None] = {}
     imports: Dict[str, None] = {}
+    relocated = _relocated(elf)
     for section in elf.iter_sections():
         if not isinstance(section, SymbolTableSection) or section.header.sh_type != "SHT_DYNSYM":
             continue
-        for symbol in section.iter_symbols():
+        for index, symbol in enumerate(section.iter_symbols()):
             name = _text(symbol.name)
             bind = symbol.entry.st_info.bind
             # With an OS ABI other than GNU's, pyelftools calls the unique binding LOOS.
             if not name or bind not in ("STB_GLOBAL", "STB_WEAK", "STB_LOOS", "STB_GNU_UNIQUE") or not wanted(name):
                 continue
             if symbol.entry.st_shndx == "SHN_UNDEF":
-                if bind != "STB_WEAK":
+                if bind != "STB_WEAK" and (index in relocated or elf.header.e_machine == "EM_MIPS"):
                     imports[name] = None
             elif symbol.entry.st_other.visibility in ("STV_DEFAULT", "STV_PROTECTED"):
                 exports[name] = None

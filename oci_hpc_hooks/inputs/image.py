@@ -121,6 +121,8 @@ class _Tree:
         folder, name = posixpath.split(path)
         real = self.real(path) if ".so" not in name or self._may_hold(folder, name) else ""
         self.resolved[path] = real
+        if real:
+            self.resolved[real] = real  # where it may be bound over, whatever name has led there
         return real
 
     def _may_hold(self, folder: str, name: str) -> bool:
@@ -233,6 +235,7 @@ def gather(root: Root, container: Container, profiles: Sequence[ResolvedProfile]
     folders = [*_homes(loaded), *library_dirs, *_rpaths(tree, programs)]
     folders += [f"{posixpath.dirname(folder)}/{lib}" for folder in path_dirs for lib in ("lib", "lib64")]
     homes = _look_for_copies(tree, dict.fromkeys(folders), copies)
+    homes |= _look_for_copies(tree, sorted(homes.difference(folders)), copies)  # where links lead to
     _follow(tree, sorted(copies.met), search, copies)  # what they need in turn, though no program of the image may load them now
     for home in sorted(homes):
         tree.spend("directories with copies of the MPI", 1, HOMES_LIMIT)

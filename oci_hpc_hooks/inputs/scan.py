@@ -485,14 +485,15 @@ def _c_runtime(node: _Node, site: Site) -> ResolvedProfile:
 
 
 def _without_surplus(elf: ElfFacts, role: str) -> ElfFacts:
-    """Only those symbols that a decision compares: an MPI's interface, and all of a library that has no versions to compare."""
+    """Only those symbols that a decision compares: an MPI's interface, all of a library that has no versions to compare, and what is used
+    of PMIx."""
     if role == "plugin":
         exports: Tuple[str, ...] = ()
     elif elf.verdef and role != "runtime":
         exports = tuple(filter(mpi.matters, elf.exports)) if role in ("replace", "add") else ()
     else:
         exports = elf.exports
-    return replace(elf, exports=exports, imports=())
+    return replace(elf, exports=exports, imports=tuple(name for name in elf.imports if name.startswith(mpi.PMIX)))
 
 
 def _gaps(loaded: loader.LinkMap) -> List[str]:

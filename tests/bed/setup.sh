@@ -38,7 +38,7 @@ PACKAGES=(
     netavark slirp4netns uidmap fuse-overlayfs iptables         # and what they call
     docker-compose                                              # the compose client for pytest-docker; needs no docker
     mmdebstrap debian-archive-keyring ca-certificates           # images
-    gcc libc6-dev musl musl-tools busybox-static                # programs inside the images
+    gcc gfortran libc6-dev musl musl-tools busybox-static       # programs inside the images
     make python3-venv python3-dev libcap-dev                    # the project (python-prctl is compiled)
     mount passwd util-linux procps strace acl                   # what a minimal Debian lacks, and looking at it
 )

@@ -73,8 +73,8 @@ def folder() -> Iterator[Path]:
     shutil.rmtree(made)
 
 
-def copied(folder: Path, name: str) -> Path:
-    shutil.copytree(ROOTFS, folder / name, symlinks=True, copy_function=shutil.copy2, ignore=lambda where, names: {"dev"} & {*names})
+def copied(folder: Path, name: str, *without: str) -> Path:
+    shutil.copytree(ROOTFS, folder / name, symlinks=True, ignore=shutil.ignore_patterns("dev", *without))
     (folder / name / "dev/shm").mkdir(parents=True)
     return folder / name
 
@@ -82,7 +82,7 @@ def copied(folder: Path, name: str) -> Path:
 @pytest.fixture(scope="module")
 def images(folder: Path) -> dict[str, Path]:
     """The image as it was unpacked, without a loader cache, and with the one that its own ldconfig writes."""
-    made = {name: copied(folder, name) for name in ("bare", "cached")}
+    made = {name: copied(folder, name, "python3*", "gconv") for name in ("bare", "cached")}
     assert not (made["bare"] / "etc/ld.so.cache").exists()
     run(made["cached"], "/usr/sbin/ldconfig")
     return made
@@ -141,13 +141,13 @@ def test_the_cache_of_its_ldconfig(images: dict[str, Path]) -> None:
 
 
 @pytest.mark.parametrize("name", ["bare", "cached"])
-def test_its_loader_takes_what_was_planned(folder: Path, images: dict[str, Path], offers: Inventory, name: str) -> None:
+def test_its_loader_takes_what_was_planned(folder: Path, node: Path, images: dict[str, Path], offers: Inventory, name: str) -> None:
     image = images[name]
     assert OWN_VERSION in run(image, HELLO)
     plan = decided(image, offers)
     assert (plan.verdict, plan.tree_root, plan.cache_target) == (PROVED, TREE, "/etc/ld.so.cache")
     assert plan.cache is not None
-    root = put_in(plan, image, folder / f"{name}-injected")
+    root = put_in(plan, node, image, folder / f"{name}-injected")
 
     # As it is started, and as a script may start it: then the file in place is taken, and only the cache leads to what it needs.
     for library_path, mpi in ("", f"{TREE}{PREFIX}/lib/libmpi.so.12"), (LIBRARY_DIR, f"{LIBRARY_DIR}/libmpich.so.12"):
@@ -172,26 +172,22 @@ def listed(root: Path) -> list[tuple[str, str]]:
     return found
 
 
-def put_in(plan: Plan, image: Path, root: Path) -> Path:
+def put_in(plan: Plan, node: Path, image: Path, root: Path) -> Path:
     """A copy of the image with files where the plan has mounts."""
     shutil.copytree(image, root, symlinks=True)
-    for bind in plan.tree:
-        target = root / plan.tree_root.lstrip("/") / bind.target
+    tree = root / plan.tree_root.lstrip("/")
+    files = [(bind.source, tree / bind.target) for bind in plan.tree]
+    files += [(bind.source, root / bind.target.lstrip("/")) for bind in plan.in_place]
+    for source, target in files:
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(source(bind.source), target)
-    for bind in plan.in_place:
-        shutil.copy(source(bind.source), root / bind.target.lstrip("/"))
+        of_site = source.startswith(PREFIX)
+        shutil.copy(MPICH5 / os.path.relpath(source, PREFIX) if of_site else node / source.lstrip("/"), target)
     for cover in plan.modules:
         shutil.rmtree(root / cover.target.lstrip("/"))
-        shutil.copytree(root / plan.tree_root.lstrip("/") / cover.folder, root / cover.target.lstrip("/"))
+        shutil.copytree(tree / cover.folder, root / cover.target.lstrip("/"))
     assert plan.cache is not None
     (root / plan.cache_target.lstrip("/")).write_bytes(ldcache.serialize(plan.cache))
     return root
-
-
-def source(path: str) -> Path:
-    """A file of the node."""
-    return MPICH5 / os.path.relpath(path, PREFIX)
 
 
 def test_check_says_there_what_it_says_here(node: Path, images: dict[str, Path], offers: Inventory) -> None:

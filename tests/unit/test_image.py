@@ -295,6 +295,17 @@ def test_a_second_name_and_another_version(tree: Tree) -> None:
     assert facts.resolved["/usr/lib/libmpi.so.12"] == "/usr/lib/libmpi.so.12.1.8"
 
 
+def test_what_the_image_has_for_the_sites_libraries(tree: Tree) -> None:
+    """No program asks for it; the site's library does, and then its own needs are searched."""
+    app = tree.program("/bin/app", "libmpi.so.12")
+    tree.mpi("/usr/lib")
+    build(tree.at("/usr/lib/libinner.so.1"), soname="libinner.so.1", needed=["libdeep.so.1"])
+    build(tree.at("/usr/lib/libdeep.so.1"), soname="libdeep.so.1")
+    facts = tree.gather(app, profiles=[world.profile(world.site_mpi(needed=("libinner.so.1",)))])
+    assert facts.resolved["/usr/lib/libdeep.so.1"] == "/usr/lib/libdeep.so.1"
+    assert facts.files["/usr/lib/libdeep.so.1"].elf.soname == "libdeep.so.1"
+
+
 def test_folders_for_modules_and_what_a_program_imports(tree: Tree) -> None:
     tree.mpi("/usr/lib")
     build(tree.at("/usr/lib/mpich/libnet.so"))

@@ -128,3 +128,67 @@ def test_an_image_with_both(mpi: str, app: str, source: str, target: str) -> Non
     assert [(bind.source, bind.target) for bind in made.in_place] == [(source, target)]
     other = "mpich" if mpi == "openmpi" else "openmpi"
     assert refusal(decide(image, node, app, mpi=other)).startswith("family ")
+
+
+# -------------------------------------------------------------------------------------------------------------- PMIx
+
+USED = ("PMIx_Init", "PMIx_Info_create", "pmix_framework_names")
+INTERNALS = ("pmix_class_init_epoch",)
+IMAGE_PMIX = "/usr/lib64/libpmix.so.2"
+MPIRUN5 = "/usr/bin/mpirun.openmpi"
+SITE_PMIX = "/opt/ompi/lib/libpmix.so.2"
+
+
+def site5_with_pmix(runpath: str = "", pmix: str = SITE_PMIX) -> Inventory:
+    libmpi = host(SITE_OPENMPI, elf("libmpi.so.40", needed=("libpmix.so.2",), exports=OPENMPI, imports=USED, runpath=runpath), "replace")
+    return inventory(profile(libmpi, host(pmix, elf("libpmix.so.2", exports=(*USED, *INTERNALS))), mpi="openmpi"))
+
+
+def image5(pmix: Sequence[str]) -> Image:
+    """Open MPI 5, its launcher on PRRTE, and a PMIx with these symbols."""
+    image = Image().add(IMAGE_PMIX, elf("libpmix.so.2", exports=pmix), cached=True)
+    image.add("/usr/lib64/libprrte.so.3", elf("libprrte.so.3", needed=("libpmix.so.2",), imports=INTERNALS), cached=True)
+    image.add(IMAGE_OPENMPI, elf("libmpi.so.40", needed=("libpmix.so.2",), exports=OPENMPI), cached=True)
+    image.add(MPIRUN5, program())  # starts prterun
+    return image.add(APP, program("libmpi.so.40", imports=OPENMPI))
+
+
+def test_the_pmix_of_the_image_stays_for_its_launcher() -> None:
+    """libprrte crashes on the internals of another release."""
+    made = decide(image5((*USED, *INTERNALS)), site5_with_pmix(), MPIRUN5, APP)
+    assert made.verdict == PROVED
+    assert [bind.target for bind in made.in_place] == [IMAGE_OPENMPI]
+    assert [bind.source for bind in made.tree] == [SITE_OPENMPI, SITE_PMIX]  # for whoever loads from the tree
+    assert made.cache is not None
+    assert [entry.path for entry in made.cache.entries if entry.name == "libpmix.so.2"] == [IMAGE_PMIX]
+
+
+OLD = ("PMIx_Init", *INTERNALS)
+
+
+def test_a_pmix_of_the_image_that_is_too_old_stays_where_the_site_s_mpi_does_not_meet_it() -> None:
+    """The site's libmpi finds its own by DT_RUNPATH; bound in place it would not, and that is told."""
+    site = site5_with_pmix(runpath="$ORIGIN/private", pmix="/opt/ompi/lib/private/libpmix.so.2")
+    wish = Request(mpi=Wish("openmpi", "label", True))
+    made = plan(container(), wish, site, image5(OLD).facts(MPIRUN5, APP, looked_at=["/usr/lib64/private"]))
+    assert made.verdict == PROVED
+    assert [bind.target for bind in made.in_place] == [IMAGE_OPENMPI]
+    (warning,) = [finding for finding in made.findings if finding.code == "pmix-too-old"]
+    assert "/usr/lib64" in warning.what and "PMIx_Info_create" in warning.what
+
+
+def test_a_pmix_of_the_image_that_is_too_old_is_replaced_otherwise() -> None:
+    made = decide(image5(OLD), site5_with_pmix(), APP)
+    assert made.verdict == PROVED
+    assert (SITE_PMIX, IMAGE_PMIX) in [(bind.source, bind.target) for bind in made.in_place]
+    assert refusal(decide(image5(OLD), site5_with_pmix(), MPIRUN5, APP)).startswith(f"launcher {MPIRUN5} belongs to the image's own")
+
+
+def test_the_launcher_of_5_on_a_site_of_4() -> None:
+    """Ranks of 4 do not find it."""
+    image = Image().add("/usr/lib64/libopen-pal.so.80", elf("libopen-pal.so.80"), cached=True)
+    image.add(IMAGE_OPENMPI, elf("libmpi.so.40", needed=("libopen-pal.so.80",), exports=OPENMPI), cached=True)
+    image.add(MPIRUN5, program()).add(APP, program("libmpi.so.40", imports=OPENMPI))
+    assert refusal(decide(image, inventory(SITE4), MPIRUN5, APP)).startswith(f"launcher {MPIRUN5} belongs to the image's own")
+    assert decide(image, inventory(SITE4), APP).verdict == PROVED
+    assert decide(image, inventory(SITE5), MPIRUN5, APP).verdict == PROVED

@@ -501,6 +501,18 @@ def test_the_images_newer_dependency_is_kept() -> None:
     assert "image-kept" in codes(made)
 
 
+def test_the_images_newer_dependency_in_a_private_folder() -> None:
+    """It is kept for who finds it there; the site's MPI would not, and gets its own."""
+    image = Image().add("/opt/conda/lib/libmpi.so.12", elf("libmpi.so.12", needed=("libfabric.so.1",), exports=MPICH,
+                                                           runpath="$ORIGIN/private"))
+    image.add("/opt/conda/lib/private/libfabric.so.1", elf("libfabric.so.1", verdef=("FABRIC_1.0", "FABRIC_1.1", "FABRIC_1.7")))
+    image.add(APP, program("libmpi.so.12", imports=("MPI_Init",), runpath="/opt/conda/lib"))
+    made = decide(image.facts(APP))
+    assert made.verdict == PROVED
+    assert [bind.target for bind in made.in_place] == ["/opt/conda/lib/libmpi.so.12"]
+    assert [bind.target for bind in made.tree] == [SITE_MPI[1:], SITE_FABRIC[1:]]
+
+
 def test_a_dependency_without_versions_that_others_use() -> None:
     node = inventory(profile(site_mpi(), site_fabric(verdef=(), exports=("fi_getinfo",))))
     image = mpich_image().add("/usr/lib64/libfabric.so.1", elf("libfabric.so.1", exports=("fi_getinfo", "fi_old")), cached=True)

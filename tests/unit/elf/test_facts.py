@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import subprocess
 from pathlib import Path
 from typing import Any, Dict, Optional
 
@@ -84,6 +85,18 @@ def test_every_fact_of_a_library(library: Path) -> None:
     assert facts.exports.count("named") == 1
     assert set(facts.imports) == {"imported"}
     assert facts_of(library).exports == ()
+
+
+def test_an_undefined_symbol_that_nothing_refers_to(tmp_path: Path) -> None:
+    """As Debian's libmpichfort has MPI_F08_STATUS_IGNORE: ld.so never looks for it."""
+    stray = '__asm__(".pushsection .stray,\\"\\",@progbits; .quad ghost; .popsection");'
+    source = f"extern int real; int *use(void) {{ return &real; }} {stray}"
+    library = build(tmp_path / "libstray.so", source=source, options=["-Wl,--unresolved-symbols=ignore-all"])
+    symbols = subprocess.run(["nm", "-D", str(library)], stdout=subprocess.PIPE, text=True, check=True).stdout
+    assert "U ghost" in symbols
+    facts = facts_of(library, symbols=True)
+    assert facts.imports == ("real",)
+    assert read_with_pyelftools(str(library), symbols=lambda name: True) == facts
 
 
 def test_a_program_with_rpath_and_versions(tmp_path: Path) -> None:

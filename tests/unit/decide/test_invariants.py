@@ -43,7 +43,7 @@ from tests.unit.decide import world
 from tests.unit.decide.world import DEFAULT_DIRS, DEV, LIBC, LOADER, MPICH, OPENMPI, Image, elf, glibc_versions, host, profile
 
 EXAMPLES = int(os.environ.get("OCI_HPC_HOOKS_EXAMPLES", "0"))
-many = settings(max_examples=EXAMPLES or 80, derandomize=not EXAMPLES, database=None, deadline=None,
+many = settings(max_examples=EXAMPLES or 50, derandomize=not EXAMPLES, database=None, deadline=None,
                 suppress_health_check=list(HealthCheck),
                 phases=tuple(Phase) if EXAMPLES else (Phase.explicit, Phase.generate))  # making an example smaller takes minutes
 
@@ -456,7 +456,7 @@ def test_these_worlds_are_of_every_kind() -> None:
     verdicts: Counter[str] = Counter()
     kinds: Counter[str] = Counter()
 
-    @settings(max_examples=150, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=100, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
     @given(worlds())
     def draw(it: World) -> None:
         made = decide(it)

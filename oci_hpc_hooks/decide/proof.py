@@ -15,6 +15,8 @@ from oci_hpc_hooks.errors import ImageError
 from oci_hpc_hooks.model import NOTE, WARNING, Cpu, ElfFacts, Finding, HostLibrary, ImageFacts, LdCache, ResolvedProfile
 
 PMIX_TOO_OLD = "pmix-too-old"
+TRIES_LIMIT = 4 * loader.MAX_TRIES  # for one proof; those of real images make some 10,000
+
 _HOST = "host:"  # marks the identity of a host file in the simulated tree; image paths start with "/"
 
 
@@ -46,7 +48,7 @@ class View:
         return real
 
     def is_directory(self, path: str) -> bool:
-        if path.startswith(self._tree_root + "/"):
+        if self._tree and path.startswith(self._tree_root + "/"):
             return any(library.startswith(path + "/") for library in self._tree)
         folder, name = posixpath.split(path)
         if path not in self._names and name in self._names.get(folder, (name,)):
@@ -112,10 +114,19 @@ class _Proof:
         self.profile = profile
         self.choice = choice
         self.tree_root = tree_root
+        self.tries = 0
         tree = {tree_root + library.path: library for library in (*choice.libraries, *choice.modules)}
         self.view = View(facts, tree_root, tree, {copy.path: library for library, copy in choice.in_place})
         self.searches = searches(facts, cache, (copy.path for _, copy in (*choice.in_place, *choice.runtime)))
         self.notes: Dict[str, Finding] = {}
+
+    def _simulate(self, path: str, search: loader.Search) -> loader.LinkMap:
+        """Raises ImageError, also where all together would cost too much: a hostile image has many programs, and many homes of copies."""
+        if self.tries > TRIES_LIMIT:
+            raise ImageError(f"the image's loader would try more than {TRIES_LIMIT} paths")
+        link_map = loader.simulate(path, self.view, search)
+        self.tries += link_map.tries
+        return link_map
 
     def libraries_load(self) -> None:
         """Everything injected loads, wherever it is found. Raises No."""
@@ -124,7 +135,7 @@ class _Proof:
         paths += [copy.path for library, copy in self.choice.in_place if library.role != "dependency"]
         for search in self.searches:
             for path in paths:
-                self._must_load(loader.simulate(path, self.view, search), frozenset())
+                self._must_load(self._simulate(path, search), frozenset())
 
     def sets_load(self) -> Iterator[Finding]:
         """What of the modules of sets does not load: it is passed over by the library that opens it. Raises No if none of a set does."""
@@ -132,7 +143,7 @@ class _Proof:
             unfit = []
             for module in one.modules:
                 try:
-                    self._must_load(loader.simulate(self.tree_root + module.path, self.view, self.searches[0]), frozenset())
+                    self._must_load(self._simulate(self.tree_root + module.path, self.searches[0]), frozenset())
                 except No as no:
                     unfit.append(no)
                     yield Finding(NOTE, "module-unfit", f"the site's {module.path} does not load in this image: {no.brief}")
@@ -151,7 +162,7 @@ class _Proof:
         lacked = lacks(program, self.facts, self._own_release())
         uses = False
         for search in self.searches:
-            link_map = loader.simulate(program, self.view, search)
+            link_map = self._simulate(program, search)
             self._must_load(link_map, lacked)
             processor.must_run(((item.path, item.facts) for item in link_map.objects), self.cpu)
             if self.choice.runtime:

@@ -43,9 +43,10 @@ def test_the_hook_does_what_check_said(crun: Engine, ready: ReadySite) -> None: 
     assert_site(result)
     (entry,) = log
     assert (entry["verdict"], entry["profile"]) == (said["verdict"], said["profile"])
-    assert entry["findings"] == said["findings"]
-    modules = [file for file in said["files"] if file["source"].startswith(TREE)]
-    assert entry["files"] == len(said["files"]) - len(modules)
+    # Whether the container's layer takes the loader's cache as a file is seen only there.
+    assert [finding for finding in entry["findings"] if finding["code"] != "loader-cache"] == said["findings"]
+    made = [file for file in said["files"] if file["how"] == "file" or file["source"].startswith(TREE)]
+    assert entry["files"] == len(said["files"]) - len(made)
     sources = {file["source"] for file in said["files"] if file["how"] == "tree"}
     assert sources >= {f"{MPICH5}/libmpi.so.12", f"{MPICH5}/mpich/libfabric.so.1"}
     assert check(site, crun.load("bookworm-mpich"), "--", *HELLO)[1]["cost"]["start"] == "warm"

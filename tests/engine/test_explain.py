@@ -17,16 +17,18 @@ from tests.engine.site import ReadySite, forget, ready  # noqa: F401
 from tests.engine.test_bare_runtimes import bundle
 from tests.engine.test_check import valid
 
-#: Joins the mount namespace of a process, takes one mount away and makes another (the image has no mount(8)).
+#: Joins the mount namespace of a process, takes one mount away, makes another and removes a file (the image has no mount(8)).
 MOUNTS = """
 import ctypes, os, sys
 libc = ctypes.CDLL(None, use_errno=True)
 assert libc.setns(os.open(f"/proc/{sys.argv[1]}/ns/mnt", os.O_RDONLY), 0x20000) == 0
-assert libc.umount2(b"/etc/ld.so.cache", 2) == 0
-assert libc.mount(b"/bin/true", sys.argv[2].encode(), None, 4096, None) == 0
+assert libc.umount2(sys.argv[2].encode(), 2) == 0
+assert libc.mount(b"/bin/true", sys.argv[3].encode(), None, 4096, None) == 0
+os.unlink("/etc/ld.so.cache")
 """
 
 OWN = f"{LIBRARY_DIR}/libmpich.so.12.2.2"
+UCP = f"{LIBRARY_DIR}/libucp.so.0.0.0"
 
 
 def explain(site: Site, container: str, code: int = 0) -> dict[str, Any]:
@@ -76,11 +78,11 @@ def test_what_root_in_the_container_has_changed(rootful: Engine, ready: ReadySit
     site = ready(rootful)
     container = run(rootful, site)
     pid = rootful.podman("inspect", "--format", "{{.State.Pid}}", container).stdout.strip()
-    assert rootful.account.execute(sys.executable, "-c", MOUNTS, pid, OWN, check=True).stdout == ""
+    assert rootful.account.execute(sys.executable, "-c", MOUNTS, pid, UCP, OWN, check=True).stdout == ""
     said = explain(site, container)
     now = {file["target"]: file["now"] for file in said["files"] if file["now"] != "there"}
-    assert now == {"/etc/ld.so.cache": "not there", OWN: "another file"}
-    assert len(said["differences"]) == 2
+    assert now == {"/etc/ld.so.cache": "not there", UCP: "not there", OWN: "another file"}
+    assert len(said["differences"]) == 3
     forget(site)
     left = explain(site, container)
     assert not left["plan"] and f"{MPICH5}/libmpi.so.12" in {file["source"] for file in left["files"]}

@@ -11,20 +11,20 @@ import re
 import shutil
 import stat
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Optional
 
 import pytest
 
 from oci_hpc_hooks import cold
-from oci_hpc_hooks.decide import abi
-from oci_hpc_hooks.elf import hwcaps, loader
+from oci_hpc_hooks.decide import abi, proof
+from oci_hpc_hooks.elf import loader
 from oci_hpc_hooks.errors import ImageError
 from oci_hpc_hooks.inputs import image
 from oci_hpc_hooks.linux.paths import Root
-from oci_hpc_hooks.model import PROVED, REFUSED, UNPROVED, Container, ElfFacts, ImageFacts, Inventory, Mount, Plan
+from oci_hpc_hooks.model import PROVED, REFUSED, UNPROVED, Container, HostLibrary, ImageFacts, Inventory, Mount, Plan
 from oci_hpc_hooks.report import Places
 from tests.bed import bed
 from tests.bed.bed import Engine
@@ -84,50 +84,29 @@ def programs_in(root: Root) -> list[str]:
 
 # ------------------------------------------------------------------------------------------------ what is simulated
 
-@dataclass
-class Laid:
-    """The image as it is seen with a plan laid over it, from the facts alone; notes what is looked at."""
+class Laid(proof.View):
+    """The image as plan() sees it, with a plan laid over it or as it is; notes what is looked at."""
 
-    facts_: ImageFacts
-    plan: Optional[Plan] = None
-    host: dict[str, ElfFacts] = field(default_factory=dict)
-    tried: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.tree = {f"{self.plan.tree_root}/{bind.target}": bind.source for bind in self.plan.tree} if self.plan else {}
-        self.in_place = {bind.target: bind.source for bind in self.plan.in_place} if self.plan else {}
-        self.folders = {str(parent) for path in self.tree for parent in Path(path).parents}
-        self.folders |= {folder.path for folder in self.facts_.directories if folder.inode}
+    def __init__(self, facts: ImageFacts, plan: Optional[Plan], host: Mapping[str, HostLibrary]) -> None:
+        tree = {f"{plan.tree_root}/{bind.target}": host[bind.source] for bind in plan.tree if bind.source in host} if plan else {}
+        in_place = {bind.target: host[bind.source] for bind in plan.in_place} if plan else {}
+        super().__init__(facts, plan.tree_root if plan else "", tree, in_place)
+        libc = in_place.get(facts.libc.path) if facts.libc else None
+        over = facts if libc is None else replace(facts, libc_version=abi.newest(libc.elf.verdef, "GLIBC_")[6:])
+        self.search = proof.searches(over, plan.cache if plan else facts.cache)[0]
+        self.tried: list[str] = []
+        self.folders = {str(parent) for path in tree for parent in Path(path).parents}
+        self.folders |= {folder.path for folder in facts.directories if folder.inode}
 
     def resolve(self, path: str) -> str:
         self.tried.append(path)
-        if self.plan and path.startswith(self.plan.tree_root + "/"):
-            source = self.tree.get(os.path.normpath(path))
-            return f"host:{source}" if source else ""
-        real = self.facts_.resolved.get(path, "")
-        return f"host:{self.in_place[real]}" if real in self.in_place else real
-
-    def facts(self, identity: str) -> Optional[ElfFacts]:
-        if identity.startswith("host:"):
-            return self.host[identity[5:]]
-        return self.facts_.files[identity].elf if identity in self.facts_.files else None
-
-    def is_directory(self, path: str) -> bool:
-        return path in self.folders
-
-    def search(self) -> loader.Search:
-        facts = self.facts_
-        release = facts.libc_version
-        if facts.libc and facts.libc.path in self.in_place:
-            release = abi.newest(self.host[self.in_place[facts.libc.path]].verdef, "GLIBC_")[6:]
-        return loader.Search(facts.library_path, self.plan.cache if self.plan else facts.cache, facts.default_dirs,
-                             hwcaps.of_glibc(facts.hwcaps, release), facts.preload)
+        return super().resolve(path)
 
 
 def simulated(view: Laid, program: str) -> Said:
     view.tried.clear()
-    link_map = loader.simulate(program, view, view.search())
-    assert not link_map.broken
+    link_map = loader.simulate(program, view, view.search)
+    assert not link_map.broken and not view.unknown, view.unknown
     whole = {item.name for item in link_map.objects if item.name.startswith("/")}
     return Said(pairs(link_map), [name for name, _ in link_map.missing],
                 [path for path in view.tried if path not in whole and path not in (program, link_map.objects[0].facts.interp)])
@@ -176,7 +155,7 @@ def views(root: Root, programs: Sequence[str], node: Inventory, env: Sequence[st
           plan: Optional[Plan]) -> Iterator[tuple[Laid, list[str]]]:
     """As many programs at a time as one command line may name."""
     everything = [*node.profiles, *([node.c_runtime] if node.c_runtime else [])]
-    host = {library.real: library.elf for profile in everything for library in (*profile.libraries, *profile.plugins)}
+    host = {library.real: library for profile in everything for library in (*profile.libraries, *profile.plugins)}
     for start in range(0, len(programs), 100):
         some = [*programs[start:start + 100]]
         facts = image.gather(root, container(root, ["true", *some], env), everything, node.hwcaps)

@@ -78,6 +78,9 @@ def install(engine: Engine, site: Site, image: str, options: Sequence[str], stag
 def test_as_a_file_all_works(engine: Engine, ready: ReadySite, package: str, image: str, stage: str) -> None:
     user = ["--user=0"] if engine.user == "keep-id" else []
     result, way = install(engine, ready(engine), image, [package, *user], stage)
+    if (stage, engine.user) == ("precreate", "keep-id"):
+        assert way == "bind"  # at that stage no process is in the container's user namespace yet, to whose root the files must belong
+        return
     assert way == "file"
     said = result.stdout.splitlines()
     assert "dpkg: 0" in said and "ldconfig: 0" in said and "demo: 3" in said, result.stdout + result.stderr

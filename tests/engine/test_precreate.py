@@ -40,6 +40,7 @@ def seen(engine: Engine, hooks_dir: Path, options: Sequence[str]) -> tuple[list[
 @pytest.mark.parametrize("options", [
     (), ("--read-only",), ("--init",), ("--privileged",), ("--volume=/usr/share:/work/data:ro",), ("--tmpfs=/scratch",),
     ("--mount=type=tmpfs,destination=/opt",), ("--user=1234:1234",)], ids=" ".join)
+@three_engines
 def test_the_same_as_createruntime(engine: Engine, site: Site, options: Sequence[str]) -> None:
     mounts, files = seen(engine, site.hooks_dir, options)
     assert seen(engine, site.hooks_dir / "podman", options) == (mounts, files)

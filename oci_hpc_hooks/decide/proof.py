@@ -46,7 +46,7 @@ class View:
         return real
 
     def is_directory(self, path: str) -> bool:
-        if path.startswith(self._tree_root + "/"):
+        if self._tree and path.startswith(self._tree_root + "/"):
             return any(library.startswith(path + "/") for library in self._tree)
         folder, name = posixpath.split(path)
         if path not in self._names and name in self._names.get(folder, (name,)):

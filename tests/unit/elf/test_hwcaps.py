@@ -92,6 +92,7 @@ def test_order_is_the_real_one(root: str, release: str) -> None:
     assert path.split(":") == [*(f"/tmp/{subdir}" for subdir in hwcaps_of(release).subdirectories), "/tmp"]
 
 
+@pytest.mark.skipif(not hwcaps_of_this_cpu(), reason="the loader tells since glibc 2.33")
 def test_level_is_the_real_one() -> None:
     assert hwcaps_of("2.41").named == tuple(name for name in hwcaps_of_this_cpu() if name in hwcaps.NAMED)
 

@@ -190,24 +190,28 @@ class Slurm:
         """The same account as it is on the nodes: with a store of theirs."""
         return self._accounts[account.name]
 
-    def srun(
+    def execute(
         self,
-        *arguments: str,
+        *command: str,
         account: Optional[Account] = None,
         env: Optional[Mapping[str, str]] = None,
         timeout: float = 60,
     ) -> Result:
-        """``srun ARGUMENTS`` as `account` (root), in the environment that it has on the nodes plus `env`.
+        """Run a command of Slurm's, or one that calls such, as `account` (root) in the environment that it has on the nodes plus `env`.
 
-        After `timeout` seconds the job is cancelled, containers are removed, and subprocess.TimeoutExpired is raised.
+        After `timeout` seconds jobs are cancelled, containers are removed, and subprocess.TimeoutExpired is raised.
         """
         there = self.account(account or bed.root_account())
         conf = {"SLURM_CONF": str(self.folder / "slurm.conf")}
         try:
-            return there.execute("srun", *arguments, env={**conf, **(env or {})}, timeout=timeout)
+            return there.execute(*command, env={**conf, **(env or {})}, timeout=timeout)
         except subprocess.TimeoutExpired:
             self.tidy()
             raise
+
+    def srun(self, *arguments: str, account: Optional[Account] = None, timeout: float = 60) -> Result:
+        """``srun ARGUMENTS``; see `execute`."""
+        return self.execute("srun", *arguments, account=account, timeout=timeout)
 
     def inside(self, node: str, *command: str, account: Optional[Account] = None, timeout: float = 60) -> Result:
         """Run a command on a node without Slurm, as the administrator would over ssh."""

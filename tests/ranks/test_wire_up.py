@@ -28,7 +28,9 @@ def engines(user: str, *quick: tuple[str, str]) -> pytest.MarkDecorator:
 
 # A PMIx server serves only who has the user's id inside of the container too. MPICH, and UCX under it, read each other's memory, which
 # they may between containers of one user namespace: with keep-id each has its own.
-openmpis = pytest.mark.parametrize("site", [None, OPENMPI4, OPENMPI5], ids=["own", "openmpi4", "openmpi5"])
+openmpis = pytest.mark.parametrize("site", [
+    pytest.param(None, id="own"), pytest.param(OPENMPI4, id="openmpi4", marks=pytest.mark.long), pytest.param(OPENMPI5, id="openmpi5"),
+])
 mpichs = pytest.mark.parametrize("site", [None, MPICH5], ids=["own", "mpich5"])
 
 
@@ -69,7 +71,7 @@ def test_pmi2(slurm: Slurm, engine: Engine, start: Start, site: Optional[Path]) 
 
 @engines("rootless", ("runc", "root"), ("crun", "rootless"))
 @mpichs
-@pytest.mark.parametrize("way", ["port", "fd"])
+@pytest.mark.parametrize("way", ["port", pytest.param("fd", marks=pytest.mark.long)])
 def test_hydra(slurm: Slurm, engine: Engine, start: Start, site: Optional[Path], way: str) -> None:
     """The site's mpiexec on a node without Slurm."""
     mpiexec = [str(BUILD / "site/mpich5/bin/mpiexec.hydra"), "-n", "2"]

@@ -84,7 +84,7 @@ OPENMPI = {
     "5-network": Case(Fails("PMIx_Finalize"), without="--net", site=OPENMPI5),
     "5-ipc": Case(Runs(0), without="--ipc", site=OPENMPI5),
     "5-pid": Case(Fails("Segmentation fault"), without="--pid", site=OPENMPI5),
-    "5-pmix-variables": Case(Alone(), without="--env=PMIX_", site=OPENMPI5, quick=True),
+    "5-pmix-variables": Case(Alone(), without="--env=PMIX_", site=OPENMPI5),
     "5-slurm-variables": Case(Runs(1), without="--env=SLURM_", site=OPENMPI5),
     "5-server-folder": Case(Runs(1), without=SPOOL, site=OPENMPI5),
     "5-keep-id": Case(Fails(or_never_ends=True), user="rootless", site=OPENMPI5),

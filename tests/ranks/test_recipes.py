@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 
 from tests.bed.bed import BUILD, ROOT, Engine, reference
 from tests.bed.slurm import Slurm
-from tests.ranks.launch import ranks
+from tests.ranks.launch import assert_wired, ranks
 
-RECIPES = re.findall(r"```sh\n(.*?)```", (ROOT / "docs/slurm.md").read_text(), re.DOTALL)
+PAGE = (ROOT / "docs/slurm.md").read_text()
+RECIPES = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
 
 
 def users(recipe: str) -> list[str]:
@@ -44,3 +46,23 @@ def test_recipe(slurm: Slurm, programs: Path, recipe: str, user: str) -> None:
 
 def test_all_recipes_are_found() -> None:
     assert len(RECIPES) == 4
+
+
+def test_containers_conf(slurm: Slurm, programs: Path) -> None:
+    """A user's drop-in file with the defaults that the page shows, and a line without flags."""
+    engine = Engine("crun", "rootless")
+    account = slurm.account(engine.account)
+    (text,) = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
+    user = account.folder / "config/containers"
+    drop_in = user / "containers.conf.d/hpc.conf"
+    drop_in.parent.mkdir()
+    try:
+        shutil.copy(account.folder / "containers.conf", user)  # what this machine needs; CONTAINERS_CONF would hide the drop-in
+        drop_in.write_text(text.replace("/var/spool/slurmd", str(slurm.spool)))
+        podman = ["podman", "run", "--rm", "--volume", f"{programs}:/ranks:ro", engine.load("bookworm-openmpi"), "/ranks/openmpi"]
+        srun = ["env", "--unset=CONTAINERS_CONF", "srun", "--mpi=pmix", "--nodes=1", "--ntasks=2"]
+        result = slurm.execute(*srun, *podman, account=engine.account)
+    finally:
+        shutil.rmtree(drop_in.parent)
+        (user / "containers.conf").unlink(missing_ok=True)
+    assert_wired(result, "4.1.4", [2])

@@ -26,12 +26,18 @@ def engines(user: str, *quick: tuple[str, str]) -> pytest.MarkDecorator:
     ], indirect=True)
 
 
+def sites(*folders: Optional[Path], quick: tuple[Optional[Path], ...]) -> pytest.MarkDecorator:
+    """The image's own MPI (None) and those of the site in these folders, all but `quick` in the long run."""
+    return pytest.mark.parametrize("site", [
+        pytest.param(folder, id=folder.parent.name if folder else "own", marks=() if folder in quick else pytest.mark.long)
+        for folder in folders
+    ])
+
+
 # A PMIx server serves only who has the user's id inside of the container too. MPICH, and UCX under it, read each other's memory, which
 # they may between containers of one user namespace: with keep-id each has its own.
-openmpis = pytest.mark.parametrize("site", [
-    pytest.param(None, id="own"), pytest.param(OPENMPI4, id="openmpi4", marks=pytest.mark.long), pytest.param(OPENMPI5, id="openmpi5"),
-])
-mpichs = pytest.mark.parametrize("site", [None, MPICH5], ids=["own", "mpich5"])
+openmpis = sites(None, OPENMPI4, OPENMPI5, quick=(None, OPENMPI5))
+mpichs = sites(None, MPICH5, quick=(None, MPICH5))
 
 
 class Start:
@@ -84,7 +90,7 @@ def test_hydra(slurm: Slurm, engine: Engine, start: Start, site: Optional[Path],
 
 
 @engines("keep-id", ("crun", "root"))
-@openmpis
+@sites(None, OPENMPI4, OPENMPI5, quick=(None,))
 def test_pmix_on_two_nodes(slurm: Slurm, engine: Engine, start: Start, site: Optional[Path]) -> None:
     # 5 does not take the loopback device by itself, and these nodes have no other in common.
     command = start(engine, "openmpi", site, *pmix(slurm, engine), "--env=OMPI_MCA_btl_tcp_if_include=lo")
@@ -93,7 +99,7 @@ def test_pmix_on_two_nodes(slurm: Slurm, engine: Engine, start: Start, site: Opt
 
 
 @engines("rootless", ("runc", "rootless"))
-@mpichs
+@sites(None, MPICH5, quick=(None,))
 def test_pmi2_on_two_nodes(slurm: Slurm, engine: Engine, start: Start, site: Optional[Path]) -> None:
     command = start(engine, "mpich", site, *PMI)
     result = slurm.srun("--mpi=pmi2", "--nodes=2", "--ntasks-per-node=2", *PMI_FD_TO_3, *command, account=engine.account)

@@ -1,4 +1,4 @@
-"""For every test: what the tests in tests/engine need is said once, in a sentence, where it is missing."""
+"""For every test: what the tests in tests/engine and tests/ranks need is said once, in a sentence, where it is missing."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-ENGINE = Path(__file__).parent / "engine"
+HERE = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip engine tests where they cannot run. `make test` sets everything up and runs as root, so there none is skipped."""
-    build = ENGINE.parents[1] / "build"
+    build = HERE.parent / "build"
     missing = ""
     if os.geteuid() != 0:
         missing = "engine tests start containers of root and of another user: run them as root"
-    elif not (build / "images/bookworm.tar").exists() or not (build / "venv").exists():
+    elif not Path("/usr/sbin/slurmctld").exists() or not (build / "images/bookworm.tar").exists() or not (build / "venv").exists():
         missing = "the test bed is not built: run `make setup images`"
     for item in items if missing else []:
-        if ENGINE in item.path.parents:
+        if {HERE / "engine", HERE / "ranks"} & set(item.path.parents):
             item.add_marker(pytest.mark.skip(reason=missing))

@@ -215,6 +215,7 @@ class Account:
     uid: int
     gid: int
     home: str
+    image_stores: Sequence[Path] = ()  # further stores whose images this account may use, read-only
 
     @property
     def folder(self) -> Path:
@@ -284,7 +285,8 @@ class Account:
         _write(
             self.storage_conf,
             f"# Written by {Path(__file__).name}\n[storage]\n"
-            f'driver = "overlay"\ngraphroot = "{self.folder}/storage"\nrunroot = "{self.run_folder}/run"\n',
+            f'driver = "overlay"\ngraphroot = "{self.folder}/storage"\nrunroot = "{self.run_folder}/run"\n'
+            f"[storage.options]\nadditionalimagestores = {json.dumps([str(store) for store in self.image_stores])}\n",
         )
 
     def execute(

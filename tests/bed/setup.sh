@@ -40,6 +40,8 @@ PACKAGES=(
     mmdebstrap debian-archive-keyring ca-certificates           # images
     gcc gfortran libc6-dev musl musl-tools busybox-static       # programs inside the images
     make python3-venv python3-dev libcap-dev                    # the project (python-prctl is compiled)
+    slurmctld slurmd slurm-client slurm-wlm-basic-plugins       # a batch system with PMIx and PMI-2, see slurm.py
+    munge libpmix-dev                                           # slurmd opens libpmix.so, which only -dev has
     mount passwd util-linux procps strace acl                   # what a minimal Debian lacks, and looking at it
 )
 missing=()
@@ -50,6 +52,13 @@ done
 if [ ${#missing[@]} -gt 0 ]; then
     echo "setup: installing ${missing[*]}"
     export DEBIAN_FRONTEND=noninteractive
+    # No service of theirs is to start: the bed starts its own. A policy that the machine has stays in force instead.
+    policy=/usr/sbin/policy-rc.d
+    if [ ! -e "$policy" ]; then
+        trap 'rm -f "$policy"' EXIT
+        printf '#!/bin/sh\ncase $1 in munge*|slurm*) exit 101 ;; esac\n' >"$policy"
+        chmod 755 "$policy"
+    fi
     # An unrelated source that does not answer must not stop us: install decides.
     quietly apt-get update -q || echo "setup: going on with the package lists that there are" >&2
     quietly apt-get install -y -q --no-install-recommends "${missing[@]}"

@@ -10,6 +10,7 @@ import pytest
 from oci_hpc_hooks.cli import VERBS
 from oci_hpc_hooks.decide.request import GLIBC_KEYS, MPI_KEYS, MPI_MODE, MPI_SWITCH
 from oci_hpc_hooks.inputs import validate
+from tests.matrix.cells import HOSTS, ROWS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -44,6 +45,16 @@ def test_make_targets_exist() -> None:
     targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = set(re.findall(r"`make ([a-z0-9-]+)`|^    make ([a-z0-9-]+)", (ROOT / "README.md").read_text(), re.MULTILINE))
     assert {name for pair in named for name in pair if name} <= targets
+
+
+def test_the_matrix_is_shown_whole() -> None:
+    """As its command has written it: every image with every MPI, and no verdict that was wrong."""
+    page = (ROOT / "docs" / "compatibility.md").read_text()
+    assert all(host.name in page for host in HOSTS)
+    for row in ROWS:
+        (line,) = [line for line in page.splitlines() if line.startswith(f"| {row.name} |")]
+        assert line.count("|") == len(HOSTS) + 2
+    assert "FALSE" not in page
 
 
 def test_every_key_is_in_the_table() -> None:

@@ -34,8 +34,10 @@ from tests.engine.test_c_runtime import TRIXIE_LIBC
 from tests.unit.elf.elf_bed import facts_of, pairs, traced
 
 #: Every image of the bed that has a glibc and a shell; those that another test's images are made from say nothing more.
-WITHOUT = ("musl", "static", "distroless")
+WITHOUT = ("musl", "static", "distroless", "spack", "conda", "conda-openmpi")
 IMAGES = tuple(name for name in bed.IMAGES if not name.endswith("-nolabel") and name not in WITHOUT)
+#: The others are for the long run; those of the matrix are built only for it.
+QUICK = ("bookworm-mpich", "bullseye-mpich", "bookworm-openmpi")
 PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 SYSTEM = "/nowhere:/usr/lib/x86_64-linux-gnu;/lib"
 ASKS = "org.supercontainers.mpi"
@@ -199,7 +201,8 @@ def sites() -> Iterator[dict[str, Site]]:
 
 @pytest.mark.parametrize("library_path", ["", SYSTEM], ids=["plain", "library-path"])
 @pytest.mark.parametrize(("kind", "name"), [
-    *(("plain", name) for name in IMAGES), ("runtime", "bullseye-mpich"), ("runtime", "bookworm-mpich")])
+    *(pytest.param("plain", name, marks=() if name in QUICK else pytest.mark.long) for name in IMAGES),
+    ("runtime", "bullseye-mpich"), pytest.param("runtime", "bookworm-mpich", marks=pytest.mark.long)])
 def test_every_program(sites: dict[str, Site], kind: str, name: str, library_path: str) -> None:
     engine = Engine("crun", "root")
     site = sites[kind]

@@ -13,14 +13,14 @@ import stat
 from dataclasses import dataclass, replace
 from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple
 
-from oci_hpc_hooks.elf import glibc, hwcaps, ldcache, loader, mpi
-from oci_hpc_hooks.elf.facts import read_facts
-from oci_hpc_hooks.errors import ImageError, KernelError
-from oci_hpc_hooks.inputs import bystanders
+from oci_hpc_hooks.elf import glibc, hwcaps, loader, mpi
+from oci_hpc_hooks.errors import ImageError
+from oci_hpc_hooks.inputs import bystanders, ldso
 from oci_hpc_hooks.inputs.consumers import find as find_consumers
 from oci_hpc_hooks.inputs.container import command_words
+from oci_hpc_hooks.inputs.tree import Tree
 from oci_hpc_hooks.linux.mounts import mount_id
-from oci_hpc_hooks.linux.paths import Root, read_bounded
+from oci_hpc_hooks.linux.paths import Root
 from oci_hpc_hooks.model import (
     Bystanders,
     Container,
@@ -31,176 +31,19 @@ from oci_hpc_hooks.model import (
     ImageFile,
     LdCache,
     ResolvedProfile,
-    Watched,
 )
 
-PRELOAD_LIMIT = 64 << 10  # /etc/ld.so.preload has a line
-CACHE_LIMIT = 64 << 20  # a node with 10,000 libraries has a cache of 1 MB
-CONF_LIMIT = 64 << 10  # ld.so.conf is a line or a few
-LOADER_LIMIT = 8 << 20  # ld.so is 0.2 to 0.3 MB
-LIBC_LIMIT = 32 << 20  # libc.so.6 has 2 MB
-NAMES_LIMIT = 200_000  # names in one directory
-DIRECTORIES_LIMIT = 4096
-# One budget for the whole image: names kept, files read, of those with all their symbols, directories that hold a copy, paths tried.
-ALL_NAMES_LIMIT = 1_000_000
-FILES_LIMIT = 20_000
-SYMBOLS_LIMIT = 256
+# For the whole image, beside those of its tree: directories that hold a copy, paths tried.
 HOMES_LIMIT = 256
 PATHS_LIMIT = 4 * loader.MAX_TRIES  # some seconds; an image with 60 consumers of MPI and a few copies needs 100,000
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # podman's, where the image sets none
-CACHE_PATH = "/etc/ld.so.cache"
-PRELOAD_PATH = "/etc/ld.so.preload"
-CONF_PATH = "/etc/ld.so.conf"
 
 #: PT_INTERP of the glibc ABIs (glibc's shlib-versions), looked for where no program of the arguments names one.
 LOADERS = ("/lib64/ld-linux-x86-64.so.2", "/lib/ld-linux-aarch64.so.1", "/lib64/ld64.so.2", "/lib/ld64.so.1",
            "/lib/ld-linux-riscv64-lp64d.so.1")
-#: Where ld.so looks last if it does not say so itself.
-DEFAULT_DIRS = ("/lib64", "/usr/lib64", "/lib", "/usr/lib")
 #: Existing directories that a tree may be mounted over when the root filesystem is read-only: by the FHS they are empty.
 SPARE_DIRECTORIES = ("/mnt", "/media", "/srv", "/opt")
-
-_BANNER = re.compile(rb"GNU C Library [\x20-\x7e]{0,100}release version (\d{1,3}\.\d{1,3})")
-_SYSTEM_DIR = re.compile(rb"/[\x21-\x7e]{1,200}/")
-_CACHE_NAME = b"ld.so.cache"
-
-
-class _Tree:
-    """The image's tree as the loader sees it; remembers everything that was looked at."""
-
-    def __init__(self, root: Root) -> None:
-        self.root = root
-        self.resolved: Dict[str, str] = {}
-        self.files: Dict[str, ImageFile] = {}
-        self.unreadable: Dict[str, str] = {}
-        self.directories: Dict[str, Optional[Directory]] = {}
-        self.names: Dict[str, frozenset[str]] = {}
-        self.symbols: set[str] = set()  # real paths whose symbols were read
-        self.unlisted: Set[str] = set()
-        self.loaded: Set[str] = set()  # real paths of what the programs' loader loads
-        self.spent: Dict[str, int] = {}
-
-    def spend(self, what: str, amount: int, limit: int) -> None:
-        """Counts against one of the limits for the whole image."""
-        self.spent[what] = self.spent.get(what, 0) + amount
-        if self.spent[what] > limit:
-            raise ImageError(f"the image's loader would look at more than {limit} {what}")
-
-    def directory(self, path: str) -> Optional[Directory]:
-        """The directory at ``path`` with the names in it that look like shared objects; None where there is none."""
-        if path in self.directories:
-            return self.directories[path]
-        if len(self.directories) >= DIRECTORIES_LIMIT:
-            raise ImageError(f"the image's loader would search more than {DIRECTORIES_LIMIT} directories")
-        found = None
-        handle = self.root.find(path)
-        if handle >= 0:
-            try:
-                status = os.fstat(handle)
-                if stat.S_ISDIR(status.st_mode):
-                    try:
-                        names = tuple(_shared_objects(handle, path))
-                    except PermissionError:
-                        names = ()  # may be entered and not listed, as a volume of another user: each name is tried
-                        self.unlisted.add(path)
-                    self.spend("names", len(names), ALL_NAMES_LIMIT)
-                    self.names[path] = frozenset(names)
-                    found = Directory(path, status.st_mtime_ns, status.st_ino, names)
-            finally:
-                os.close(handle)
-        self.directories[path] = found
-        return found
-
-    def resolve(self, path: str) -> str:
-        """The real path of the regular file behind ``path``, "" where there is none."""
-        known = self.resolved.get(path)
-        if known is not None:
-            return known
-        # The spelling is kept: behind a symbolic link ".." is not what a lexical reading makes of it.
-        folder, name = posixpath.split(path)
-        real = self.real(path) if ".so" not in name or self._may_hold(folder, name) else ""
-        self.resolved[path] = real
-        if real:
-            self.resolved[real] = real  # where it may be bound over, whatever name has led there
-        return real
-
-    def _may_hold(self, folder: str, name: str) -> bool:
-        return self.directory(folder) is not None and (name in self.names[folder] or folder in self.unlisted)
-
-    def is_directory(self, path: str) -> bool:
-        """Of a subdirectory for some processors: what the directory above it says comes first, so that most are never looked for."""
-        return self._may_hold(*posixpath.split(path)) and self.directory(path) is not None
-
-    def real(self, path: str) -> str:
-        handle = self.root.find(path)
-        if handle < 0:
-            return ""
-        try:
-            if not stat.S_ISREG(os.fstat(handle).st_mode):
-                return ""
-            return self.root.real(handle)
-        finally:
-            os.close(handle)
-
-    def facts(self, real: str) -> Optional[ElfFacts]:
-        """What the file at this real path says, None if it is no ELF file that could be loaded."""
-        if real not in self.files and real not in self.unreadable:
-            self._read(real, symbols=False)
-        file = self.files.get(real)
-        return file.elf if file else None
-
-    def facts_with_symbols(self, real: str) -> Optional[ElfFacts]:
-        if real not in self.symbols:
-            self._read(real, symbols=True)
-            self.symbols.add(real)
-        file = self.files.get(real)
-        return file.elf if file else None
-
-    def _read(self, real: str, symbols: bool) -> None:
-        self.spend("files", 1, FILES_LIMIT)
-        if symbols:
-            self.spend("libraries with all their symbols", 1, SYMBOLS_LIMIT)
-        fd = -1
-        try:
-            fd = self.root.open_regular(real)
-            if fd < 0:
-                raise ImageError(f"{real} is gone")
-            status = os.fstat(fd)
-            self.files[real] = ImageFile(real, FileId(status.st_ino, status.st_size, status.st_mtime_ns), read_facts(fd, symbols=symbols))
-        except (ImageError, KernelError) as error:
-            self.unreadable[real] = error.what
-        except OSError as error:
-            self.unreadable[real] = str(error)
-        finally:
-            if fd >= 0:
-                os.close(fd)
-
-    def head(self, real: str) -> bytes:
-        """The first bytes of a file, none if it cannot be read: a program may be executable and no more."""
-        try:
-            fd = self.root.open_regular(real)
-        except (ImageError, OSError):
-            return b""
-        if fd < 0:
-            return b""
-        try:
-            return os.pread(fd, 256, 0)
-        finally:
-            os.close(fd)
-
-
-def _shared_objects(handle: int, path: str) -> Iterator[str]:
-    fd = os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        with os.scandir(fd) as entries:
-            for count, entry in enumerate(entries):
-                if count >= NAMES_LIMIT:
-                    raise ImageError(f"{path} of the image has more than {NAMES_LIMIT} names")
-                if ".so" in entry.name or entry.name in hwcaps.SUBDIRECTORIES:
-                    yield entry.name
-    finally:
-        os.close(fd)
 
 
 def gather(root: Root, container: Container, profiles: Sequence[ResolvedProfile], node_hwcaps: Sequence[str] = ()) -> ImageFacts:
@@ -209,12 +52,12 @@ def gather(root: Root, container: Container, profiles: Sequence[ResolvedProfile]
 
     Raises ImageError only for a tree that no loader could make sense of either (a directory without end); a broken file is a fact.
     """
-    tree = _Tree(root)
+    tree = Tree(root)
     env = dict(item.partition("=")[::2] for item in container.env)
     path_dirs = tuple(posixpath.join("/", container.cwd, folder) for folder in env.get("PATH", DEFAULT_PATH).split(":") if folder)
     entrypoint, programs, static = _programs(tree, container, path_dirs)
     library_path = tuple(folder.rstrip("/") or "/" for folder in re.split("[:;]", env.get("LD_LIBRARY_PATH", "")) if folder)
-    preload = (*env.get("LD_PRELOAD", "").replace(":", " ").split(), *_preload_file(root))
+    preload = (*env.get("LD_PRELOAD", "").replace(":", " ").split(), *ldso.preload_file(root))
     copies = _Copies(profiles)
     own, others, musl = _loaders(tree, programs, copies, library_path, preload, node_hwcaps)
     search, libc = own.search, own.libc
@@ -250,7 +93,7 @@ def gather(root: Root, container: Container, profiles: Sequence[ResolvedProfile]
         for real in filter(None, loaders):
             tree.facts(real)
     missing = [folder for folder in sorted(copies.set_folders) if tree.directory(folder) is None]
-    drop_ins, conf = _drop_ins(root)
+    drop_ins, conf = ldso.drop_ins(root)
     around = Bystanders()
     if libc is not None and copies.runtime_versions - {*libc.elf.verdef}:
         asked = [tree.files[program].elf.execstack for program in programs if program in tree.files]
@@ -317,7 +160,7 @@ class _Copies:
         # Beside a copy in the image, where that one has its own.
         self.module_folders |= {posixpath.basename(posixpath.dirname(module.path)) for group in sets for module in group.modules}
 
-    def look_at(self, tree: _Tree, real: str, name: str) -> Optional[ElfFacts]:
+    def look_at(self, tree: Tree, real: str, name: str) -> Optional[ElfFacts]:
         """The facts of a file found under a name, with its symbols where those are compared; None if it is no copy."""
         elf = tree.facts(real)
         if elf is None or not (name in self.names or elf.soname in self.names):
@@ -330,7 +173,7 @@ def _homes(loaded: Iterable[loader.Loaded]) -> Set[str]:
     return {posixpath.dirname(path) for item in loaded for path in (item.path, item.identity)}
 
 
-def _follow(tree: _Tree, programs: Sequence[str], search: loader.Search, copies: _Copies) -> List[loader.Loaded]:
+def _follow(tree: Tree, programs: Sequence[str], search: loader.Search, copies: _Copies) -> List[loader.Loaded]:
     """Looks at everything that the loader would for these programs; returns what it loads of what may be replaced."""
     found: List[loader.Loaded] = []
     for program in programs:
@@ -355,7 +198,7 @@ def _follow(tree: _Tree, programs: Sequence[str], search: loader.Search, copies:
     return found
 
 
-def _look_for_coupling(tree: _Tree, link_map: loader.LinkMap) -> None:
+def _look_for_coupling(tree: Tree, link_map: loader.LinkMap) -> None:
     """Reads the symbols of what uses internals of glibc without belonging to it, and those that glibc has for it."""
     glibcs = [item for item in link_map.objects if glibc.is_c_runtime(item.facts.soname)]
     coupled = [item for item in link_map.objects if item not in glibcs and glibc.uses_internals(item.facts.verneed)]
@@ -365,7 +208,7 @@ def _look_for_coupling(tree: _Tree, link_map: loader.LinkMap) -> None:
 
 # ------------------------------------------------------------------------------------------------------------ programs
 
-def _programs(tree: _Tree, container: Container, path_dirs: Sequence[str]) -> Tuple[str, Tuple[str, ...], Tuple[str, ...]]:
+def _programs(tree: Tree, container: Container, path_dirs: Sequence[str]) -> Tuple[str, Tuple[str, ...], Tuple[str, ...]]:
     """How far the first program could be followed, the ELF programs that the words of the command line lead to, and the static ones."""
     kind = "missing"
     programs: List[str] = []
@@ -401,7 +244,7 @@ def _programs(tree: _Tree, container: Container, path_dirs: Sequence[str]) -> Tu
     return kind, tuple(programs), tuple(dict.fromkeys(static))
 
 
-def _which(tree: _Tree, word: str, cwd: str, path_dirs: Sequence[str]) -> str:
+def _which(tree: Tree, word: str, cwd: str, path_dirs: Sequence[str]) -> str:
     if not word or "\0" in word:
         return ""
     if "/" in word:
@@ -432,7 +275,7 @@ class _Loader:
     loaded: Tuple[loader.Loaded, ...]  # what they load of what the profiles bring
 
 
-def _loaders(tree: _Tree, programs: Sequence[str], copies: _Copies, library_path: Tuple[str, ...], preload: Tuple[str, ...],
+def _loaders(tree: Tree, programs: Sequence[str], copies: _Copies, library_path: Tuple[str, ...], preload: Tuple[str, ...],
              node_hwcaps: Sequence[str]) -> Tuple[_Loader, List[_Loader], str]:
     """The glibc loader that counts, other ones that start programs of the command line, and the path of a musl loader or "".
 
@@ -460,13 +303,13 @@ def _loaders(tree: _Tree, programs: Sequence[str], copies: _Copies, library_path
     return first, [one for one in found if one is not first], musl
 
 
-def _loader(tree: _Tree, interp: str, programs: Sequence[str], copies: _Copies, library_path: Tuple[str, ...], preload: Tuple[str, ...],
+def _loader(tree: Tree, interp: str, programs: Sequence[str], copies: _Copies, library_path: Tuple[str, ...], preload: Tuple[str, ...],
             node_hwcaps: Sequence[str]) -> _Loader:
-    cache_path, default_dirs = _loader_constants(tree, interp)
+    cache_path, default_dirs = ldso.constants(tree, interp)
     cache_real = tree.real(cache_path)  # not by way of its directory: engines write into /etc at every start
-    cache, cache_file = _cache(tree.root, tree, cache_real)
-    libc = _libc(tree, cache, default_dirs)
-    version = _libc_version(tree, libc)
+    cache, cache_file = ldso.read_cache(tree, cache_real)
+    libc = ldso.libc(tree, cache, default_dirs)
+    version = ldso.libc_version(tree, libc)
     search = loader.Search(library_path, cache, default_dirs, hwcaps.of_glibc(node_hwcaps, version), preload)
     loaded = {program: _follow(tree, (program,), search, copies) for program in programs}
     using = tuple(program for program, items in loaded.items() if _uses(items, copies))
@@ -478,94 +321,11 @@ def _uses(loaded: Iterable[loader.Loaded], copies: _Copies) -> bool:
     return any(copies.replaced.intersection((item.name, item.facts.soname)) for item in loaded)
 
 
-def _loader_constants(tree: _Tree, interp: str) -> Tuple[str, Tuple[str, ...]]:
-    """The cache's path and the default directories, as compiled into the loader: distributions, Nix, Guix and EESSI differ."""
-    real = tree.resolve(interp) if interp else ""
-    data = b""
-    if real:
-        try:
-            data = tree.root.read(real, LOADER_LIMIT) or b""
-        except (ImageError, OSError):
-            data = b""
-    return _compiled_cache_path(data) or CACHE_PATH, _compiled_dirs(data) or DEFAULT_DIRS
-
-
-def _compiled_cache_path(data: bytes) -> str:
-    """The absolute path ending in ld.so.cache among the strings of a loader, "" if there is none."""
-    end = data.find(_CACHE_NAME + b"\0")
-    if end < 0:
-        return ""
-    name = data[data.rfind(b"\0", 0, end) + 1:end + len(_CACHE_NAME)]
-    return os.fsdecode(name) if name.startswith(b"/") and len(name) < 256 else ""
-
-
-def _compiled_dirs(data: bytes) -> Tuple[str, ...]:
-    """The system directories in a loader: the first run of at least two strings of the form /…/ (glibc's system_dirs)."""
-    run: List[str] = []
-    at = data.find(b"/\0/")
-    if at < 0:
-        return ()
-    start = data.rfind(b"\0", 0, at) + 1
-    for name in data[start:start + 4096].split(b"\0"):
-        if not _SYSTEM_DIR.fullmatch(name):
-            break
-        run.append(os.fsdecode(name).rstrip("/"))
-    return tuple(run) if len(run) > 1 else ()
-
-
-def _preload_file(root: Root) -> Tuple[str, ...]:
-    """What /etc/ld.so.preload names; ld.so goes on without one that it cannot read (elf/rtld.c)."""
-    try:
-        text = os.fsdecode(root.read(PRELOAD_PATH, PRELOAD_LIMIT) or b"")
-    except (ImageError, KernelError, OSError):
-        return ()
-    lines = [line.partition("#")[0] for line in text.split("\n")]
-    return tuple(name for name in re.split("[: \t\n]", " ".join(lines)) if name and "\0" not in name)
-
-
-def _cache(root: Root, tree: _Tree, real: str) -> Tuple[Optional[LdCache], Optional[FileId]]:
-    fd = root.open_regular(real) if real else -1
-    if fd < 0:
-        return None, None
-    status = os.fstat(fd)
-    file = FileId(status.st_ino, status.st_size, status.st_mtime_ns)
-    try:
-        return ldcache.parse(read_bounded(fd, real, CACHE_LIMIT)), file
-    except ImageError as error:
-        tree.unreadable[real] = error.what  # ld.so goes on without a cache then, and so do we
-        return None, file
-    finally:
-        os.close(fd)
-
-
-def _drop_ins(root: Root) -> Tuple[str, Optional[Watched]]:
-    """The directory that the image's ld.so.conf includes *.conf files of, as glibc's ldconfig reads it, and that file."""
-    try:
-        fd = root.open_regular(CONF_PATH)
-        if fd < 0:
-            return "", None
-        try:
-            status = os.fstat(fd)
-            lines = read_bounded(fd, CONF_PATH, CONF_LIMIT).splitlines()
-        finally:
-            os.close(fd)
-    except (ImageError, OSError):
-        return "", None
-    for line in lines:
-        words = os.fsdecode(line.partition(b"#")[0]).split()
-        if words[:1] == ["include"]:
-            for pattern in words[1:]:
-                folder, name = posixpath.split(posixpath.join(posixpath.dirname(CONF_PATH), pattern))
-                if name in ("*.conf", "*") and "*" not in folder:
-                    return folder, Watched(CONF_PATH, FileId(status.st_ino, status.st_size, status.st_mtime_ns))
-    return "", None
-
-
 def _cache_dirs(cache: Optional[LdCache]) -> Iterable[str]:
     return dict.fromkeys(posixpath.dirname(entry.path) for entry in cache.entries if entry.path.startswith("/")) if cache else ()
 
 
-def _rpaths(tree: _Tree, programs: Sequence[str]) -> Iterator[str]:
+def _rpaths(tree: Tree, programs: Sequence[str]) -> Iterator[str]:
     for program in programs:
         elf = tree.facts(program)
         if elf is not None:
@@ -582,7 +342,7 @@ def _from_origin(entries: Iterable[str], origin: str) -> Iterator[str]:
 
 # ------------------------------------------------------------------------------------------------------------ copies
 
-def _look_for_copies(tree: _Tree, folders: Iterable[str], copies: _Copies) -> Set[str]:
+def _look_for_copies(tree: Tree, folders: Iterable[str], copies: _Copies) -> Set[str]:
     """Resolves in every directory whatever could be asked for once the libraries are in place, and reads the copies themselves.
 
     Returns the directories that hold a copy.
@@ -603,7 +363,7 @@ def _look_for_copies(tree: _Tree, folders: Iterable[str], copies: _Copies) -> Se
     return homes
 
 
-def _hwcaps(tree: _Tree, folder: str) -> Iterator[str]:
+def _hwcaps(tree: Tree, folder: str) -> Iterator[str]:
     """The subdirectories for some processors: which of them ld.so prefers depends on the node and on its release, so all are looked at."""
     queue = [(folder, 0)]
     while queue:
@@ -614,7 +374,7 @@ def _hwcaps(tree: _Tree, folder: str) -> Iterator[str]:
                 yield f"{above}/{name}"
 
 
-def _copies_in(tree: _Tree, folder: str, copies: _Copies) -> Set[str]:
+def _copies_in(tree: Tree, folder: str, copies: _Copies) -> Set[str]:
     listing = tree.directory(folder)
     homes: Set[str] = set()
     for name in () if listing is None else sorted(copies.asked) if folder in tree.unlisted else listing.names:
@@ -627,7 +387,7 @@ def _copies_in(tree: _Tree, folder: str, copies: _Copies) -> Set[str]:
     return homes
 
 
-def _look_for_components(tree: _Tree, homes: Iterable[str]) -> None:
+def _look_for_components(tree: Tree, homes: Iterable[str]) -> None:
     """Reads what Open MPI's launcher of 4 opens to reach PMIx: no DT_NEEDED names it, and it uses internals of the image's PMIx."""
     for folder in (f"{home}/{below}" for home in sorted(homes) for below in ("openmpi", "openmpi/lib/openmpi3", "openmpi3")):
         listing = tree.directory(folder)
@@ -639,31 +399,6 @@ def _look_for_components(tree: _Tree, homes: Iterable[str]) -> None:
 
 def _stem(soname: str) -> str:
     return soname.partition(".so")[0] + ".so"
-
-
-def _libc(tree: _Tree, cache: Optional[LdCache], default_dirs: Sequence[str]) -> Optional[ImageFile]:
-    """The libc.so.6 that the loader would take for a program without paths of its own."""
-    if cache is not None:
-        for entry in cache.entries:
-            if entry.name == "libc.so.6":
-                real = tree.resolve(entry.path)
-                if real and tree.facts(real) is not None:
-                    return tree.files[real]
-    for folder in default_dirs:
-        real = tree.resolve(f"{folder}/libc.so.6")
-        if real and tree.facts(real) is not None:
-            return tree.files[real]
-    return None
-
-
-def _libc_version(tree: _Tree, libc: Optional[ImageFile]) -> str:
-    """The version that a libc.so.6 prints when it is run; not every release has a symbol version of its own (2.31 has none)."""
-    try:
-        data = tree.root.read(libc.path, LIBC_LIMIT) if libc is not None else None
-    except (ImageError, OSError):
-        return ""
-    found = _BANNER.search(data or b"")
-    return found.group(1).decode() if found else ""
 
 
 def _makeable(root: Root, missing: Iterable[str]) -> Tuple[str, ...]:

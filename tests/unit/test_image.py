@@ -19,7 +19,8 @@ from oci_hpc_hooks.decide import abi
 from oci_hpc_hooks.decide.plan import plan
 from oci_hpc_hooks.elf import glibc
 from oci_hpc_hooks.errors import ImageError
-from oci_hpc_hooks.inputs import consumers, image
+from oci_hpc_hooks.inputs import consumers, image, ldso
+from oci_hpc_hooks.inputs import tree as reader
 from oci_hpc_hooks.linux.paths import Root
 from oci_hpc_hooks.model import (
     PROVED,
@@ -634,12 +635,12 @@ def test_giants_as_program_and_library(tree: Tree) -> None:
             file.truncate(10 << 30)
     began = time.process_time()
     facts = tree.gather("/bin/app")
-    assert facts.default_dirs == image.DEFAULT_DIRS
+    assert facts.default_dirs == ldso.DEFAULT_DIRS
     assert time.process_time() - began < 5
 
 
 def test_a_directory_of_too_many_names(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image, "NAMES_LIMIT", 1000)  # making 200,000 files takes 10 s
+    monkeypatch.setattr(reader, "NAMES_LIMIT", 1000)  # making 200,000 files takes 10 s
     for number in range(1001):
         tree.at(f"/usr/lib/{number}").touch()
     with pytest.raises(ImageError, match="/usr/lib of the image has more than 1000 names"):
@@ -654,7 +655,7 @@ def test_a_loader_that_is_all_slashes(tree: Tree) -> None:
 
 
 def test_many_names_for_one_directory(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image, "ALL_NAMES_LIMIT", 10_000)  # a million names take seconds to make and to read
+    monkeypatch.setattr(reader, "ALL_NAMES_LIMIT", 10_000)  # a million names take seconds to make and to read
     folder = tree.at("/names/x").parent
     for number in range(300):
         (folder / f"{number}.so").touch()

@@ -14,6 +14,7 @@ from tests.bed.bed import Engine
 from tests.bed.site import TRIXIE, Site
 from tests.engine.conftest import SiteMaker
 from tests.engine.inside import LIBRARY_DIR, assert_runs, start
+from tests.engine.site import three_engines
 
 TRIXIE_LIBC = bed.BUILD / "site/trixie-libc" / LIBRARY_DIR[1:]
 
@@ -27,6 +28,7 @@ def site(engine: Engine, make_site: SiteMaker) -> Site:
     return make_site(engine, search=[TRIXIE], c_runtime={"search": [str(TRIXIE_LIBC)]})
 
 
+@three_engines
 @pytest.mark.parametrize("image", OWN_GLIBC)
 def test_two_ranks(engine: Engine, site: Site, image: str) -> None:
     for options, way in (([], "cold"), ([], "warm"), (["--read-only"], "cold"), ([f"--env={SYSTEM}"], "cold")):
@@ -50,6 +52,7 @@ echo done
 """
 
 
+@three_engines
 @pytest.mark.parametrize("environment", ["A=b", SYSTEM])
 @pytest.mark.parametrize("image", OWN_GLIBC)
 def test_other_programs(engine: Engine, site: Site, image: str, environment: str) -> None:
@@ -182,6 +185,7 @@ def test_compiler_and_static_programs(rootful: Engine, make_site: SiteMaker, scr
     assert rootful.run(DEBIAN_11, "/x/fixed", options=options).stdout == "/root\n"
 
 
+@three_engines
 def test_cannot_be_written(engine: Engine, site: Site) -> None:
     """Root of the container cannot change the host's loader and libc."""
     before = {path: (path.stat().st_mtime_ns, path.stat().st_size, path.stat().st_mode) for path in TRIXIE_LIBC.iterdir()}

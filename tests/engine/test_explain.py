@@ -13,7 +13,7 @@ from tests.bed.bed import Engine, reference
 from tests.bed.site import MPICH5, TRIXIE, Site
 from tests.engine.conftest import SiteMaker
 from tests.engine.inside import HELLO, LIBRARY_DIR, TREE
-from tests.engine.site import ReadySite, forget, ready  # noqa: F401
+from tests.engine.site import ReadySite, forget, ready, three_engines  # noqa: F401
 from tests.engine.test_bare_runtimes import bundle
 from tests.engine.test_check import valid
 
@@ -47,6 +47,7 @@ def run(engine: Engine, site: Site, *options: str, image: str = "bookworm-mpich"
     return done.stdout.strip()
 
 
+@three_engines
 def test_running_and_then_not(engine: Engine, ready: ReadySite) -> None:  # noqa: F811
     """For every engine and user: the plan, and the very files in the container."""
     site = ready(engine)

@@ -91,6 +91,7 @@ def test_as_a_file_all_works(engine: Engine, ready: ReadySite, package: str, ima
     assert_runs(result, SITE_VERSION, f"{LIBRARY_DIR}/libmpich.so.12")
 
 
+@three_engines
 def test_an_entrypoint_that_runs_ldconfig(engine: Engine, ready: ReadySite) -> None:
     """As those of many images do, and stop where it fails."""
     options = ["--user=0"] if engine.user == "keep-id" else []
@@ -101,6 +102,7 @@ def test_an_entrypoint_that_runs_ldconfig(engine: Engine, ready: ReadySite) -> N
     assert entry["loader_cache"] == "file"
 
 
+@three_engines
 def test_owner_and_mode(engine: Engine, ready: ReadySite) -> None:
     look = f"stat -c '%u %g %a %F %h' /etc/ld.so.cache {DROP_IN}; grep -c ' /etc/ld.so.cache ' /proc/self/mountinfo; mpiexec -n 2 mpihello"
     result, (entry,) = start(engine, ready(engine), "sh", "-c", look)
@@ -133,6 +135,7 @@ def test_as_a_mount_nothing_with_a_library_can_be_installed(crun: Engine, make_s
     assert_site(result)
 
 
+@three_engines
 def test_a_read_only_root_is_bound(engine: Engine, ready: ReadySite) -> None:
     result, (entry,) = start(engine, ready(engine), "sh", "-c", f"test ! -e {DROP_IN} && mpiexec -n 2 mpihello", options=["--read-only"])
     assert_site(result)

@@ -11,6 +11,7 @@ from tests.bed.bed import Engine
 from tests.bed.site import MPICH5, TRIXIE, Site
 from tests.engine.conftest import SiteMaker
 from tests.engine.inside import HELLO, SITE_VERSION, TREE, assert_runs, start
+from tests.engine.site import three_engines
 from tests.engine.test_c_runtime import TRIXIE_LIBC
 from tests.engine.test_c_runtime import VERSION as TRIXIE_VERSION
 
@@ -22,6 +23,7 @@ def site(engine: Engine, make_site: SiteMaker) -> Site:
     return make_site(engine, profiles=[{"name": "mpich", "search": [str(TRIXIE)], "variants": [WHEEL]}], c_runtime="host")
 
 
+@three_engines
 @pytest.mark.parametrize("image", ["bookworm-mpich", "bullseye-mpich"])
 def test_two_ranks(engine: Engine, site: Site, image: str) -> None:
     for way in ("cold", "warm"):

@@ -26,7 +26,7 @@ def test_two_ranks(engine: Engine, make_site: SiteMaker) -> None:
     site = make_site(engine, abi=[MPICH5])
     for way in ("cold", "warm"):
         result, log = start(engine, site, *ABIHELLO, image=IMAGE)
-        assert_site(result)
+        assert_site(result, STUB)  # only the cache leads to it, and a cache that stays in the layer keeps leading there
         assert [(entry["verdict"], entry["path"]) for entry in log] == [("proved", way)]
     (note,) = [finding for finding in log[0]["findings"] if finding["code"] == "launcher-implementation"]
     assert "MPICH" in note["what"]
@@ -55,8 +55,8 @@ def test_auto(crun: Engine, make_site: SiteMaker) -> None:
     """The program decides which of the two it is, whatever the site prefers."""
     site = make_site(crun, abi=[MPICH5])
     auto = ["--annotation=org.supercontainers.mpi=auto"]
-    for program, library in ((ABIHELLO, "libmpi_abi.so.1"), (HELLO, "libmpi.so.12")):
-        assert_site(start(crun, site, *program, image=IMAGE, options=auto)[0], f"{TREE}{MPICH5}/{library}")
+    for program, library in ((ABIHELLO, STUB), (HELLO, f"{TREE}{MPICH5}/libmpi.so.12")):
+        assert_site(start(crun, site, *program, image=IMAGE, options=auto)[0], library)
 
 
 def test_none(crun: Engine, make_site: SiteMaker) -> None:

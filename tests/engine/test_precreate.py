@@ -43,7 +43,10 @@ def seen(engine: Engine, hooks_dir: Path, options: Sequence[str]) -> tuple[list[
 @three_engines
 def test_the_same_as_createruntime(engine: Engine, site: Site, options: Sequence[str]) -> None:
     mounts, files = seen(engine, site.hooks_dir, options)
-    assert seen(engine, site.hooks_dir / "podman", options) == (mounts, files)
+    others, same_files = seen(engine, site.hooks_dir / "podman", options)
+    if engine.user == "keep-id":  # the same bytes, mounted: nobody is in that user namespace yet to whom a file could belong
+        others = [mount for mount in others if mount[0] != "/etc/ld.so.cache" or mount in mounts]
+    assert (others, same_files) == (mounts, files)
     assert len(mounts) > 10 and len(files) > 20
 
 

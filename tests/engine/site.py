@@ -26,9 +26,7 @@ three_engines = pytest.mark.parametrize("engine", [
 ], indirect=True)
 
 
-@pytest.fixture(scope="module")
-def ready() -> Iterator[ReadySite]:
-    """``ready(engine)``: the module's site for the account of `engine`, with nothing remembered of tests before."""
+def _sites(**configuration: object) -> Iterator[ReadySite]:
     folder = bed.scratch("site")
     made: dict[str, Site] = {}
 
@@ -36,7 +34,7 @@ def ready() -> Iterator[ReadySite]:
         account = engine.account
         if account.name not in made:
             site = made[account.name] = Site(folder / account.name, account)
-            site.configure()
+            site.configure(**configuration)  # type: ignore[arg-type]
             site.scan()
             site.register()
         forget(made[account.name])
@@ -44,6 +42,18 @@ def ready() -> Iterator[ReadySite]:
 
     yield get
     shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def ready() -> Iterator[ReadySite]:
+    """``ready(engine)``: the module's site for the account of `engine`, with nothing remembered of tests before."""
+    yield from _sites()
+
+
+@pytest.fixture(scope="module")
+def ready_to_bind() -> Iterator[ReadySite]:
+    """The same of a site that mounts the loader's cache, and so writes nothing into a container's layer: import it as ``ready``."""
+    yield from _sites(loader_cache="bind")
 
 
 @pytest.fixture

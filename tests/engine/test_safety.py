@@ -15,7 +15,8 @@ from tests.bed import bed
 from tests.bed.bed import Engine, leaks
 from tests.bed.site import MPICH5, Site
 from tests.engine.inside import HELLO, LIBRARY_DIR, TREE, assert_own, assert_site, start
-from tests.engine.site import ReadySite, ready, site, three_engines  # noqa: F401
+from tests.engine.site import ReadySite, site, three_engines  # noqa: F401
+from tests.engine.site import ready_to_bind as ready  # noqa: F401
 
 # ------------------------------------------------------------------------------------------------ container root
 

@@ -27,7 +27,7 @@ SECONDS = 60
 GIANT = 4 << 30  # bytes, of nothing
 
 DECIDE = """
-    import json, os, resource, sys
+    import json, os, sys
     from oci_hpc_hooks import cold
     from oci_hpc_hooks.errors import HookError
     from oci_hpc_hooks.linux.paths import Root
@@ -46,7 +46,8 @@ DECIDE = """
                 told = {"verdict": plan.verdict, "codes": [one.code for one in plan.findings], "whats": [one.what for one in plan.findings]}
             except HookError as error:
                 told = {"verdict": "error", "codes": [], "whats": [str(error)]}
-        told["bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        # Not ru_maxrss, which still knows what the process that started this one had.
+        told["bytes"] = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM:")) * 1024
         print(json.dumps(told), flush=True)
         sys.stdin.readline()
 """

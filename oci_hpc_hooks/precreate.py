@@ -7,11 +7,12 @@ the same tree that the program will see, the volumes are mounted in a mount name
 from __future__ import annotations
 
 import posix
-from _stat import S_ISDIR
+from _stat import S_ISDIR, S_ISREG
 from binascii import crc32
+from errno import EPERM
 
 from oci_hpc_hooks.apply import config, rootfs
-from oci_hpc_hooks.errors import HookError, KernelError
+from oci_hpc_hooks.errors import HookError, InputError, KernelError
 from oci_hpc_hooks.inputs import container
 from oci_hpc_hooks.linux import mounts, syscalls
 from oci_hpc_hooks.linux.paths import ABSENT, Root
@@ -20,10 +21,6 @@ from oci_hpc_hooks.replay import Service, owned, volumes_of
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
-
-
-class Unsuitable(HookError):
-    """What this stage cannot look at; createRuntime can."""
 
 
 class Proposal(Service):
@@ -40,7 +37,7 @@ class Proposal(Service):
             self.root = Root(posix.open(self.start.rootfs, syscalls.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC))
             for where, kind, source, options in own:
                 self.lay(where, kind, source, options)
-        except (Unsuitable, OSError) as trouble:
+        except (HookError, OSError) as trouble:
             return self.leave(trouble)
         self.table = mounts.mount_table()
         return True
@@ -62,7 +59,7 @@ class Proposal(Service):
         try:
             file = cache_file(self.places.cache + "/plans", cache) if way == "bind" else ""
         except OSError as error:
-            raise Unsuitable(f"the loader's cache cannot be kept in {self.places.cache}: {error.strerror}",
+            raise InputError(f"the loader's cache cannot be kept in {self.places.cache}: {error.strerror}",
                              remedy="make it a directory that this user can write", who="site admin") from None
         config.inject(self.start.config, record, file, rootfs.tree_size(record))
         return way, because
@@ -75,7 +72,7 @@ class Proposal(Service):
             below = syscalls.AT_RECURSIVE if "rbind" in options else 0
             mount = syscalls.open_tree(syscalls.AT_FDCWD, source, syscalls.OPEN_TREE_CLONE | below)
         else:
-            raise Unsuitable(f"the volume {where} is of the type {kind}, which cannot be looked into before the container is created")
+            raise InputError(f"the volume {where} is of the type {kind}, which cannot be looked into before the container is created")
         syscalls.move_mount(mount, self.place(where, S_ISDIR(posix.fstat(mount).st_mode)))
         if "shared" in options or "rshared" in options:
             syscalls.mount_setattr(mount, 0, 0, syscalls.MS_SHARED)
@@ -94,7 +91,7 @@ class Proposal(Service):
                 if error.errno not in ABSENT:
                     raise
             if mounts.mount_id(parent) != root_mount:
-                raise Unsuitable(f"the mount point {where} is missing in another volume")
+                raise InputError(f"the mount point {where} is missing in another volume")
             if directory or index + 1 < len(names):
                 posix.mkdir(name, 0o755, dir_fd=parent)
             else:
@@ -111,22 +108,20 @@ def own_mount_namespace() -> None:
     posix.close(top)
 
 
-def cache_file(folder: str, cache: bytes) -> str:
-    """The path of a file with these bytes, for the runtime to mount; it is written whole or not at all. Raises OSError."""
-    path = f"{folder}/{crc32(cache):08x}-{len(cache)}.ldcache"
+def cache_file(path: str, cache: bytes) -> str:
+    """The path of a file with these bytes in a folder of our own, for the runtime to mount; it is written whole or not at all. Raises
+    OSError."""
+    folder = posix.open(path, syscalls.O_PATH | posix.O_DIRECTORY | posix.O_NOFOLLOW | posix.O_CLOEXEC)
+    if not owned(posix.fstat(folder)):
+        raise PermissionError(EPERM, "it belongs to another user, or others can write it")
+    name = f"{crc32(cache):08x}-{len(cache)}.ldcache"
     try:
-        status = posix.stat(path, follow_symlinks=False)
-        if owned(status) and status.st_size == len(cache):
-            return path
+        status = posix.stat(name, dir_fd=folder, follow_symlinks=False)
+        known = owned(status) and S_ISREG(status.st_mode) and status.st_size == len(cache)
     except FileNotFoundError:
-        pass
-    temporary = f"{path}.{posix.getpid()}"
-    fd = posix.open(temporary, rootfs.NEW_FILE, 0o644)
-    try:
-        view = memoryview(cache)
-        while view:
-            view = view[posix.write(fd, view):]
-    finally:
-        posix.close(fd)
-    posix.rename(temporary, path)
-    return path
+        known = False
+    if not known:
+        temporary = f"{name}.{posix.getpid()}"
+        rootfs.write_new(folder, temporary, cache, 0o644)
+        rootfs.rename(folder, temporary, name)
+    return f"{path}/{name}"

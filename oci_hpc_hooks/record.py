@@ -17,7 +17,6 @@ from oci_hpc_hooks.apply import rootfs
 from oci_hpc_hooks.elf import ldcache
 from oci_hpc_hooks.errors import HookError
 from oci_hpc_hooks.inputs import jsontext
-from oci_hpc_hooks.inputs.container import command_words
 from oci_hpc_hooks.linux.paths import Root
 from oci_hpc_hooks.model import Bind, Container, FileId, Finding, ImageFacts, Plan, Watched
 
@@ -140,11 +139,11 @@ def remember(places: report.Places, record: Dict[str, Any], cache: bytes) -> Non
 
 def key_begins(places: Tuple[str, str, str, str], container: Container, defaults: Sequence[Tuple[str, str]]) -> str:
     """How :func:`replay.key_of` begins for a start of this container, whatever volumes and options it gets."""
-    sources = (("annotation", container.annotations), ("label", container.labels), ("manifest", container.manifest_annotations))
-    words = [(source, key, value) for source, values in sources for key, value in sorted(values.items()) if key.startswith(warm.PREFIXES)]
-    environment = sorted((item for item in container.env if item.startswith(replay.LOADER_VARIABLES)), key=replay.variable)
-    return repr((replay.RECORD_VERSION, places, container.image_id or container.rootfs, words, list(defaults),
-                 command_words(container.args), environment, container.cwd))[:-1]
+    words = warm.words_of(container.annotations, container.labels, container.manifest_annotations)
+    head = replay.head_of_key(places, container.image_id or container.rootfs, words, list(defaults), container.args, container.env,
+                              container.cwd)
+    return repr(head)[:-1]
+
 
 
 def knows(places: report.Places, begins: str, root: Root) -> bool:

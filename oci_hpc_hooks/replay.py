@@ -18,7 +18,7 @@ from oci_hpc_hooks.report import Places
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Sequence
 
     from oci_hpc_hooks.linux.paths import Root
     from oci_hpc_hooks.warm import Start
@@ -134,7 +134,7 @@ def run(start: Start) -> None:
 
 
 def service_for(start: Start) -> Service:
-    if start.stage == "precreate":
+    if start.stage == container.PRECREATE:
         from oci_hpc_hooks.precreate import Proposal
 
         return Proposal(start)
@@ -146,20 +146,29 @@ def key_of(start: Start) -> str:
     config = start.config
     volumes = sorted([(where, kind, source, "ro" in options) for where, kind, source, options in volumes_of(start)])
     return repr((
-        RECORD_VERSION,
-        start.places,  # a user has one cache for all sites of the node
-        start.image.image_id or start.rootfs,
-        start.words,
-        start.defaults,
-        container.command_words(container.arguments(config)),
-        # podman writes the environment in random order too; of one name the last counts, so equal names keep theirs.
-        sorted([item for item in container.environment(config) if item.startswith(LOADER_VARIABLES)], key=variable),
-        container.working_directory(config),
+        *head_of_key(start.places, start.image.image_id or start.rootfs, start.words, start.defaults, container.arguments(config),
+                     container.environment(config), container.working_directory(config)),
         volumes,
         container.read_only(config),
         container.user_namespace(config) is not None,
         container.mount_label(config) != "",
     ))
+
+
+def head_of_key(places: tuple[str, str, str, str], image: str, words: list[tuple[str, str, str]], defaults: list[tuple[str, str]],
+                args: Sequence[str], env: Sequence[str], cwd: str) -> tuple[object, ...]:
+    """The part of a key that does not depend on how a container is started: on its volumes and its user namespace."""
+    return (
+        RECORD_VERSION,
+        places,  # a user has one cache for all sites of the node
+        image,
+        words,
+        defaults,
+        container.command_words(args),
+        # podman writes the environment in random order too; of one name the last counts, so equal names keep theirs.
+        sorted([item for item in env if item.startswith(LOADER_VARIABLES)], key=variable),
+        cwd,
+    )
 
 
 def volumes_of(start: Start) -> list[tuple[str, str, str, list[str]]]:

@@ -18,15 +18,12 @@ from oci_hpc_hooks.inputs import container, jsontext, storage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import NoReturn
+    from typing import Mapping, NoReturn
 
 #: Annotations and labels that are read; everything else is none of our business.
 PREFIXES = ("org.supercontainers.", "com.hooks.mpi.")
 
 SITE_LIMIT = 1 << 20
-
-#: podman's own stage: config.json on stdin, what the runtime is to get on stdout.
-PRECREATE = "precreate"
 
 
 class Start:
@@ -42,9 +39,8 @@ class Start:
         self.stage = stage
         self.places = places
         self.began = began
-        self.leave = False  # at precreate: what remains is done at createRuntime
-        self.stdin = container.read_stdin()
-        if stage == PRECREATE:
+        self.stdin = container.read_stdin(container.CONFIG_LIMIT if stage == container.PRECREATE else container.STATE_LIMIT)
+        if stage == container.PRECREATE:
             self.config = jsontext.as_mapping(jsontext.loads(self.stdin, "config.json", container.CONFIG_LIMIT), "config.json")
             self.state = container.proposed(self.config)
         else:
@@ -54,12 +50,9 @@ class Start:
                 self.state.annotations = container.annotations_of(self.config)
         self.rootfs = container.rootfs(self.config, self.state.bundle)
         self.image = storage.image_of(self.state.bundle, self.state.id, self.rootfs)
-        self.words = [
-            (source, key, value)
-            for source, values in (
-                ("annotation", self.state.annotations), ("label", self.image.labels), ("manifest", self.image.manifest_annotations))
-            for key, value in sorted(values.items()) if key.startswith(PREFIXES)
-        ]
+        # At precreate: what remains is done at createRuntime, where more may be known of the image.
+        self.leave = bool(self.image.reason)
+        self.words = words_of(self.state.annotations, self.image.labels, self.image.manifest_annotations)
         self.defaults = site_defaults(places[0])
 
     @property
@@ -94,10 +87,16 @@ def run(stage: str, places: tuple[str, str, str, str], began: float) -> None:
         from oci_hpc_hooks import replay
 
         replay.run(start)
-    if stage == PRECREATE:
+    if stage == container.PRECREATE:
         from oci_hpc_hooks.apply import config
 
         config.answer(start.stdin, start.config, start.leave)
+
+
+def words_of(annotations: Mapping[str, str], labels: Mapping[str, str], manifest: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    """(source, key, value) of every annotation of the caller, label and annotation of the image's manifest that is ours."""
+    sources = (("annotation", annotations), ("label", labels), ("manifest", manifest))
+    return [(source, key, value) for source, values in sources for key, value in sorted(values.items()) if key.startswith(PREFIXES)]
 
 
 def complain(text: str) -> None:

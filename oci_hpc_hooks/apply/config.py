@@ -6,8 +6,6 @@ lives here.
 
 from __future__ import annotations
 
-import posix
-
 from oci_hpc_hooks.inputs import container, jsontext
 from oci_hpc_hooks.inputs.container import MARK
 
@@ -67,6 +65,4 @@ def answer(stdin: bytes, config: dict[str, Any], leave: bool) -> None:
         hooks["createRuntime"] = [entry for entry in hooks["createRuntime"] if not container.own_hook(entry)]
     if (ours and not leave) or is_injected(config):
         data = jsontext.dumps(config).encode()
-    view = memoryview(data)
-    while view:
-        view = view[posix.write(1, view):]
+    jsontext.write_fd(1, data)

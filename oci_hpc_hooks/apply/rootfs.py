@@ -13,6 +13,7 @@ from _stat import S_ISDIR, S_ISREG
 from binascii import hexlify
 
 from oci_hpc_hooks.errors import KernelError, Refusal
+from oci_hpc_hooks.inputs import jsontext
 from oci_hpc_hooks.inputs.container import MARK
 from oci_hpc_hooks.linux import mounts
 from oci_hpc_hooks.linux.paths import ABSENT
@@ -378,9 +379,7 @@ def write_new(parent: int, name: str, content: bytes, mode: int) -> None:
     """A new file in the directory ``parent``, or none. It is not synced: a container does not outlive its node."""
     fd = posix.open(name, NEW_FILE, mode, dir_fd=parent)
     try:
-        view = memoryview(content)
-        while view:
-            view = view[posix.write(fd, view):]
+        jsontext.write_fd(fd, content)
     except OSError:
         posix.unlink(name, dir_fd=parent)
         raise
@@ -410,10 +409,13 @@ def prepare(record: dict[str, Any], cache: bytes, root: Root, table: dict[int, m
             injection.open_tree_place()
         for path, *row in [row[:4] for row in (*record["tree"], *record["in_place"])]:
             try:
-                fd = injection.keep(posix.open(path, O_PATH | posix.O_NOFOLLOW | posix.O_CLOEXEC))
+                fd = posix.open(path, O_PATH | posix.O_NOFOLLOW | posix.O_CLOEXEC)
             except OSError:
                 raise Stale(path) from None
-            injection.look_at_source(fd, path, *row)
+            try:
+                injection.look_at_source(fd, path, *row)
+            finally:
+                posix.close(fd)  # there may be more of them than descriptors
         if record["cache"] is None:
             return "", ""
         if record["cache"]["drop_in"] is not None:

@@ -27,6 +27,8 @@ _PROC = "/proc"
 #: The source of the tree of host files that our hooks mount, as config.json and mountinfo show it: the mark by which a second hook sees
 #: that the work is done. An image cannot forge it.
 MARK = "oci-hpc-hooks"
+#: podman's own stage: config.json on stdin, what the runtime is to get on stdout.
+PRECREATE = "precreate"
 #: The file name of our executable for createRuntime, wherever it is installed.
 OWN_HOOK = "oci-hpc-hooks-createruntime"
 

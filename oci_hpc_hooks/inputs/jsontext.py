@@ -47,6 +47,13 @@ def read_fd(fd: int, what: str, limit: int) -> bytes:
     return b"".join(chunks)
 
 
+def write_fd(fd: int, data: bytes) -> None:
+    """Writes all of *data*, in as many calls as it takes (write(2) may write less). Raises OSError."""
+    view = memoryview(data)
+    while view:
+        view = view[posix.write(fd, view):]
+
+
 def read_file(path: str, what: str, limit: int) -> bytes:
     """The bytes of the regular file *path*, at most *limit*. *what* names it in errors, the path is added.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from oci_hpc_hooks import precreate
 from oci_hpc_hooks.apply import config
 from oci_hpc_hooks.inputs import container, jsontext
 from tests.unit.test_light import ALLOWED, LIGHT, ROOT, check, modules
@@ -133,6 +135,35 @@ def test_who_asks_for_nothing_gets_the_configuration_back(tmp_path: Path) -> Non
     done = run(text, tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, text, "")
     assert [*tmp_path.iterdir()] == []
+
+
+def test_an_image_that_cannot_be_read_yet_is_left_to_createruntime(tmp_path: Path) -> None:
+    """What store it lies in may stand in the monitor's command line alone, and there is no monitor yet."""
+    text = json.dumps(proposal(hooks={"createRuntime": [OTHER, OWN]}))
+    done = run(text, tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, text, "")
+
+
+def test_a_file_of_the_loaders_cache(tmp_path: Path) -> None:
+    """Written once; another's file under its name, or one cut short, is replaced."""
+    path = Path(precreate.cache_file(str(tmp_path), b"cache"))
+    assert path.read_bytes() == b"cache" and os.listdir(tmp_path) == [path.name]
+    before = path.stat().st_ino
+    assert Path(precreate.cache_file(str(tmp_path), b"cache")) == path and path.stat().st_ino == before
+    path.write_bytes(b"")
+    precreate.cache_file(str(tmp_path), b"cache")
+    assert path.read_bytes() == b"cache"
+    path.unlink()
+    path.symlink_to(tmp_path / "elsewhere")
+    precreate.cache_file(str(tmp_path), b"cache")
+    assert path.read_bytes() == b"cache" and os.listdir(tmp_path) == [path.name]
+
+
+def test_a_folder_that_others_can_write(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    with pytest.raises(OSError, match="others can write it"):
+        precreate.cache_file(str(tmp_path), b"cache")
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"root": 1}', '{"root": {"path": ""}}', '{"root": {"path": "/x"}, "mounts": {}}',

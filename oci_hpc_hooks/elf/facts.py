@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import stat
 import struct
+from functools import cached_property
 from struct import Struct
 from typing import Callable, Dict, Iterator, List, NoReturn, Optional, Set, Tuple
 
@@ -37,7 +38,7 @@ MAX_NAME = 4096
 MAX_SYMBOLS = 1 << 19
 #: Bytes of one symbol's name: C++ mangling makes some of several KiB.
 MAX_SYMBOL_NAME = 65536
-#: Bytes of the notes of one segment. Those of a real library have some hundred.
+#: Bytes of the notes of all segments. Those of a real library have some hundred.
 MAX_NOTES = 65536
 #: Bytes of .dynstr, of all symbol names together (they may overlap), and of a relocation table. libLLVM's .dynstr has 4 MiB.
 MAX_TABLE = 64 << 20
@@ -270,10 +271,12 @@ class _Reader:
     def _isa_needed(self) -> int:
         """As ld.so reads it (glibc sysdeps/x86/dl-prop.h, since 2.33): a malformed note says nothing, and is no defect of the file."""
         word = 8 if self._layout.wide else 4
+        left = MAX_NOTES
         # The linkers of today describe the note by a segment of its own; then the other notes are not looked at.
         for kind in (_PT_GNU_PROPERTY, _PT_NOTE):
             for found, offset, size, alignment in self._notes:
-                if found == kind and alignment == word and size <= MAX_NOTES:
+                if found == kind and alignment == word and size <= left:
+                    left -= size
                     needed = self._isa_in(offset, size, word)
                     if needed is not None:
                         return needed
@@ -412,7 +415,7 @@ class _Reader:
         fields = entry.iter_unpack(table)
         rows = fields if self._layout.wide else ((n, i, o, s, v, z) for n, v, z, i, o, s in fields)
         # MIPS resolves what its global offset table holds; everywhere else a symbol that no relocation names is never looked up.
-        used = self._relocated() if machine != _EM_MIPS else range(count)
+        used = self._relocated if machine != _EM_MIPS else range(count)
         for index, (name, info, other, section, _, _) in enumerate(rows):
             bind = info >> 4
             if bind == 1 or bind == 2:
@@ -436,9 +439,9 @@ class _Reader:
             pair = Struct(self._layout.order + ("QQ" if wide else "II"))
             count = self._record(pair, offset, end, "DT_HASH")[1]
         elif _DT_GNU_HASH in tags:
-            count = self._gnu_hash_count() or self._relocated_count()
+            count = self._gnu_hash_count() or max(self._relocated, default=-1) + 1
         else:
-            count = self._relocated_count()
+            count = max(self._relocated, default=-1) + 1
         if count > MAX_SYMBOLS:
             _bad(f"{count} dynamic symbols")
         return count
@@ -462,12 +465,9 @@ class _Reader:
                 break
         return last
 
-    def _relocated_count(self) -> int:
-        """One more than the highest symbol that a relocation names."""
-        return max(self._relocated(), default=-1) + 1
-
+    @cached_property
     def _relocated(self) -> Set[int]:
-        """The symbols that relocations name."""
+        """The symbols that relocations name; one beyond all that a file may have stands for every such."""
         tags = self._tags
         layout = self._layout
         kind = layout.rela if tags.get(_DT_PLTREL, _DT_RELA) == _DT_RELA else layout.rel
@@ -485,8 +485,8 @@ class _Reader:
             if size > end - offset or size > MAX_TABLE:
                 _bad(f"a relocation table of {size} bytes does not fit into its segment")
             table = self._table(offset, size, "a relocation table")
-            named.update({relocation[1] for relocation in entry.iter_unpack(table)})
-        return {info >> shift for info in named} - {0}
+            named.update({min(relocation[1] >> shift, MAX_SYMBOLS) for relocation in entry.iter_unpack(table)})
+        return named - {0}
 
 
 def _names_of(strings: bytes) -> Callable[[Dict[int, None]], Tuple[str, ...]]:

@@ -10,7 +10,7 @@ import stat
 from typing import Iterable, Sequence, Tuple
 
 from oci_hpc_hooks.errors import ImageError, KernelError
-from oci_hpc_hooks.inputs.consumers import elf_files, libraries_and_packages
+from oci_hpc_hooks.inputs.consumers import elf_files
 from oci_hpc_hooks.linux.paths import Root
 from oci_hpc_hooks.model import Bystanders
 
@@ -33,7 +33,7 @@ def find(root: Root, path_dirs: Sequence[str], library_dirs: Iterable[str], star
     wanting = []
     if not executable_stacks:
         known = {*started}
-        wanting = [real for real, elf in elf_files(root, libraries_and_packages(root, path_dirs, library_dirs))
+        wanting = [real for real, elf in elf_files(root, library_dirs, path_dirs)
                    if elf.execstack and not elf.interp and real not in known]
     return Bystanders(
         execstack=tuple(wanting[:LIBRARIES_LIMIT]),

@@ -29,22 +29,16 @@ _DEPTH = 3  # site-packages/mpi4py/MPI.….so is at 1, site-packages/petsc4py/li
 
 def find(root: Root, names: Set[str], path_dirs: Sequence[str], library_dirs: Iterable[str]) -> Tuple[str, ...]:
     """Real paths of the ELF files that need one of ``names``: at most CONSUMERS_LIMIT, those of PATH first."""
-    listing = _Listing(root)
-    folders = (*path_dirs, *library_dirs, *_package_dirs(listing, path_dirs))
-    needing = (real for real, elf in elf_files(root, folders, listing) if names.intersection(elf.needed))
+    needing = (real for real, elf in elf_files(root, (*path_dirs, *library_dirs), path_dirs) if names.intersection(elf.needed))
     return tuple(itertools.islice(needing, CONSUMERS_LIMIT))
 
 
-def libraries_and_packages(root: Root, path_dirs: Sequence[str], library_dirs: Iterable[str]) -> Tuple[str, ...]:
-    """The directories that hold what is opened at run time: libraries, and the Python packages of the prefixes that PATH names."""
-    return (*library_dirs, *_package_dirs(_Listing(root), path_dirs))
-
-
-def elf_files(root: Root, folders: Iterable[str], listing: Optional[_Listing] = None) -> Iterator[Tuple[str, ElfFacts]]:
-    """Real paths and facts, without symbols, of at most FILES_LIMIT files in some directories; each file once."""
-    listing = listing or _Listing(root)
+def elf_files(root: Root, folders: Iterable[str], path_dirs: Sequence[str]) -> Iterator[Tuple[str, ElfFacts]]:
+    """Real paths and facts, without symbols, of at most FILES_LIMIT files in some directories, then in the Python packages of the prefixes
+    that PATH names; each file once."""
+    listing = _Listing(root)
     seen: Set[Tuple[int, int]] = set()
-    for folder in dict.fromkeys(folders):
+    for folder in itertools.chain(dict.fromkeys(folders), _package_dirs(listing, path_dirs)):
         for name in listing.names(folder):
             if len(seen) >= FILES_LIMIT:
                 return

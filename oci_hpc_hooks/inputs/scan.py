@@ -19,6 +19,7 @@ from oci_hpc_hooks.elf.facts import read_facts
 from oci_hpc_hooks.elf.scan import read_with_pyelftools
 from oci_hpc_hooks.errors import ConfigError, HookError
 from oci_hpc_hooks.inputs.cpu import node_cpu
+from oci_hpc_hooks.inputs.inventory import VERSION
 from oci_hpc_hooks.inputs.site import Configuration
 from oci_hpc_hooks.model import (
     CacheEntry,
@@ -38,7 +39,6 @@ from oci_hpc_hooks.model import (
     Watched,
 )
 
-VERSION = 2
 CACHE = "/etc/ld.so.cache"
 CPUINFO = "/proc/cpuinfo"
 

@@ -72,13 +72,14 @@ def link_maps(facts: ImageFacts, plan: Plan, inventory: Inventory) -> Tuple[Link
     shown = plan.tried if plan.verdict in (REFUSED, NOTHING) and plan.tried is not None else plan
     laid = _Laid(facts, shown, inventory)
     programs = (*facts.programs, *facts.consumers)[:PROGRAMS_LIMIT]
-    plain, *others = proof.searches(facts, shown.cache or facts.cache, (bind.target for bind in shown.in_place))
+    plain, *others = proof.searches(facts, shown.cache or facts.cache, (bind.target for bind in shown.in_place), laid.release)
     maps = tuple(laid.link_map(program, plain) for program in programs)
     if shown is plan or any(one.faults for one in maps):
         return maps
     # What was refused fails in another environment, or in a library that no program of the command line loads.
+    paths = (*(one.program for one in maps if not one.trouble), *laid.injected)
     for search in (plain, *others):
-        failing = (laid.link_map(path, search) for path in (*programs, *laid.injected))
+        failing = (laid.link_map(path, search) for path in paths)
         found = next((one for one in failing if one.faults), None)
         if found is not None:
             return (found, *(one for one in maps if one.program != found.program))
@@ -113,7 +114,10 @@ class _Laid:
         self._libraries, self._names = _offered(inventory, plan.profile)
         self._copies = [facts.files[bind.target].elf for bind in plan.in_place
                         if bind.source in self._libraries and self._libraries[bind.source].role != "runtime"]
-        self._view = proof.View(facts, plan.tree_root, self._those(tree), self._those(in_place))
+        over = self._those(in_place)
+        self.release = proof.release_of(library.elf for library in over.values() if library.role == "runtime")
+        self._view = proof.View(facts, plan.tree_root, self._those(tree), over)
+        self._lacked: Dict[str, FrozenSet[str]] = {}
         self.injected = (*tree, *in_place)
 
     def _those(self, binds: Mapping[str, Bind]) -> Dict[str, HostLibrary]:
@@ -125,10 +129,12 @@ class _Laid:
             alone = Link(program, program, IMAGE, program, "program", "", "")
             return LinkMap(program, (alone,), trouble=f"its loader is musl's ({file.elf.interp}), which searches in another way")
         try:
-            found = loader.simulate(program, self._view, search)
+            found = self._view.simulate(program, search)
         except ImageError as error:
             return LinkMap(program, trouble=error.what)
-        edges = _edges(found, _faults(found, proof.lacks(program, self._facts), self._copies))
+        if program not in self._lacked:  # whatever the search
+            self._lacked[program] = proof.lacks(program, self._facts)
+        edges = _edges(found, _faults(found, self._lacked[program], self._copies))
         return LinkMap(program, tuple(map(self._link, found.objects)), tuple(edges))
 
     def _link(self, loaded: loader.Loaded) -> Link:

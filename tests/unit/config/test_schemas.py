@@ -104,6 +104,31 @@ DIRECTORY = "is not an absolute path without empty, . or .. parts, colons or a s
 SONAME = "is not a library's file name such as libmpi.so.12, without directory"
 PLUGIN = "is not $ORIGIN/ or / followed by a directory"
 
+#: Of a list of variants, which a profile and an entry of site.json can have: path and place below that list.
+BAD_VARIANTS: List[Tuple[str, object, str, str]] = [
+    ("", "el7", "", "is not a list"),
+    ("", [VARIANT] * 17, "", "17 entries, at most 16 possible"),
+    ("/0", "el7", "[0]", '"el7" is not an object'),
+    ("/0/serach", [], "[0]", 'did you mean "search"?'),
+    ("/0/name", REMOVE, "[0]", 'the key "name" is missing'),
+    ("/0/search", REMOVE, "[0]", 'the key "search" is missing'),
+    ("/0/name", "EL 7", "[0].name", NAME),
+    ("/0/name", 7, "[0].name", NAME),
+    ("/0/search", "/opt", "[0].search", "is not a list"),
+    ("/0/search", [], "[0].search", "0 entries, at least 1 wanted"),
+    ("/0/search", ["/a", "/a"], "[0].search", "an entry occurs twice"),
+    ("/0/search", [f"/{n}" for n in range(257)], "[0].search", "257 entries, at most 256 possible"),
+    ("/0/search/0", "lib", "[0].search[0]", DIRECTORY),
+    ("/0/search/0", 1, "[0].search[0]", DIRECTORY),
+    ("/0/search/0", "/" + "x" * 5000, "[0].search[0]", "5001 characters, at most 4095 possible"),
+]
+
+
+def variants(kind: str, path: str, where: str) -> Iterator[Tuple[str, str, object, str, str]]:
+    for below, value, place, message in BAD_VARIANTS:
+        yield kind, path + below, value, where + place, message
+
+
 BAD: List[Tuple[str, str, object, str, str]] = [
     # kind, what is changed, to what, path of the one error, what its message has
     ("profile", "extra", 1, "$", 'the key "extra" is unknown; known are: $schema, version'),
@@ -176,18 +201,7 @@ BAD: List[Tuple[str, str, object, str, str]] = [
     ("profile", "immovable/0", "mca_*.so", "$.immovable[0]", "is not $ORIGIN/ or / followed by a path"),
     ("profile", "immovable/0", {}, "$.immovable[0]", "is not $ORIGIN/ or / followed by a path"),
     ("profile", "immovable/0", "/" + "x" * 5000, "$.immovable[0]", "5001 characters, at most 4095 possible"),
-    ("profile", "variants", "el7", "$.variants", "is not a list"),
-    ("profile", "variants", [VARIANT] * 17, "$.variants", "17 entries, at most 16 possible"),
-    ("profile", "variants/0", "el7", "$.variants[0]", '"el7" is not an object'),
-    ("profile", "variants/0/serach", [], "$.variants[0]", 'did you mean "search"?'),
-    ("profile", "variants/0/name", REMOVE, "$.variants[0]", 'the key "name" is missing'),
-    ("profile", "variants/0/search", REMOVE, "$.variants[0]", 'the key "search" is missing'),
-    ("profile", "variants/0/name", "EL 7", "$.variants[0].name", NAME),
-    ("profile", "variants/0/name", 7, "$.variants[0].name", NAME),
-    ("profile", "variants/0/search", "/opt", "$.variants[0].search", "is not a list"),
-    ("profile", "variants/0/search", [], "$.variants[0].search", "0 entries, at least 1 wanted"),
-    ("profile", "variants/0/search", ["/a", "/a"], "$.variants[0].search", "an entry occurs twice"),
-    ("profile", "variants/0/search", [f"/{n}" for n in range(257)], "$.variants[0].search", "257 entries, at most 256 possible"),
+    *variants("profile", "variants", "$.variants"),
     ("profile", "sets", {}, "$.sets", "{} is not a list"),
     ("profile", "sets", [SET] * 17, "$.sets", "17 entries, at most 16 possible"),
     ("profile", "sets/0", "verbs", "$.sets[0]", "is not an object"),
@@ -226,23 +240,7 @@ BAD: List[Tuple[str, str, object, str, str]] = [
     ("site", "profiles/1/search/0", "lib", "$.profiles[1].search[0]", DIRECTORY),
     ("site", "profiles/1/search/0", 1, "$.profiles[1].search[0]", DIRECTORY),
     ("site", "profiles/1/search/0", "/" + "x" * 5000, "$.profiles[1].search[0]", "5001 characters, at most 4095 possible"),
-    ("site", "profiles/1/variants", "el7", "$.profiles[1].variants", "is not a list"),
-    ("site", "profiles/1/variants", [VARIANT] * 17, "$.profiles[1].variants", "17 entries, at most 16 possible"),
-    ("site", "profiles/1/variants/0", "el7", "$.profiles[1].variants[0]", '"el7" is not an object'),
-    ("site", "profiles/1/variants/0/serach", [], "$.profiles[1].variants[0]", 'did you mean "search"?'),
-    ("site", "profiles/1/variants/0/name", REMOVE, "$.profiles[1].variants[0]", 'the key "name" is missing'),
-    ("site", "profiles/1/variants/0/search", REMOVE, "$.profiles[1].variants[0]", 'the key "search" is missing'),
-    ("site", "profiles/1/variants/0/name", "EL 7", "$.profiles[1].variants[0].name", NAME),
-    ("site", "profiles/1/variants/0/name", 7, "$.profiles[1].variants[0].name", NAME),
-    ("site", "profiles/1/variants/0/search", "/opt", "$.profiles[1].variants[0].search", "is not a list"),
-    ("site", "profiles/1/variants/0/search", [], "$.profiles[1].variants[0].search", "0 entries, at least 1 wanted"),
-    ("site", "profiles/1/variants/0/search", ["/a", "/a"], "$.profiles[1].variants[0].search", "an entry occurs twice"),
-    ("site", "profiles/1/variants/0/search", [f"/{n}" for n in range(257)], "$.profiles[1].variants[0].search",
-     "257 entries, at most 256 possible"),
-    ("site", "profiles/1/variants/0/search/0", "lib", "$.profiles[1].variants[0].search[0]", DIRECTORY),
-    ("site", "profiles/1/variants/0/search/0", 1, "$.profiles[1].variants[0].search[0]", DIRECTORY),
-    ("site", "profiles/1/variants/0/search/0", "/" + "x" * 5000, "$.profiles[1].variants[0].search[0]",
-     "5001 characters, at most 4095 possible"),
+    *variants("site", "profiles/1/variants", "$.profiles[1].variants"),
     ("site", "defaults", "auto", "$.defaults", "is not an object"),
     ("site", "defaults/org.supercontainers.mip", "auto", "$.defaults", 'did you mean "org.supercontainers.mpi"?'),
     ("site", "defaults/org.supercontainers.mpi", "atuo", '$.defaults["org.supercontainers.mpi"]', 'did you mean "auto"?'),

@@ -702,11 +702,13 @@ def images(draw: st.DrawFn) -> ImageFacts:
 
 @st.composite
 def nodes(draw: st.DrawFn) -> Inventory:
-    def library(role: str) -> Any:
-        return host("/opt/site/lib/" + (draw(st.sampled_from(NAMES[:6]))), draw(ELVES), role, replaces=draw(some(NAMES)))
+    def library(role: str, name: str) -> Any:
+        return host("/opt/site/lib/" + name, draw(ELVES), role, replaces=draw(some(NAMES)))
 
     def offer(mpi: str) -> Any:
-        return profile(library("replace"), *map(library, draw(st.lists(st.sampled_from(["replace", "add", "dependency"]), max_size=2))),
+        roles = ["replace", *draw(st.lists(st.sampled_from(["replace", "add", "dependency"]), max_size=2))]
+        names = draw(st.permutations(NAMES[:6]))  # a directory has one file of a name
+        return profile(*map(library, roles, names),
                        mpi=mpi, plugins=draw(st.sampled_from([[], [MODULE]])), problems=draw(st.sampled_from([[], ["broken"]])))
 
     def sets() -> Any:

@@ -208,6 +208,7 @@ class Job:
     protocol: str = ""  # how ranks talk to it: "pmix", "pmi" or "" for not at all
     start: str = ""  # for people: how a step with this protocol is started
     environment: Tuple[str, ...] = ()  # names of variables that are copied from the launcher's, "*" at the end for all that begin so
+    except_for: Tuple[str, ...] = ()  # but not these
     variables: Mapping[str, str] = field(default_factory=dict)  # what is set beside them
     directories: Tuple[str, ...] = ()  # of the job, at their own path and writable
     sockets: Tuple[str, ...] = ()  # of the node's services, by name of the profile only

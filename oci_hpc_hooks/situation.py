@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 
+def whole_number(text: str, otherwise: int) -> int:
+    """The number that ``text`` is in decimal digits, up to nineteen of them."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else otherwise
+
+
 class Situation:
     """One start of a container, as a launcher's ranks would find it.
 
@@ -34,8 +39,7 @@ class Situation:
 
     def number(self, name: str, otherwise: int = 0) -> int:
         """A variable of the launcher's that is a number."""
-        value = self.launcher.get(name, "")
-        return int(value) if value.isdigit() and value.isascii() and len(value) < 11 else otherwise
+        return whole_number(self.launcher.get(name, ""), otherwise)
 
     @property
     def job_uid(self) -> int:

@@ -7,6 +7,8 @@ out. What is needed and what happens without it was tried with real launchers: t
 
 from __future__ import annotations
 
+from oci_hpc_hooks.situation import whole_number
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Mapping
@@ -119,7 +121,7 @@ class _Decision:
         wanted: dict[str, str] = {}
         for one in jobs:
             for name, value in self.now.launcher.items():
-                if any(_matches(name, pattern) for pattern in one["environment"]):
+                if name not in one["except_for"] and any(_matches(name, pattern) for pattern in one["environment"]):
                     wanted[name] = value
             for name, text in one["variables"].items():
                 value = self.filled(text)
@@ -205,15 +207,20 @@ class _Decision:
         return "ranks of one node share memory by /dev/shm, and this container has one of its own", "--ipc=host"
 
     def need_pid(self) -> tuple[str, str]:
-        if self.alone_on_node() or not self.job["copies_memory"] or "pid" not in self.now.private:
+        if self.alone_on_node() or "pid" not in self.now.private:
             return "", ""
-        return "ranks of one node read each other's memory by process id, and this container has ids of its own", "--pid=host"
+        return "ranks of one node know each other by process id, and this container has ids of its own", "--pid=host"
 
-    def need_user(self) -> tuple[str, str]:
-        if self.alone_on_node() or not self.job["copies_memory"] or "user" not in self.now.private:
+    def need_memory(self) -> tuple[str, str]:
+        """process_vm_readv(2) and /proc/PID/fd: the same process and the same user namespace (ptrace(2), access mode checking)."""
+        if self.alone_on_node() or not self.job["copies_memory"]:
             return "", ""
-        what = "ranks of one node read each other's memory, which the kernel does not let them do between user namespaces"
-        return what, "no --userns or --uidmap"
+        if "user" in self.now.private:
+            what = "ranks of one node read each other's memory, which the kernel does not let them do between user namespaces"
+            return what, "no --userns or --uidmap"
+        if "pid" in self.now.private:
+            return "ranks of one node read each other's memory by process id, and this container has ids of its own", "--pid=host"
+        return "", ""
 
     def need_memlock(self) -> tuple[str, str]:
         if not self.now.fabric or self.now.memlock < 0 or self.now.memlock >= MEMLOCK_OF_A_RANK:
@@ -236,10 +243,8 @@ class _Decision:
     def on_node(self) -> int:
         """Ranks on the node that has most of them, 0 if it is not known."""
         per_node = self.now.launcher.get("SLURM_STEP_TASKS_PER_NODE", "")  # 4(x2),3
-        counts = [part.partition("(")[0] for part in per_node.split(",")]
-        if all(count.isdigit() for count in counts):
-            return max([int(count[:9]) for count in counts])
-        return self.number("MPI_LOCALNRANKS") or self.number("OMPI_COMM_WORLD_LOCAL_SIZE")
+        most = max([whole_number(part.partition("(")[0], 0) for part in per_node.split(",")])
+        return most or self.number("MPI_LOCALNRANKS") or self.number("OMPI_COMM_WORLD_LOCAL_SIZE")
 
     def alone_on_node(self) -> bool:
         """Whether no other container on the node has a rank of the job."""

@@ -35,6 +35,8 @@ def with_job(made: Plan, request: Request, inventory: Inventory) -> Plan:
         remedy = f"give one of {known}" + (f"; to start without give {OVERRIDE}" if wish.explicit else "")
         finding = Finding(ERROR if wish.explicit else NOTE, "launcher-unknown", what, wish.origin, remedy, "user")
         return Plan(REFUSED, (*made.findings, finding)) if wish.explicit else replace(made, findings=(*made.findings, finding))
+    # What a person would have to pass on by hand.
+    made = replace(made, findings=tuple(finding for finding in made.findings if finding.code != "launcher-environment"))
     asked_for_mpi = made.verdict in (PROVED, UNPROVED) and request.mpi is not None and request.mpi.explicit
     return replace(made, job=JobPlan(
         launchers=offers,

@@ -194,6 +194,7 @@ def _job(found: Dict[str, Any]) -> Job:
         protocol=found["protocol"],
         start=found["start"],
         environment=tuple(found["environment"]),
+        except_for=tuple(found["except_for"]),
         variables=found["variables"],
         directories=tuple(found["directories"]),
         sockets=tuple(found["sockets"]),

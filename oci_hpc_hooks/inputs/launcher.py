@@ -13,7 +13,7 @@ from _stat import S_ISBLK, S_ISCHR, S_ISDIR, S_ISSOCK
 from oci_hpc_hooks.errors import InputError
 from oci_hpc_hooks.inputs import container, jsontext
 from oci_hpc_hooks.linux import namespaces
-from oci_hpc_hooks.situation import Situation
+from oci_hpc_hooks.situation import Situation, whole_number
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -90,8 +90,7 @@ def preserved_descriptors(words: Sequence[str]) -> int:
             value = word[len("--preserve-fds="):]
         elif word != "--preserve-fds":
             continue
-        if value.isdigit() and len(value) < 6:
-            return int(value)
+        return whole_number(value, 0)
     return 0
 
 
@@ -123,7 +122,7 @@ def memlock_of(pid: int) -> int:
     for line in text.splitlines():
         if line.startswith("Max locked memory"):
             soft = line[len("Max locked memory"):].split()[0]
-            return int(soft) if soft.isdigit() else -1
+            return whole_number(soft, -1)
     return -1
 
 
@@ -148,8 +147,8 @@ def shm_size(config: dict[str, Any]) -> int:
 
 def _bytes(text: str) -> int:
     unit = {"k": 10, "m": 20, "g": 30}.get(text[-1:].lower(), 0)
-    digits = text[:-1] if unit else text
-    return int(digits) << unit if digits.isdigit() and len(digits) < 19 else -1
+    number = whole_number(text[:-1] if unit else text, -1)
+    return number << unit if number >= 0 else -1
 
 
 # ------------------------------------------------------------------------------------------------ what there is on the node

@@ -118,6 +118,7 @@ class Wish:
     origin: str  # "annotation org.supercontainers.mpi=mpich", "label …", "site default …"
     explicit: bool  # an annotation or label: may be refused; defaults and auto are skipped with a note instead
     by_image: bool = False  # the word of the image's author: a label, or an annotation of the manifest
+    kind: str = "mpi"  # of what: the key of a profile's ``provides``
 
 
 #: A container serves one rank, or all of a node, which come into it by ``podman exec``: then no rank's variables are its own.
@@ -133,6 +134,7 @@ class Request:
     glibc: Optional[Wish] = None  # the image's claim about its own glibc, checked against ELF
     findings: Tuple[Finding, ...] = ()
     cpu: Optional[Wish] = None  # the claim for which microarchitecture the image was built, as archspec would call it
+    gpu: Tuple[Wish, ...] = ()  # one for each of its stacks
     launcher: Optional[Wish] = None  # "auto", "none", or names of launchers with commas between: the caller or the site says so
     scope: str = RANK  # whom the container serves
 
@@ -221,7 +223,7 @@ class Profile:
 
     name: str
     description: str
-    provides: Mapping[str, str]  # {"mpi": "mpich"} or {"launcher": "pmix"}
+    provides: Mapping[str, str]  # {"mpi": "mpich"}, {"gpu": "opencl"} or {"launcher": "pmix"}
     libraries: Tuple[ProfileLibrary, ...] = ()
     search: Tuple[str, ...] = ()  # directories that may hold the libraries, and their dependencies, before the node's own ld.so.cache
     plugins: Tuple[str, ...] = ()  # directories of modules that are dlopened, "$ORIGIN" = directory of the first library
@@ -470,7 +472,7 @@ class Plan:
 
     verdict: str  # PROVED, UNPROVED, REFUSED or NOTHING
     findings: Tuple[Finding, ...]
-    profile: str = ""
+    profile: str = ""  # with more than one: "mpich, opencl"
     tree: Tuple[Bind, ...] = ()
     in_place: Tuple[Bind, ...] = ()
     modules: Tuple[Cover, ...] = ()
@@ -481,6 +483,6 @@ class Plan:
     tree_make: str = ""  # "dev": a directory in the runtime's own /dev tmpfs; "create": in the rootfs; "": over an existing empty one
     tried: Optional[Plan] = None  # of a refusal: what the first finding of it is about, where the decision came that far
     drop_in: Optional[DropIn] = None  # the cache is a file in the container's own layer, with this one; None = it is bound
-    devices: Tuple[str, ...] = ()  # patterns of device nodes
-    every_device: bool = False  # the caller or the site has asked for them; else only those that anybody may open
+    devices: Tuple[str, ...] = ()  # patterns of device nodes that the caller or the site has asked for
+    open_devices: Tuple[str, ...] = ()  # those that only the image has asked for: of them what anybody may open
     job: Optional[JobPlan] = None

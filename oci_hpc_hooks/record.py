@@ -60,7 +60,7 @@ def build(plan: Plan, facts: Optional[ImageFacts], watched: Sequence[Watched], k
         "findings": [finding_document(finding) for finding in plan.findings],
         "why": _why((*plan.tree, *plan.in_place)),
         "devices": list(plan.devices),
-        "every_device": plan.every_device,
+        "open_devices": list(plan.open_devices),
         "job": dataclasses.asdict(plan.job) if plan.job is not None else None,
     }
     if facts is not None and facts.cache_file is not None and not cache:

@@ -70,7 +70,7 @@ def gather(root: Root, container: Container, profiles: Sequence[ResolvedProfile]
     started = tuple(tree.loaded)
     library_dirs = [*search.default_dirs, *library_path, *_cache_dirs(search.cache)]
     consumers: Tuple[str, ...] = ()
-    if not _uses(loaded, copies):
+    if copies.replaced and not _uses(loaded, copies):
         consumers = find_consumers(root, copies.replaced, path_dirs, library_dirs)
         _follow(tree, consumers, search, copies)
         interps = {path: tree.files[path].elf.interp for path in consumers if path in tree.files}
@@ -136,7 +136,9 @@ class _Copies:
         profiles = [offer for profile in profiles for offer in (profile, *profile.variants)]
         self.libraries = [library for profile in profiles for library in profile.libraries]
         self.names: Set[str] = set()
-        self.replaced = {name for library in self.libraries if library.role == "replace" for name in (library.name, *library.replaces)}
+        # What programs are linked to, so that those that use it can be told. A driver is opened by its name.
+        self.replaced = {name for profile in profiles if "gpu" not in profile.provides for library in profile.libraries
+                         if library.role == "replace" for name in (library.name, *library.replaces)}
         self.compared: Set[str] = set()  # symbol by symbol: MPI itself, and what has no versions that could be compared
         for library in self.libraries:
             self.names |= {library.name, *library.replaces}

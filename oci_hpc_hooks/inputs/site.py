@@ -65,8 +65,12 @@ def configuration(config_dir: str, *, fixed: Sequence[str] = (), shipped: Path =
         problems.extend(semantic_problems(decided, known, path))
     if problems:
         raise Invalid(problems)
-    launchers = sorted(name for name, profile in known.items() if profile is not None and "launcher" in profile.provides)
-    names = dict.fromkeys([*([entry.name for entry in decided.profiles] or sorted({*known} - {*launchers})), *launchers])
+    named = [entry.name for entry in decided.profiles]
+    kinds = {name: next(iter(profile.provides)) for name, profile in known.items() if profile is not None}
+    # Naming an MPI says nothing of GPUs. Launchers exclude nothing, so that all of them are on.
+    chosen = {kinds[name] for name in named} - {"launcher"}
+    others = sorted((name for name in kinds if kinds[name] not in chosen), key=lambda name: (kinds[name] == "launcher", name))
+    names = dict.fromkeys([*named, *others])
     enabled = [found for found in map(known.get, names) if found]
     return Configuration(decided, tuple(enabled), tuple(consulted))
 

@@ -32,6 +32,7 @@ from typing import Any, Optional
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from oci_hpc_hooks import pack  # noqa: E402
 from tests.bed import bed  # noqa: E402
 from tests.bed.site import MPICH5, Site  # noqa: E402
 
@@ -305,8 +306,8 @@ class Bench:
         self.record.write_text("".join("\t".join(map(str, row)) + "\n" for row in rows))
 
     def _write_timed(self) -> None:
-        text = Path(self.hook).read_text()
-        head, call, tail = text.partition("main(")
+        text, code = pack.taken_apart(Path(self.hook).read_bytes())
+        head, call, tail = text.decode().partition("\nmain(")
         lines = [
             "from posix import write",
             "from time import process_time_ns",
@@ -321,7 +322,8 @@ class Bench:
             "    logged(*arguments, **more)",
             "replay.replay, replay.Service.log = timed, log",
         ]
-        self.timed.write_text(head + "\n".join(lines) + "\n" + call + tail)
+        changed = head + "\n" + "\n".join(lines) + call + tail
+        self.timed.write_bytes(pack.joined(sys.executable, changed.encode(), code))
         self.timed.chmod(0o755)
 
     # -- counts
@@ -331,8 +333,10 @@ class Bench:
         with self.container.waiting():
             state = self.container.state_file.read_bytes()
             counts = []
-            for command in (["-c", "pass"], [self.hook]):
-                words = [sys.executable, "-IS", "-X", "importtime", *command]
+            with open(self.hook, "rb") as file:
+                python, argument = file.readline().decode()[2:-1].split(" ", 1)
+            for command in (["-ISc", "pass"], [argument, self.hook]):
+                words = [python, "-X", "importtime", *command]
                 done = subprocess.run(words, input=state, capture_output=True, check=True, timeout=60, env=ENVIRONMENT)
                 counts.append(done.stderr.count(b"import time:"))
         self.last()

@@ -45,7 +45,7 @@ class Service:
         self.touched = False  # something may have been mounted, and taken back: too late to decide anew
         self.journal = -1
         self.root: Root
-        self.table: dict[int, mounts.MountEntry]
+        self.table: mounts.MountTable
 
     def look(self) -> bool:
         """Opens the container's tree and reads its mount table; False if another stage has to serve it. Raises InputError, OSError."""

@@ -23,8 +23,8 @@ REPLAY = {
     "oci_hpc_hooks.linux.mounts", "oci_hpc_hooks.linux.namespaces", "oci_hpc_hooks.linux.paths", "oci_hpc_hooks.linux.syscalls",
 }
 #: Of the standard library beyond the bare interpreter: all but the first built in or small and written in C.
-ALLOWED = {"__future__", "_json", "_stat", "binascii", "errno"}
-ALLOWED_IN_REPLAY = {"_ctypes", "_struct"}
+ALLOWED = {"__future__", "_json", "_stat", "binascii"}
+ALLOWED_IN_REPLAY = {"_ctypes"}
 HEAVY = {"json", "re", "typing", "dataclasses", "enum", "ctypes", "pathlib", "logging", "subprocess", "argparse", "collections",
          "functools",
          "tempfile", "signal", "contextlib", "shutil", "threading", "inspect", "importlib.util", "warnings", "socket", "traceback", "os"}

@@ -44,7 +44,7 @@ def test_shipped_descriptor(where: str, stage: str) -> None:
     guard = {"always": True} if where.startswith("cri/") else {"annotations": {r"^io\.container\.manager$": "^libpod$"}}
     assert shipped == {
         "version": "1.0.0",
-        "hook": {"path": path, "args": [path], "env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8"], "timeout": 60},
+        "hook": {"path": path, "args": [path], "env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"], "timeout": 60},
         "when": guard,
         "stages": [stage],
     }

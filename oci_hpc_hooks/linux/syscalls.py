@@ -136,8 +136,14 @@ def fsencode(path: str) -> bytes:
 
 
 def words(*values: int) -> bytes:
-    """A struct of 64-bit words."""
-    return b"".join([value.to_bytes(8, byteorder) for value in values])
+    """A struct of 64-bit words; there are few different ones, and each is asked for again and again."""
+    found = _words.get(values)
+    if found is None:
+        found = _words[values] = b"".join([value.to_bytes(8, byteorder) for value in values])
+    return found
+
+
+_words: dict[tuple[int, ...], bytes] = {}
 
 
 def read_proc(path: str) -> bytes:
@@ -157,9 +163,7 @@ def read_proc(path: str) -> bytes:
 def openat2(dirfd: int, path: str, flags: int, resolve: int, absent: tuple[int, ...] = ()) -> int:
     """openat2(2), Linux 5.6: opens ``path`` below ``dirfd`` under the given RESOLVE_* rules and returns the descriptor; -1 where the
     answer is one of the errors ``absent``."""
-    how = _how.get((flags, resolve))
-    if how is None:
-        how = _how[flags, resolve] = words(flags | posix.O_CLOEXEC, 0, resolve)
+    how = words(flags | posix.O_CLOEXEC, 0, resolve)  # struct open_how (linux/openat2.h)
     name = fsencode(path)
     if b"\0" in name:
         if ENOENT in absent:
@@ -175,10 +179,6 @@ def openat2(dirfd: int, path: str, flags: int, resolve: int, absent: tuple[int, 
         if error not in (EAGAIN, EINTR):
             break
     _fail(f"openat2({dirfd}, {path!r}, flags={flags:#o}, resolve={resolve:#x})")
-
-
-#: struct open_how (linux/openat2.h) for each pair of flags and rules that was asked for: few, and asked for again and again.
-_how: dict[tuple[int, int], bytes] = {}
 
 
 def open_tree(dirfd: int, path: str, flags: int) -> int:

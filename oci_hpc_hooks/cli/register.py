@@ -15,32 +15,13 @@ import sysconfig
 import tempfile
 from typing import Dict, List
 
-from oci_hpc_hooks import cli
-from oci_hpc_hooks.errors import ConfigError
+from oci_hpc_hooks import cli, pack
 from oci_hpc_hooks.inputs import resources, trust
 
 #: Descriptors of ``hooks.d``: podman's own containers; every container (CRI-O); engines that know prestart only; podman with its own stage
 #: precreate, which other engines refuse and which therefore has a folder of its own.
 DESCRIPTORS = ("oci-hpc-hooks.json", "cri/oci-hpc-hooks.json", "prestart/oci-hpc-hooks.json", "podman/oci-hpc-hooks.json",
                "podman/oci-hpc-hooks-precreate.json")
-
-#: Bytes of a script's first line that the kernel reads (BINPRM_BUF_SIZE, linux/binfmts.h), its end included.
-_FIRST_LINE = 256
-
-_EXECUTABLE = """\
-#!{python} -IS
-# Written by oci-hpc-hooks register. -S leaves site-packages off the path and saves its start; so the directories are named here.
-import gc
-import sys
-
-gc.disable()  # nothing lives long enough to be collected
-sys.path += {path!r}
-
-from oci_hpc_hooks.warm import main
-
-main({stage!r}, config={config!r}, state={state!r}, cache={cache!r}, log={log!r})
-"""
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dir", metavar="DIR", type=os.path.abspath, help="folder for podman's --hooks-dir; made if it is missing")
@@ -50,13 +31,13 @@ def execute(args: argparse.Namespace) -> int:
     os.makedirs(args.dir, mode=0o755, exist_ok=True)
     if os.geteuid() == 0:
         trust.trust_directory(args.dir, fixed=(args.dir,))
-    files: Dict[str, str] = {}
+    files: Dict[str, bytes] = {}
     for name in DESCRIPTORS:
         descriptor = json.loads(resources.find(f"hooks.d/{name}").read_text(encoding="utf-8"))
-        executable = os.path.join(args.dir, "bin", os.path.basename(descriptor["hook"]["path"]))
-        files[executable] = executable_text(descriptor["stages"][0], args)
-        descriptor["hook"].update(path=executable, args=[executable])
-        files[os.path.join(args.dir, name)] = json.dumps(descriptor, indent=2) + "\n"
+        path = os.path.join(args.dir, "bin", os.path.basename(descriptor["hook"]["path"]))
+        files[path] = executable(descriptor["stages"][0], args)
+        descriptor["hook"].update(path=path, args=[path])
+        files[os.path.join(args.dir, name)] = (json.dumps(descriptor, indent=2) + "\n").encode()
     # Executables first: a descriptor whose executable is missing is passed over by podman without a word.
     written = sorted(files, key=lambda path: (path.endswith(".json"), path))
     for path in written:
@@ -69,23 +50,10 @@ def execute(args: argparse.Namespace) -> int:
     return 0
 
 
-def executable_text(stage: str, args: argparse.Namespace) -> str:
-    """The script that the runtime starts for this stage."""
-    if len(f"#!{sys.executable} -IS\n".encode()) > _FIRST_LINE or any(blank in sys.executable for blank in " \t\n"):
-        raise ConfigError(
-            f"{sys.executable} cannot stand in the first line of a script: it has blanks or more than {_FIRST_LINE - 7} bytes",
-            remedy="make the virtual environment at another place",
-            who="user",
-        )
-    return _EXECUTABLE.format(
-        python=sys.executable,
-        path=module_path(),
-        stage=stage,
-        config=args.config_dir,
-        state=args.state_dir,
-        cache=args.cache_dir,
-        log=args.log_file,
-    )
+def executable(stage: str, args: argparse.Namespace) -> bytes:
+    """What the runtime starts for this stage."""
+    return pack.executable(sys.executable, module_path(), stage, config=args.config_dir, state=args.state_dir, cache=args.cache_dir,
+                           log=args.log_file)
 
 
 def module_path() -> List[str]:
@@ -99,14 +67,14 @@ def module_path() -> List[str]:
     return list(dict.fromkeys([str(resources.PACKAGE.parent), *others]))
 
 
-def _put(path: str, text: str) -> None:
+def _put(path: str, data: bytes) -> None:
     directory = os.path.dirname(path)
     os.makedirs(directory, mode=0o755, exist_ok=True)
     # A name that does not end in .json: podman may read the folder at any moment.
     fd, temporary = tempfile.mkstemp(prefix=".oci-hpc-hooks.", dir=directory)
     try:
-        with open(fd, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(fd, "wb") as file:
+            file.write(data)
             os.fchmod(fd, 0o644 if path.endswith(".json") else 0o755)
         os.rename(temporary, path)
     except BaseException:

@@ -18,6 +18,7 @@ FLOORS: Dict[str, int] = {
     "oci_hpc_hooks": 0,
     "oci_hpc_hooks.model": 0,
     "oci_hpc_hooks.errors": 0,
+    "oci_hpc_hooks.shim": 0,
     "oci_hpc_hooks.elf": 1,
     "oci_hpc_hooks.linux": 1,
     "oci_hpc_hooks.inputs": 2,

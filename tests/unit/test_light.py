@@ -58,6 +58,11 @@ def test_what_a_replay_imports(bare: Set[str]) -> None:
     check(found, bare, LIGHT | REPLAY, ALLOWED | ALLOWED_IN_REPLAY)
 
 
+def test_what_podman_of_a_rank_imports(bare: Set[str]) -> None:
+    """Its text stands alone: the package may be gone."""
+    check(modules("import oci_hpc_hooks.shim"), bare, {"oci_hpc_hooks", "oci_hpc_hooks.shim"}, {"__future__"})
+
+
 def test_nothing_heavy_is_in_a_bare_interpreter(bare: Set[str]) -> None:
     assert bare & HEAVY == set()
 

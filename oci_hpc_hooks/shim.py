@@ -56,9 +56,12 @@ def rewritten(words: Sequence[str], descriptor: int) -> Optional[tuple[list[str]
     count, place = values.get("preserve-fds", ("0", at + 1))
     if not number(count) or FIRST <= descriptor < FIRST + int(count):
         return None
-    # Of an option that is given twice podman takes the last. The variables come before the user's own.
-    ours = [*words[:at + 1], *(["--env=PMI_*"] if words[at] == "exec" else []), *words[at + 1:place]]
-    return [*ours, f"--preserve-fds={int(count) + 1}", *words[place:]], FIRST + int(count)
+    ours = ["--env=PMI_*"] if words[at] == "exec" else []  # before the user's own; at "run" the hooks know
+    option = f"--preserve-fds={int(count) + 1}"
+    if "preserve-fds" not in values:
+        return [*words[:at + 1], *ours, option, *words[at + 1:]], FIRST
+    last = place - 1 if words[place - 1].startswith("--") else place - 2  # of several podman takes the last
+    return [*words[:at + 1], *ours, *words[at + 1:last], option, *words[place:]], FIRST + int(count)
 
 
 def options(words: Sequence[str], at: int, without_value: set[str]) -> tuple[list[tuple[str, str, int]], int]:

@@ -133,7 +133,7 @@ class Request:
     glibc: Optional[Wish] = None  # the image's claim about its own glibc, checked against ELF
     findings: Tuple[Finding, ...] = ()
     cpu: Optional[Wish] = None  # the claim for which microarchitecture the image was built, as archspec would call it
-    launcher: Optional[Wish] = None  # "auto", "none", or names of launchers with commas between: of the caller or the site only
+    launcher: Optional[Wish] = None  # "auto", "none", or names of launchers with commas between: the caller or the site says so
     scope: str = RANK  # whom the container serves
 
 

@@ -112,7 +112,7 @@ class _Decision:
         ways = [one["start"] for one in self.job["launchers"].values() if one["protocol"] in speaks and one["start"].startswith("srun")]
         offers = f"what has started it offers {_and(offered)}" if offered else "the step was started without any (srun --mpi=none)"
         self.lacking("protocol", f"the MPI that this container gets speaks {_and(speaks)}, and {offers}: every rank would be alone",
-                     f"start with {ways[0]}" if ways else "use a launcher of the MPI's own family")
+                     "start with " + " or ".join(ways) if ways else "use a launcher of the MPI's own family")
 
     # -- what it gets
 

@@ -98,8 +98,8 @@ def _not_for_images(source: _Source) -> Iterator[Finding]:
 
 
 def _launcher(source: _Source) -> Optional[Wish]:
-    """The launchers that one source names, without blanks."""
-    names = [name for name in source.values.get(LAUNCHER, "").lower().replace(",", " ").split() if name]
+    """The launchers that one source names. podman takes a comma in --annotation for the beginning of the next one, hence "+"."""
+    names = source.values.get(LAUNCHER, "").lower().replace("+", " ").replace(",", " ").split()
     if not names:
         return None
     value = NOBODY if NOBODY in names else AUTO if AUTO in names else ",".join(dict.fromkeys(names))

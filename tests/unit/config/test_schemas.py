@@ -89,7 +89,7 @@ GOOD: List[Tuple[str, str, object]] = [
     ("profile", "job/directories/0", "/run/job"),
     ("profile", "job/directories/0", "${A}/b_${C}.${D}"),
     ("profile", "job/needs/0", {"what": "network"}),
-    ("site", "defaults/org.supercontainers.launcher", "pmix,slurm"),
+    ("site", "defaults/org.supercontainers.launcher", "pmix+slurm"),
     ("site", "profiles/1/variants", REMOVE),
     ("profile", "libraries/0/soname", "libstdc++.so.6"),
     ("profile", "libraries/0/soname", "libmpi.so"),

@@ -287,14 +287,14 @@ def test_explicit_is_who_names_a_launcher_or_an_mpi() -> None:
         return found.explicit
 
     assert not explicit(Plan(NOTHING, ()), annotations={LAUNCHER: "auto"})
-    assert explicit(Plan(NOTHING, ()), annotations={LAUNCHER: "pmix, slurm"})
+    assert explicit(Plan(NOTHING, ()), annotations={LAUNCHER: "pmix + slurm"})
     assert explicit(Plan(PROVED, (), "mpich"), annotations={LAUNCHER: "auto"}, labels={MPI: "mpich"})
     assert not explicit(Plan(PROVED, (), "mpich"), annotations={LAUNCHER: "auto", MPI: "auto"})
     assert not explicit(Plan(PROVED, (), "mpich"), site=Site(on_refusal="run-without"), annotations={LAUNCHER: "pmix"})
 
 
 def test_a_launcher_that_no_profile_has() -> None:
-    made = planned(Plan(NOTHING, ()), annotations={LAUNCHER: "pmix,prrte"})
+    made = planned(Plan(NOTHING, ()), annotations={LAUNCHER: "pmix+prrte"})
     assert made.verdict == REFUSED and "prrte" in made.findings[-1].what and job.OVERRIDE in made.findings[-1].remedy
     made = planned(Plan(NOTHING, ()), site=Site(defaults={LAUNCHER: "prrte"}))
     assert (made.verdict, made.findings[-1].severity) == (NOTHING, "note")

@@ -48,7 +48,6 @@ if MAGIC_NUMBER == {magic!r} and crc32(code) == {checksum}:
 
 #: An interpreter with a long name leaves no room for the command: then this is a script, and all is imported from the package.
 _PLAIN = """\
-#!{python} -IS
 # Written by oci-hpc-hooks register.
 import sys
 """
@@ -67,17 +66,23 @@ main({stage!r}, config={config!r}, state={state!r}, cache={cache!r}, log={log!r}
 def executable(python: str, path: Sequence[str], stage: str, config: str, state: str, cache: str, log: str) -> bytes:
     """The file that the runtime starts for this stage. Raises ConfigError if no first line can name the interpreter."""
     start = _START.format(path=list(path), stage=stage, config=config, state=state, cache=cache, log=log)
-    plain = (_PLAIN.format(python=python) + start).encode()
-    if plain.index(b"\n") >= FIRST_LINE or any(blank in python for blank in " \t\n"):
+    plain = (first_line(python) + _PLAIN + start).encode()
+    code, rest = byte_code()
+    text = _PACKED.format(length=len(code), magic=importlib.util.MAGIC_NUMBER, checksum=crc32(code)) + start
+    packed = joined(python, text.encode(), code + rest)
+    return packed if packed.index(b"\n") < FIRST_LINE else plain
+
+
+def first_line(python: str) -> str:
+    """That of an isolated script. Raises ConfigError if it cannot name the interpreter."""
+    line = f"#!{python} -IS\n"
+    if len(line.encode()) > FIRST_LINE or any(blank in python for blank in " \t\n"):
         raise ConfigError(
             f"{python} cannot stand in the first line of a script: it has blanks or more than {FIRST_LINE - 7} bytes",
             remedy="make the virtual environment at another place",
             who="user",
         )
-    code, rest = byte_code()
-    text = _PACKED.format(length=len(code), magic=importlib.util.MAGIC_NUMBER, checksum=crc32(code)) + start
-    packed = joined(python, text.encode(), code + rest)
-    return packed if packed.index(b"\n") < FIRST_LINE else plain
+    return line
 
 
 def joined(python: str, text: bytes, code: bytes) -> bytes:

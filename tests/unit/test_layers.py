@@ -18,6 +18,7 @@ FLOORS: Dict[str, int] = {
     "oci_hpc_hooks": 0,
     "oci_hpc_hooks.model": 0,
     "oci_hpc_hooks.errors": 0,
+    "oci_hpc_hooks.shim": 0,
     "oci_hpc_hooks.situation": 0,
     "oci_hpc_hooks.unpack": 0,
     "oci_hpc_hooks.elf": 1,

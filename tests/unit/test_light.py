@@ -61,6 +61,11 @@ def test_what_a_replay_imports(bare: Set[str]) -> None:
     check(found, bare, LIGHT | REPLAY, ALLOWED | ALLOWED_IN_REPLAY)
 
 
+def test_what_podman_of_a_rank_imports(bare: Set[str]) -> None:
+    """Its text stands alone: the package may be gone."""
+    check(modules("import oci_hpc_hooks.shim"), bare, {"oci_hpc_hooks", "oci_hpc_hooks.shim"}, {"__future__"})
+
+
 def test_what_a_rank_imports(bare: Set[str]) -> None:
     found = modules("import oci_hpc_hooks.warm, oci_hpc_hooks.replay, oci_hpc_hooks.wireup, oci_hpc_hooks.linux.cgroups")
     check(found, bare, LIGHT | REPLAY | WIRE_UP, ALLOWED | ALLOWED_IN_REPLAY)

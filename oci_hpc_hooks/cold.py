@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from typing import NoReturn, Sequence, Tuple, Union
+from typing import Dict, NoReturn, Sequence, Tuple, Union
 
 from oci_hpc_hooks import record
 from oci_hpc_hooks.apply.rootfs import Stale
 from oci_hpc_hooks.decide import plan as decide_plan
 from oci_hpc_hooks.decide.request import NOBODY, OVERRIDE, request
-from oci_hpc_hooks.errors import ConfigError, HookError, Refusal
+from oci_hpc_hooks.errors import ConfigError, HookError, Precondition, Refusal
 from oci_hpc_hooks.inputs import describe, image, inventory
 from oci_hpc_hooks.linux.paths import Root
 from oci_hpc_hooks.model import ERROR, NOTHING, REFUSED, WARNING, Container, FileId, Finding, ImageFacts, Inventory, Plan, Site, Watched
@@ -42,6 +42,8 @@ def run(service: Service, trouble: Union[HookError, OSError, None] = None) -> No
         serve(service, container)
     except Told:
         raise
+    except Precondition as lacking:
+        refuse(service, lacking, lacking.findings)
     except (HookError, OSError) as error:
         told = error if isinstance(error, HookError) else HookError(f"{type(error).__name__}: {error}")
         if wish is not None and wish.value != NOBODY and wish.explicit:
@@ -60,7 +62,7 @@ def serve(service: Service, container: Container) -> None:
         rests_on = (watch(inventory.path_in(service.places.state)), *offers.rests_on)
         made, cache = record.build(decision, facts, rests_on, service.key)
         record.remember(service.places, made, cache)
-        if decision.verdict == NOTHING:
+        if decision.verdict == NOTHING and decision.job is None:
             service.log(NOTHING, "cold", findings=made["findings"])
             return
         try:
@@ -119,17 +121,18 @@ def watch(path: str) -> Watched:
     return Watched(path, FileId(status.st_ino, status.st_size, status.st_mtime_ns))
 
 
-def refuse(service: Service, error: HookError, findings: Sequence[Finding] = ()) -> NoReturn:
+def refuse(service: Service, error: HookError, findings: Sequence[Dict[str, str]] = ()) -> NoReturn:
     """Ends the start: the sentence goes to the log, and by way of the exception to the person."""
     remedy = error.remedy
-    if OVERRIDE not in remedy:
+    if "--annotation org.supercontainers." not in remedy:
         remedy += ("; " if remedy else "") + f"to start without injection give {OVERRIDE}"
     told = Told(error.what, origin=error.origin, remedy=remedy, who=error.who)
-    service.log(REFUSED, "cold", message=str(told), findings=[record.finding_document(finding) for finding in findings])
+    service.log(REFUSED, "cold", message=str(told), findings=list(findings))
     raise told from None
 
 
 def refuse_by(service: Service, decision: Plan) -> NoReturn:
     """Refuses as the plan says."""
     worst = next(finding for finding in decision.findings if finding.severity == ERROR)
-    refuse(service, Refusal(worst.what, origin=worst.origin, remedy=worst.remedy, who=worst.who), decision.findings)
+    refuse(service, Refusal(worst.what, origin=worst.origin, remedy=worst.remedy, who=worst.who),
+           [record.finding_document(finding) for finding in decision.findings])

@@ -48,6 +48,14 @@ class Refusal(HookError):
     """The decision is no: what was asked for cannot work in this container, or would not be safe."""
 
 
+class Precondition(Refusal):
+    """Ranks could not work in this container as it is started; ``findings`` are documents of all that is lacking."""
+
+    def __init__(self, what: str, *, origin: str, remedy: str, who: str, findings: list[dict[str, str]]) -> None:
+        super().__init__(what, origin=origin, remedy=remedy, who=who)
+        self.findings = findings
+
+
 class ImageError(HookError):
     """A file of the image cannot be read as what it claims to be (bounded, hostile input)."""
 

@@ -117,6 +117,12 @@ class Wish:
     value: str  # normalised: "mpich", "openmpi", "mpi-abi", "auto", "none" …
     origin: str  # "annotation org.supercontainers.mpi=mpich", "label …", "site default …"
     explicit: bool  # an annotation or label: may be refused; defaults and auto are skipped with a note instead
+    by_image: bool = False  # the word of the image's author: a label, or an annotation of the manifest
+
+
+#: A container serves one rank, or all of a node, which come into it by ``podman exec``: then no rank's variables are its own.
+RANK = "rank"
+NODE = "node"
 
 
 @dataclass(frozen=True)
@@ -127,6 +133,8 @@ class Request:
     glibc: Optional[Wish] = None  # the image's claim about its own glibc, checked against ELF
     findings: Tuple[Finding, ...] = ()
     cpu: Optional[Wish] = None  # the claim for which microarchitecture the image was built, as archspec would call it
+    launcher: Optional[Wish] = None  # "auto", "none", or names of launchers with commas between: the caller or the site says so
+    scope: str = RANK  # whom the container serves
 
 
 # ---------------------------------------------------------------------------------------------------------------- site
@@ -183,19 +191,46 @@ class LibrarySet:
 
 
 @dataclass(frozen=True)
+class Need:
+    """What ranks need of the container that they run in; ``what`` is one of those in :mod:`oci_hpc_hooks.decide.job`."""
+
+    what: str
+    severity: str = ERROR  # or WARNING: it runs without, but worse
+    otherwise: Mapping[str, str] = field(default_factory=dict)  # variables with which it runs without
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a container gets of the job that it is started in. Text in ``variables`` and ``directories`` may name variables of the
+    launcher's as ``${NAME}``; with one that is not set, the whole entry does not apply."""
+
+    when: str = ""  # the variable of the launcher's that tells that it is this one; "" = it is not looked for
+    protocol: str = ""  # how ranks talk to it: "pmix", "pmi" or "" for not at all
+    start: str = ""  # for people: how a step with this protocol is started
+    environment: Tuple[str, ...] = ()  # names of variables that are copied from the launcher's, "*" at the end for all that begin so
+    except_for: Tuple[str, ...] = ()  # but not these
+    variables: Mapping[str, str] = field(default_factory=dict)  # what is set beside them
+    directories: Tuple[str, ...] = ()  # of the job, at their own path and writable
+    sockets: Tuple[str, ...] = ()  # of the node's services, by name of the profile only
+    needs: Tuple[Need, ...] = ()
+
+
+@dataclass(frozen=True)
 class Profile:
     """profiles.d/NAME.json: data, not code. What to inject when a request matches."""
 
     name: str
     description: str
-    provides: Mapping[str, str]  # {"mpi": "mpich"}
-    libraries: Tuple[ProfileLibrary, ...]
+    provides: Mapping[str, str]  # {"mpi": "mpich"} or {"launcher": "pmix"}
+    libraries: Tuple[ProfileLibrary, ...] = ()
     search: Tuple[str, ...] = ()  # directories that may hold the libraries, and their dependencies, before the node's own ld.so.cache
     plugins: Tuple[str, ...] = ()  # directories of modules that are dlopened, "$ORIGIN" = directory of the first library
     immovable: Tuple[str, ...] = ()  # patterns of files that the libraries open by their absolute path: with these it cannot be offered
     source: str = ""  # the file it was read from
     variants: Tuple[Variant, ...] = ()
     sets: Tuple[LibrarySet, ...] = ()
+    devices: Tuple[str, ...] = ()  # device nodes, shell patterns in the last part
+    job: Job = Job()
 
 
 # ---------------------------------------------------------------------------------------------------------------- inventory
@@ -247,6 +282,8 @@ class ResolvedProfile:
     glibc: str = ""  # the glibc release, such as "2.34", that has what the libraries (without modules) need of it; "" = any
     variants: Tuple[ResolvedProfile, ...] = ()
     sets: Tuple[ResolvedSet, ...] = ()  # those that come with the libraries
+    devices: Tuple[str, ...] = ()  # as in the profile: which of them there are is seen at each start
+    job: Job = Job()
 
     @property
     def title(self) -> str:
@@ -414,6 +451,20 @@ class DropIn:
 
 
 @dataclass(frozen=True)
+class JobPlan:
+    """What is decided at each start from the launcher's variables, and what is known of it before."""
+
+    launchers: Mapping[str, Job]  # those that could be meant, by name
+    wanted: Tuple[str, ...]  # names; () = whichever has started the job
+    family: Job  # what the MPI that is injected asks for itself
+    scope: str
+    origin: str
+    explicit: bool  # what is needed and lacking is a refusal, not a warning
+    protocols: Tuple[str, ...] = ()  # which the MPI that is injected speaks; () = no MPI is, and it is not known
+    copies_memory: bool = False  # it reads other ranks' memory (process_vm_readv(2))
+
+
+@dataclass(frozen=True)
 class Plan:
     """Ordered actions and findings. Applying it needs no further decision."""
 
@@ -430,3 +481,6 @@ class Plan:
     tree_make: str = ""  # "dev": a directory in the runtime's own /dev tmpfs; "create": in the rootfs; "": over an existing empty one
     tried: Optional[Plan] = None  # of a refusal: what the first finding of it is about, where the decision came that far
     drop_in: Optional[DropIn] = None  # the cache is a file in the container's own layer, with this one; None = it is bound
+    devices: Tuple[str, ...] = ()  # patterns of device nodes
+    every_device: bool = False  # the caller or the site has asked for them; else only those that anybody may open
+    job: Optional[JobPlan] = None

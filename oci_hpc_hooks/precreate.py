@@ -14,13 +14,15 @@ from errno import EPERM
 from oci_hpc_hooks.apply import config, rootfs
 from oci_hpc_hooks.errors import HookError, InputError, KernelError
 from oci_hpc_hooks.inputs import container
-from oci_hpc_hooks.linux import mounts, syscalls
+from oci_hpc_hooks.linux import mounts, namespaces, syscalls
 from oci_hpc_hooks.linux.paths import ABSENT, Root
 from oci_hpc_hooks.replay import Service, owned, volumes_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+    from oci_hpc_hooks.wireup import WireUp
 
 
 class Proposal(Service):
@@ -52,16 +54,20 @@ class Proposal(Service):
     def is_served(self) -> bool:
         return config.is_injected(self.start.config)
 
-    def apply(self, record: dict[str, Any], cache: bytes) -> tuple[str, str]:
+    def apply(self, record: dict[str, Any], cache: bytes, more: WireUp | None) -> tuple[str, str]:
         own = container.user_namespace(self.start.config) is not None
         foreign = "it would belong to nobody in the container's user namespace" if own else ""
-        way, because = rootfs.prepare(record, cache, self.root, self.table, foreign)
+        extras, owners = (more.mounts, more.owners) if more else ([], ())
+        way, because, wanted = rootfs.prepare(record, cache, self.root, self.table, foreign, extras, owners)
         try:
             file = cache_file(self.places.cache + "/plans", cache) if way == "bind" else ""
         except OSError as error:
             raise InputError(f"the loader's cache cannot be kept in {self.places.cache}: {error.strerror}",
                              remedy="make it a directory that this user can write", who="site admin") from None
         config.inject(self.start.config, record, file, rootfs.tree_size(record))
+        if more is not None:
+            rules = not namespaces.in_own_user_namespace()  # a runtime without privileges of its own cannot keep devices closed
+            config.wire_up(self.start.config, [extra for extra in extras if extra[1] in wanted], more.variables, rules)
         return way, because
 
     def lay(self, where: str, kind: str, source: str, options: list[str]) -> None:

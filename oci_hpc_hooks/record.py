@@ -6,6 +6,7 @@ the warm path reads with one call. Rows are lists to keep it short: ``[source, i
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import posixpath
 import tempfile
@@ -54,6 +55,9 @@ def build(plan: Plan, facts: Optional[ImageFacts], watched: Sequence[Watched], k
         "image_dirs": [[folder.path, folder.inode, folder.mtime_ns] for folder in facts.directories] if facts else [],
         "findings": [finding_document(finding) for finding in plan.findings],
         "why": _why((*plan.tree, *plan.in_place)),
+        "devices": list(plan.devices),
+        "every_device": plan.every_device,
+        "job": dataclasses.asdict(plan.job) if plan.job is not None else None,
     }
     if facts is not None and facts.cache_file is not None and not cache:
         record["image_files"].append([facts.cache_real, *_row(facts.cache_file)])

@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 
     from oci_hpc_hooks.linux.paths import Root
     from oci_hpc_hooks.warm import Start
+    from oci_hpc_hooks.wireup import WireUp
 
 #: Goes into every key: a plan remembered by another version of the record is not found.
-RECORD_VERSION = 2
+RECORD_VERSION = 3
 
 #: What a program could be given by its environment that changes what its loader does.
 LOADER_VARIABLES = ("PATH=", "LD_", "GLIBC_TUNABLES=")
@@ -66,19 +67,33 @@ class Service:
         return rootfs.already_injected(self.table, self.root.prefix)
 
     def inject(self, record: dict[str, Any], cache: bytes, path: str) -> None:
-        """Applies a plan that was found on this path, and says so in the log. Raises as :func:`rootfs.inject`."""
+        """Applies a plan that was found on this path, and says so in the log. Raises as :func:`rootfs.inject`, and Precondition."""
         self.journal = report.open_log(self.places)
-        way, because = self.apply(record, cache)
-        findings = record["findings"]
+        more: WireUp | None = None
+        if record["job"] is not None or record["devices"]:
+            from oci_hpc_hooks import wireup
+
+            more = wireup.wire_up(self.start, record)
+        way, because = self.apply(record, cache, more)
+        findings = [*record["findings"], *more.findings] if more else record["findings"]
         if because:
             what = f"the loader's cache is mounted, not a file of the container's own, and ldconfig inside fails: {because}"
             note = {"severity": "note", "code": "loader-cache", "what": what, "origin": "", "remedy": "", "who": ""}
             findings = [*findings, note]
         self.log(record["verdict"], path, profile=record["profile"], files=len(record["tree"]) + len(record["in_place"]),
-                 loader_cache=way, findings=findings)
+                 loader_cache=way, findings=findings, **(more.told if more else {}))
 
-    def apply(self, record: dict[str, Any], cache: bytes) -> tuple[str, str]:
-        return rootfs.inject(record, cache, self.root, self.table, container.mount_label(self.start.config), self.join)
+    def apply(self, record: dict[str, Any], cache: bytes, more: WireUp | None) -> tuple[str, str]:
+        extras, owners = (more.mounts, more.owners) if more else ([], ())
+        devices = [path for kind, path in extras if kind == container.DEVICE]
+        if devices and more and not self.entered and not namespaces.in_own_user_namespace():
+            from oci_hpc_hooks.linux import cgroups
+
+            why = cgroups.allow_devices(self.start.state.pid, devices)
+            if why:
+                more.findings.append({"severity": "warning", "code": "device-cgroup", "what": f"{why}: devices are there and cannot be "
+                                      "opened", "origin": "", "remedy": "register the hook at precreate", "who": "site admin"})
+        return rootfs.inject(record, cache, self.root, self.table, container.mount_label(self.start.config), self.join, extras, owners)
 
     def join(self) -> None:
         if not self.entered:
@@ -234,7 +249,7 @@ def replay(service: Service, record: dict[str, Any], cache: bytes) -> None:
     """Applies a known plan. Raises Stale if anything that it rests on has changed."""
     check_host(record)
     rootfs.check_image(record, service.root)
-    if record["verdict"] == "nothing":
+    if record["verdict"] == "nothing" and record["job"] is None:
         if any(finding["severity"] != "note" for finding in record["findings"]):  # told at each start
             service.log("nothing", "warm", findings=record["findings"])
         return

@@ -6,8 +6,11 @@ lives here.
 
 from __future__ import annotations
 
+import posix
+from _stat import S_ISBLK
+
 from oci_hpc_hooks.inputs import container, jsontext
-from oci_hpc_hooks.inputs.container import MARK
+from oci_hpc_hooks.inputs.container import DEVICE, DIRECTORY, MARK, SOCKET
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,6 +18,14 @@ if TYPE_CHECKING:
 
 #: Of every file: nobody in the container can write through it, and nothing mounted on it leaves the container.
 FILE_OPTIONS = ["bind", "ro", "nosuid", "nodev", "rprivate"]
+
+
+#: What :data:`rootfs._ATTRIBUTES` are in the runtime's words.
+EXTRA_OPTIONS = {
+    DIRECTORY: ["bind", "rw", "nosuid", "nodev", "rprivate"],
+    SOCKET: ["bind", "ro", "nosuid", "nodev", "rprivate"],
+    DEVICE: ["bind", "ro", "nosuid", "noexec", "rprivate"],
+}
 
 
 def is_injected(config: dict[str, Any]) -> bool:
@@ -48,6 +59,28 @@ def _tree(where: str, files: list[tuple[str, str]], size: int) -> list[dict[str,
 
 def _file(source: str, destination: str) -> dict[str, Any]:
     return {"destination": destination, "type": "bind", "source": source, "options": FILE_OPTIONS}
+
+
+def wire_up(config: dict[str, Any], extras: list[tuple[str, str]], variables: dict[str, str], rules: bool) -> None:
+    """Adds what is particular to a start: (kind, path) of what of the host appears at its own path, and variables. With ``rules`` the
+    container's cgroup lets it use the devices among them."""
+    config["mounts"] = [*(config.get("mounts") or ()), *[
+        {"destination": path, "type": "bind", "source": path, "options": EXTRA_OPTIONS[kind]} for kind, path in extras]]
+    devices = [path for kind, path in extras if kind == DEVICE]
+    if devices and rules:
+        linux = config["linux"] = config.get("linux") or {}
+        resources = linux["resources"] = linux.get("resources") or {}
+        resources["devices"] = [*(resources.get("devices") or ()), *map(_device_rule, devices)]
+    if variables:
+        process = config["process"]
+        kept = [item for item in process.get("env") or () if item.partition("=")[0] not in variables]
+        process["env"] = [*kept, *[f"{name}={value}" for name, value in variables.items()]]
+
+
+def _device_rule(path: str) -> dict[str, Any]:
+    status = posix.stat(path)
+    return {"allow": True, "type": "b" if S_ISBLK(status.st_mode) else "c", "major": posix.major(status.st_rdev),
+            "minor": posix.minor(status.st_rdev), "access": "rw"}
 
 
 def has_own_hook(config: dict[str, Any]) -> bool:

@@ -9,19 +9,26 @@ from __future__ import annotations
 
 import errno
 import posix
-from _stat import S_ISDIR, S_ISREG
+from _stat import S_ISBLK, S_ISCHR, S_ISDIR, S_ISREG, S_ISSOCK
 from binascii import hexlify
 
 from oci_hpc_hooks.errors import KernelError, Refusal
 from oci_hpc_hooks.inputs import jsontext
-from oci_hpc_hooks.inputs.container import MARK
+from oci_hpc_hooks.inputs.container import DEVICE, DIRECTORY, MARK, SOCKET
 from oci_hpc_hooks.linux import mounts
 from oci_hpc_hooks.linux.paths import ABSENT
-from oci_hpc_hooks.linux.syscalls import O_PATH, move_mount
+from oci_hpc_hooks.linux.syscalls import (
+    MOUNT_ATTR_NODEV,
+    MOUNT_ATTR_NOEXEC,
+    MOUNT_ATTR_NOSUID,
+    MOUNT_ATTR_RDONLY,
+    O_PATH,
+    move_mount,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable
+    from typing import Any, Callable, Sequence
 
     from oci_hpc_hooks.linux.paths import Root
 
@@ -35,6 +42,14 @@ NEW_FILE = posix.O_CREAT | posix.O_EXCL | posix.O_NOFOLLOW | posix.O_WRONLY | po
 
 #: Files in a tree beyond which the usual soft limit of 1024 descriptors could be met: each takes two.
 PLENTY = 400
+
+
+#: Of what appears at its own path.
+_ATTRIBUTES = {
+    DIRECTORY: MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV,
+    SOCKET: MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_RDONLY,
+    DEVICE: MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC | MOUNT_ATTR_RDONLY,  # a device in a read-only mount can be written all the same
+}
 
 
 class Stale(Exception):
@@ -103,6 +118,7 @@ class Injection:
         self.created: list[tuple[int, str, bool]] = []  # (descriptor of the parent, name, is a directory)
         self.files: list[tuple[int, str, bytes, bool]] = []  # for the container's own layer: parent, name, content, takes a file's place
         self.written: list[tuple[int, str, str]] = []  # parent, name to come, name so far
+        self.extras: list[tuple[str, int, int, list[str]]] = []  # path, what is mounted, on what, or below what under which new names
         self.bound_because = ""  # why a cache that was to be a file is bound
         self.done = False
 
@@ -259,6 +275,57 @@ class Injection:
                               remedy="move the library to a filesystem that is mounted without noexec", who="site admin")
             self.folders.append(folder)
 
+    def open_extras(self, extras: Sequence[tuple[str, str]], owners: Sequence[int]) -> None:
+        """The same for what is mounted at its own path: (kind, path). What the container has there already stays as it is."""
+        for kind, path in extras:
+            source = self.open_extra(kind, path, owners)
+            if source < 0:
+                continue
+            target = self.root.find(path)
+            names: list[str] = []
+            if target >= 0:
+                self.keep(target)
+                theirs, ours = posix.fstat(target), posix.fstat(source)
+                if (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino):
+                    continue
+                if S_ISDIR(theirs.st_mode) != S_ISDIR(ours.st_mode):
+                    raise Refusal(f"{path} is wanted as a {kind} and is something else in the container", who="user",
+                                  remedy="mount nothing there, or start without injection")
+            else:
+                target, names = self.open_parent(path)
+                if kind != DEVICE or not self.is_own_dev(target):
+                    self.refuse_volume(target, path)
+            self.refuse_shared(target, path)
+            self.extras.append((path, source, target, names))
+
+    def open_extra(self, kind: str, path: str, owners: Sequence[int]) -> int:
+        """A detached mount of it, made harmless; -1 if it is gone, or not what it was."""
+        try:
+            source = self.keep(mounts.shared_file(path, _ATTRIBUTES[kind]))
+        except KernelError as error:
+            if error.errno in ABSENT:
+                return -1
+            raise
+        status = posix.fstat(source)
+        if kind == DIRECTORY:
+            return source if S_ISDIR(status.st_mode) and status.st_uid in owners else -1
+        fits = S_ISSOCK(status.st_mode) if kind == SOCKET else S_ISCHR(status.st_mode) or S_ISBLK(status.st_mode)
+        return source if fits else -1
+
+    def open_parent(self, path: str) -> tuple[int, list[str]]:
+        """The deepest directory on the way to ``path`` that is there, and the names below it that are not."""
+        names = path.strip("/").split("/")
+        for count in range(len(names) - 1, -1, -1):
+            fd = self.root.find("/" + "/".join(names[:count]))
+            if fd >= 0:
+                return self.keep(fd), names[count:]
+        raise AssertionError("the root is there")
+
+    def is_own_dev(self, fd: int) -> bool:
+        """Whether an open directory lies on a tmpfs that is the container's own /dev."""
+        entry = self.table.get(mounts.mount_id(fd))
+        return entry is not None and (entry.fstype, entry.root, self.inside(entry.mountpoint)) == ("tmpfs", "/", "/dev")
+
     # -- effects
 
     def attach(self) -> None:
@@ -279,6 +346,11 @@ class Injection:
             if name:
                 target = self.create(target, name, directory=True)
             self.mount(self.keep(mounts.clone(self.tree, folder)), target)
+        for _, source, target, names in self.extras:
+            directory = S_ISDIR(posix.fstat(source).st_mode)
+            for name in names:
+                target = self.create(target, name, directory=directory or name is not names[-1])
+            self.mount(source, target)
         if self.written:
             self.place_files()
         elif record["cache"] is not None:
@@ -396,9 +468,11 @@ def tree_size(record: dict[str, Any]) -> int:
     return TREE_PAGE * (len(record["dirs"]) + len(record["tree"]) + 3)
 
 
-def prepare(record: dict[str, Any], cache: bytes, root: Root, table: dict[int, mounts.MountEntry], foreign: str) -> tuple[str, str]:
+def prepare(record: dict[str, Any], cache: bytes, root: Root, table: dict[int, mounts.MountEntry], foreign: str,
+            extras: Sequence[tuple[str, str]] = (), owners: Sequence[int] = ()) -> tuple[str, str, list[str]]:
     """For whom the runtime makes the mounts: raises Stale or Refusal as :func:`inject` would, and does of its work what is no mount: the
-    loader's cache as a file. Returns the same. ``foreign`` says why nothing may be written, "" if it may.
+    loader's cache as a file. Returns the same, and the paths of those ``extras`` that are to be mounted. ``foreign`` says why nothing may
+    be written, "" if it may.
 
     ``root`` has the container's volumes on it, but not yet what the runtime itself puts into /dev.
     """
@@ -416,15 +490,17 @@ def prepare(record: dict[str, Any], cache: bytes, root: Root, table: dict[int, m
                 injection.look_at_source(fd, path, *row)
             finally:
                 posix.close(fd)  # there may be more of them than descriptors
+        injection.open_extras([extra for extra in extras if extra[0] != DEVICE], owners)
+        wanted = [path for path, *_ in injection.extras] + [path for kind, path in extras if kind == DEVICE]
         if record["cache"] is None:
-            return "", ""
+            return "", "", wanted
         if record["cache"]["drop_in"] is not None:
             injection.bound_because = injection.bound_because or foreign
         injection.write_files()
         if injection.written:
             injection.place_files()
         injection.done = True
-        return "file" if injection.written else "bind", injection.bound_because
+        return "file" if injection.written else "bind", injection.bound_because, wanted
     finally:
         injection.close()
 
@@ -438,12 +514,13 @@ def raise_descriptor_limit() -> None:
 
 
 def inject(record: dict[str, Any], cache: bytes, root: Root, table: dict[int, mounts.MountEntry], label: str,
-           join: Callable[[], None]) -> tuple[str, str]:
+           join: Callable[[], None], extras: Sequence[tuple[str, str]] = (), owners: Sequence[int] = ()) -> tuple[str, str]:
     """Applies ``record`` to a container that is being created. Returns how the loader's cache arrived, "file", "bind" or "" for none, and
     why it is bound where it was to be a file.
 
     ``root`` is its root filesystem in its own mount namespace, ``table`` that namespace's mounts, ``label`` its SELinux mount label;
-    ``join`` brings this process into the container's namespaces. Raises Stale or Refusal before ``join``, and KernelError,
+    ``join`` brings this process into the container's namespaces. ``extras`` are (kind, path) of what of the host appears at its own path
+    beside the record's files; a directory must belong to one of ``owners``. Raises Stale or Refusal before ``join``, and KernelError,
     OSError or Refusal after it; in every case nothing is left behind.
     """
     injection = Injection(record, cache, root, table)
@@ -451,6 +528,7 @@ def inject(record: dict[str, Any], cache: bytes, root: Root, table: dict[int, mo
         injection.open_targets()
         injection.open_tree_place()
         injection.open_sources(label)
+        injection.open_extras(extras, owners)
         join()
         injection.attach()
         way = "" if record["cache"] is None else "file" if injection.written else "bind"

@@ -64,6 +64,11 @@ def lines(entry: Dict[str, Any]) -> Iterator[show.Block]:
     name = entry.get("image") or "a container without an image"
     yield show.Line(f"{entry.get('time')} {name} ({str(entry.get('id'))[:12]}): {what}; {entry.get('path')} path, {entry.get('ms')} ms",
                     str(entry["verdict"]))
+    if entry.get("launchers"):
+        places = ", ".join(map(str, entry.get("directories") or ())) or "no directory"
+        yield f"  of {' and '.join(map(str, entry['launchers']))}: {entry.get('variables')} variables, {places}"
+    if entry.get("devices"):
+        yield f"  devices: {', '.join(map(str, entry['devices']))}"
     message = str(entry.get("message") or "")
     if message:
         yield f"  {message}"

@@ -20,10 +20,14 @@ def execute(args: argparse.Namespace) -> int:
     if args.json:
         cli.print_json(inventory.document(found.inventory))
         return 0
-    for profile in found.inventory.profiles:
+    launchers = [profile.name for profile in found.inventory.profiles if "launcher" in profile.provides]
+    others = [profile for profile in found.inventory.profiles if profile.name not in launchers]
+    for profile in others:
         print("\n".join(_lines(profile, found.notes)))
-    if not found.inventory.profiles:
+    if not others:
         print("no profile is on: a container that asks for an MPI gets none")
+    if launchers:
+        print(f"launchers that are known: {', '.join(launchers)}")
     runtime = found.inventory.c_runtime
     if runtime is not None:
         told = runtime.problems[0] if runtime.problems else f"{len(runtime.libraries)} files of {runtime.source}"

@@ -15,6 +15,7 @@ from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 from oci_hpc_hooks.decide import abi, loader_cache
 from oci_hpc_hooks.decide import cpu as processor
 from oci_hpc_hooks.decide.choice import Choice, No, choose, has_copies, lost_functions, must_fit_launcher, needs_launcher
+from oci_hpc_hooks.decide.launcher import with_job
 from oci_hpc_hooks.decide.proof import PMIX_TOO_OLD, prove
 from oci_hpc_hooks.decide.request import AUTO, NOBODY, OVERRIDE
 from oci_hpc_hooks.decide.runtime import Replaced, lay_over
@@ -58,6 +59,10 @@ def candidates(request: Request, inventory: Inventory) -> Tuple[ResolvedProfile,
 
 def plan(container: Container, request: Request, inventory: Inventory, facts: ImageFacts) -> Plan:
     """What is done for this container. ``facts`` were gathered for :func:`candidates` of the same request and inventory."""
+    return with_job(_plan_libraries(container, request, inventory, facts), request, inventory)
+
+
+def _plan_libraries(container: Container, request: Request, inventory: Inventory, facts: ImageFacts) -> Plan:
     facts = loader_cache.without_ours(facts, (TREE_IN_DEV, TREE_IN_ROOTFS))
     wish = request.mpi
     findings = [*request.findings, *_claims(request, facts)]

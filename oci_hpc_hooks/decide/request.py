@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Iterator, List, Mapping, Optional, Tuple
 
 from oci_hpc_hooks.errors import Refusal
-from oci_hpc_hooks.model import NOTE, WARNING, Container, Finding, Request, Site, Wish
+from oci_hpc_hooks.model import NODE, NOTE, RANK, WARNING, Container, Finding, Request, Site, Wish
 
 MPI = "org.supercontainers.mpi"
 
@@ -17,6 +17,10 @@ MPI = "org.supercontainers.mpi"
 MPI_KEYS = (MPI, "org.supercontainers.mpi.implementation", "org.supercontainers.mpi.provider", "com.hooks.mpi.type")
 MPI_SWITCH = "com.hooks.mpi.enabled"
 MPI_MODE = "org.supercontainers.mpi.portability.mode"
+
+#: What of the job a container gets, and whom it serves. Of the caller and the site alone: an image gets no directory or variable by asking.
+LAUNCHER = "org.supercontainers.launcher"
+LAUNCHER_SCOPE = "org.supercontainers.launcher.scope"
 
 GLIBC_KEYS = ("org.supercontainers.glibc", "org.supercontainers.glibc.version")
 
@@ -55,7 +59,14 @@ def request(container: Container, site: Site) -> Request:
     mpi: Optional[Wish] = None
     glibc: Optional[Wish] = None
     cpu: Optional[Wish] = None
+    launcher: Optional[Wish] = None
+    scope = ""
     for source in _sources(container, site):
+        if source.who == "image author":
+            findings += _not_for_images(source)
+        else:
+            launcher = launcher or _launcher(source)
+            scope = scope or _scope(source)
         if mpi is None:
             mpi, found = _mpi(source)
             findings.extend(found)
@@ -65,7 +76,7 @@ def request(container: Container, site: Site) -> Request:
                     glibc = Wish(source.values[key].strip(), f"{source.kind} {key}={source.values[key]}", False)
                     break
         cpu = cpu or _cpu(source)
-    return Request(mpi=mpi, glibc=glibc, findings=tuple(findings), cpu=cpu)
+    return Request(mpi=mpi, glibc=glibc, findings=tuple(findings), cpu=cpu, launcher=launcher, scope=scope or RANK)
 
 
 def _sources(container: Container, site: Site) -> Iterator[_Source]:
@@ -77,6 +88,32 @@ def _sources(container: Container, site: Site) -> Iterator[_Source]:
     yield _Source("label", container.labels, "image author")
     yield _Source("annotation of the image's manifest", manifest, "image author")
     yield _Source("site default", site.defaults, "site admin")
+
+
+def _not_for_images(source: _Source) -> Iterator[Finding]:
+    for key in (LAUNCHER, LAUNCHER_SCOPE):
+        if key in source.values:
+            yield Finding(WARNING, "not-for-images", f"{key} of an image is passed over: what a container gets of a job is for whoever "
+                          "starts it to say", f"{source.kind} {key}={source.values[key]}", f"give --annotation {key}=…", "user")
+
+
+def _launcher(source: _Source) -> Optional[Wish]:
+    """The launchers that one source names. podman takes a comma in --annotation for the beginning of the next one, hence "+"."""
+    names = source.values.get(LAUNCHER, "").lower().replace("+", " ").replace(",", " ").split()
+    if not names:
+        return None
+    value = NOBODY if NOBODY in names else AUTO if AUTO in names else ",".join(dict.fromkeys(names))
+    explicit = source.kind == "annotation" and value != AUTO
+    return Wish(value, f"{source.kind} {LAUNCHER}={source.values[LAUNCHER]}", explicit)
+
+
+def _scope(source: _Source) -> str:
+    """Refusal for a value that means nothing."""
+    value = source.values.get(LAUNCHER_SCOPE, "").strip().lower()
+    if value and value not in (RANK, NODE):
+        raise Refusal(f"{LAUNCHER_SCOPE} has the unknown value {value!r}; known are {RANK} and {NODE}",
+                      origin=f"{source.kind} {LAUNCHER_SCOPE}={value}", remedy=f"give {RANK} or {NODE}", who=source.who)
+    return value
 
 
 def _cpu(source: _Source) -> Optional[Wish]:
@@ -93,8 +130,9 @@ def _mpi(source: _Source) -> Tuple[Optional[Wish], Tuple[Finding, ...]]:
     """The MPI wish of one source, None if it has none."""
     values = source.values
     explicit = source.kind != "site default"
+    by_image = source.who == "image author"
     if values.get(MPI_SWITCH, "").strip().lower() in ("false", "0", "no"):
-        return Wish(NOBODY, f"{source.kind} {MPI_SWITCH}={values[MPI_SWITCH]}", explicit), ()
+        return Wish(NOBODY, f"{source.kind} {MPI_SWITCH}={values[MPI_SWITCH]}", explicit, by_image), ()
     for key in MPI_KEYS:
         if key not in values:
             continue
@@ -106,13 +144,13 @@ def _mpi(source: _Source) -> Tuple[Optional[Wish], Tuple[Finding, ...]]:
             what = f"{key} has the unknown value {values[key]!r}; known are {known}"
             if source.kind == "annotation":
                 raise Refusal(what, origin=origin, remedy=f"give one of {known}", who="user")
-            return Wish(AUTO, origin, False), (
+            return Wish(AUTO, origin, False, by_image), (
                 Finding(WARNING, "unknown-value", what + "; the image itself is looked at instead", origin,
                         f"give one of {known}", source.who),)
         if family != NOBODY and values.get(MPI_MODE, "").strip().lower() in ("mpi_system", "libfabric_inject"):
-            return Wish(NOBODY, f"{source.kind} {MPI_MODE}={values[MPI_MODE]}", explicit), (
+            return Wish(NOBODY, f"{source.kind} {MPI_MODE}={values[MPI_MODE]}", explicit, by_image), (
                 Finding(NOTE, "mpi-kept", "the image asks that its own MPI be kept", f"{source.kind} {MPI_MODE}={values[MPI_MODE]}"),)
-        return Wish(family, origin, explicit and family != AUTO), ()
+        return Wish(family, origin, explicit and family != AUTO, by_image), ()
     if values.get(MPI_SWITCH, "").strip().lower() in ("true", "1", "yes"):
-        return Wish(AUTO, f"{source.kind} {MPI_SWITCH}={values[MPI_SWITCH]}", False), ()
+        return Wish(AUTO, f"{source.kind} {MPI_SWITCH}={values[MPI_SWITCH]}", False, by_image), ()
     return None, ()

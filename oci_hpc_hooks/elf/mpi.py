@@ -26,6 +26,10 @@ PMIX = ("PMIx_", "pmix_")
 LAUNCHERS = ("mpirun", "mpiexec", "prterun", "oshrun")
 #: That of 4, behind the same names.
 ORTERUN = ("orterun",)
+#: How a library reads the memory of another rank (process_vm_readv(2)).
+COPIES_MEMORY = "process_vm_readv"
+#: Libraries through which ranks of MPICH's family meet their launcher; without one it is built in.
+PMI_SONAMES = ("libpmi.so.", "libpmi2.so.")
 STANDARD = ("MPI_", "PMPI_", "MPIX_", "PMPIX_")
 
 

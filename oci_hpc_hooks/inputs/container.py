@@ -15,7 +15,7 @@ from oci_hpc_hooks.inputs.jsontext import at, wrong
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Sequence
+    from typing import Callable, Sequence
 
 #: Bytes. Kubernetes allows 256 KiB of annotations, an image manifest 4 MiB.
 STATE_LIMIT = 8 << 20
@@ -27,6 +27,8 @@ _PROC = "/proc"
 #: The source of the tree of host files that our hooks mount, as config.json and mountinfo show it: the mark by which a second hook sees
 #: that the work is done. An image cannot forge it.
 MARK = "oci-hpc-hooks"
+#: Kinds of what of the host appears in a container at its own path, beside the plan's files.
+DIRECTORY, SOCKET, DEVICE = "directory", "socket", "device"
 #: podman's own stage: config.json on stdin, what the runtime is to get on stdout.
 PRECREATE = "precreate"
 #: The file name of our executable for createRuntime, wherever it is installed.
@@ -202,6 +204,28 @@ def working_directory(config: dict[str, object]) -> str:
     return jsontext.string(jsontext.mapping(config, "process", _CONFIG), "cwd", at(_CONFIG, "process"), "/")
 
 
+def user(config: dict[str, object]) -> tuple[int, int]:
+    """process.user: uid and gid in the container."""
+    where = at(_CONFIG, "process")
+    found = jsontext.mapping(jsontext.mapping(config, "process", _CONFIG), "user", where)
+    return jsontext.integer(found, "uid", at(where, "user"), 0), jsontext.integer(found, "gid", at(where, "user"), 0)
+
+
+#: RLIM_INFINITY as Go's encoder writes it.
+_UNLIMITED = (1 << 64) - 1
+
+
+def rlimit(config: dict[str, object], name: str, otherwise: Callable[[], int]) -> int:
+    """The soft limit of process.rlimits, -1 for none; where the runtime is told nothing, what ``otherwise`` gives."""
+    where = at(at(_CONFIG, "process"), "rlimits")
+    for index, item in enumerate(jsontext.array(jsontext.mapping(config, "process", _CONFIG), "rlimits", at(_CONFIG, "process"))):
+        limit = jsontext.as_mapping(item, at(where, index))
+        if jsontext.string(limit, "type", at(where, index)) == name:
+            soft = jsontext.integer(limit, "soft", at(where, index))
+            return -1 if soft == _UNLIMITED else soft
+    return otherwise()
+
+
 def rootfs(config: dict[str, object], bundle: str) -> str:
     """root.path, absolute: a relative one starts at *bundle*."""
     where = at(_CONFIG, "root")
@@ -236,17 +260,23 @@ def _linux(config: dict[str, object]) -> dict[str, object]:
     return jsontext.mapping(config, "linux", _CONFIG)
 
 
+def namespaces(config: dict[str, object]) -> list[tuple[str, str]]:
+    """linux.namespaces: the types that the container does not have from the runtime, each with "" if the runtime makes it, else the path of
+    the one it joins."""
+    where = at(_CONFIG, "linux.namespaces")
+    found = []
+    for index, item in enumerate(jsontext.array(_linux(config), "namespaces", at(_CONFIG, "linux"))):
+        namespace = jsontext.as_mapping(item, at(where, index))
+        found.append((jsontext.string(namespace, "type", at(where, index)), jsontext.string(namespace, "path", at(where, index), "")))
+    return found
+
+
 def user_namespace(config: dict[str, object]) -> str | None:
     """The container's own user namespace: None if it has none, "" if the runtime makes it, else the path of the one it joins.
 
     In a rootless podman container without ``--userns`` this is None: podman itself is in the namespace already, and so is the hook.
     """
-    where = at(_CONFIG, "linux.namespaces")
-    for index, item in enumerate(jsontext.array(_linux(config), "namespaces", at(_CONFIG, "linux"))):
-        namespace = jsontext.as_mapping(item, at(where, index))
-        if jsontext.string(namespace, "type", at(where, index)) == "user":
-            return jsontext.string(namespace, "path", at(where, index), "")
-    return None
+    return next((path for kind, path in namespaces(config) if kind == "user"), None)
 
 
 def uid_mappings(config: dict[str, object]) -> list[tuple[int, int, int]]:

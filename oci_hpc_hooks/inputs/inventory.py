@@ -20,6 +20,8 @@ from oci_hpc_hooks.model import (
     HostFile,
     HostLibrary,
     Inventory,
+    Job,
+    Need,
     ResolvedProfile,
     ResolvedSet,
     Site,
@@ -29,7 +31,7 @@ from oci_hpc_hooks.model import (
 )
 
 NAME = "inventory.json"
-VERSION = 2
+VERSION = 3
 LIMIT = 32 << 20
 
 _SCAN_AGAIN = "run oci-hpc-hooks scan"
@@ -181,6 +183,22 @@ def _profile(found: Dict[str, Any]) -> ResolvedProfile:
         glibc=found["glibc"],
         variants=tuple(map(_profile, found["variants"])),
         sets=tuple(map(_set, found["sets"])),
+        devices=tuple(found["devices"]),
+        job=_job(found["job"]),
+    )
+
+
+def _job(found: Dict[str, Any]) -> Job:
+    return Job(
+        when=found["when"],
+        protocol=found["protocol"],
+        start=found["start"],
+        environment=tuple(found["environment"]),
+        except_for=tuple(found["except_for"]),
+        variables=found["variables"],
+        directories=tuple(found["directories"]),
+        sockets=tuple(found["sockets"]),
+        needs=tuple(Need(need["what"], need["severity"], need["otherwise"]) for need in found["needs"]),
     )
 
 

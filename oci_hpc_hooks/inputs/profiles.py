@@ -27,6 +27,11 @@ def semantic_problems(document: Dict[str, Any], file: str) -> List[Problem]:
     stem = Path(file).stem
     if document["name"] != stem:
         problems.append(Problem(file, "$.name", f"{document['name']!r} in a file called {stem}.json; the two must be the same"))
+    for key in ("libraries", "search", "plugins", "immovable", "variants", "sets") if "launcher" in document.get("provides", ()) else ():
+        if key in document:
+            problems.append(Problem(file, f"$.{key}", "a profile of a launcher brings no libraries; give them to the profile of an MPI"))
+    if "mpi" in document.get("provides", ()) and "libraries" not in document:
+        problems.append(Problem(file, "$", 'the key "libraries" is missing: a profile that provides an MPI names its libraries'))
     seen: Dict[str, str] = {}
     for index, library in enumerate(document.get("libraries", ())):
         at = f"$.libraries[{index}]"

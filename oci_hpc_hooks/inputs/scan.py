@@ -246,13 +246,13 @@ class _Resolution:
         self.notes: List[str] = []
 
     def run(self) -> ResolvedProfile:
-        libraries = self._named_libraries()
+        libraries = self._named_libraries() if self._profile.libraries else []
         plugins: List[HostLibrary] = []
         sets: List[ResolvedSet] = []
         needed = ""
-        if not self.problems:
+        if libraries and not self.problems:
             self._refuse_immovable(os.path.dirname(libraries[0].path))
-        if not self.problems:
+        if libraries and not self.problems:
             search = self._search(os.path.dirname(libraries[0].path))
             dependencies = self._closure(libraries, search)
             needed = glibc.release_needed(library.elf.verneed for library in (*libraries, *dependencies.values()))
@@ -269,6 +269,8 @@ class _Resolution:
             variant=self._variant,
             glibc=needed,
             sets=tuple(sets),
+            devices=self._profile.devices,
+            job=self._profile.job,
         )
 
     # ---------------------------------------------------------------------------------------------- the profile's own
@@ -485,15 +487,16 @@ def _c_runtime(node: _Node, site: Site) -> ResolvedProfile:
 
 
 def _without_surplus(elf: ElfFacts, role: str) -> ElfFacts:
-    """Only those symbols that a decision compares: an MPI's interface, all of a library that has no versions to compare, and what is used
-    of PMIx."""
+    """Only those symbols that a decision compares: an MPI's interface, all of a library that has no versions to compare, what is used
+    of PMIx, and whether other processes' memory is read."""
     if role == "plugin":
         exports: Tuple[str, ...] = ()
     elif elf.verdef and role != "runtime":
         exports = tuple(filter(mpi.matters, elf.exports)) if role in ("replace", "add") else ()
     else:
         exports = elf.exports
-    return replace(elf, exports=exports, imports=tuple(name for name in elf.imports if name.startswith(mpi.PMIX)))
+    imports = tuple(name for name in elf.imports if name.startswith(mpi.PMIX) or name == mpi.COPIES_MEMORY)
+    return replace(elf, exports=exports, imports=imports)
 
 
 def _gaps(loaded: loader.LinkMap) -> List[str]:

@@ -65,7 +65,8 @@ def configuration(config_dir: str, *, fixed: Sequence[str] = (), shipped: Path =
         problems.extend(semantic_problems(decided, known, path))
     if problems:
         raise Invalid(problems)
-    names = [entry.name for entry in decided.profiles] or sorted(known)
+    launchers = sorted(name for name, profile in known.items() if profile is not None and "launcher" in profile.provides)
+    names = dict.fromkeys([*([entry.name for entry in decided.profiles] or sorted({*known} - {*launchers})), *launchers])
     enabled = [found for found in map(known.get, names) if found]
     return Configuration(decided, tuple(enabled), tuple(consulted))
 

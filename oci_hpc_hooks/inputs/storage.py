@@ -45,16 +45,18 @@ class ImageRecord:
     """What the store says about a container's image.
 
     ``reason`` says why something is not known ("" if everything is): then ``labels`` and ``manifest_annotations`` are empty, and
-    ``image_id`` too if not even the container's record was found. ``store`` is the directory of the store that holds the image.
+    ``image_id`` too if not even the container's record was found. ``store`` is the directory of the store that holds the image, ``env``
+    the variables that the image sets (NAME=value).
     """
 
-    __slots__ = ("image_id", "image_name", "labels", "manifest_annotations", "reason", "store")
+    __slots__ = ("env", "image_id", "image_name", "labels", "manifest_annotations", "reason", "store")
 
     def __init__(self, image_id: str = "", image_name: str = "", store: str = "", reason: str = "") -> None:
         self.image_id = image_id
         self.image_name = image_name
         self.store = store
         self.reason = reason
+        self.env: list[str] = []
         self.labels: dict[str, str] = {}
         self.manifest_annotations: dict[str, str] = {}
 
@@ -110,7 +112,10 @@ def image_in(store: str, driver: str, image_id: str, name: str = "") -> ImageRec
             image.reason = f"{folder} lacks the image's configuration"
             return image
         config = blob.get("config")
-        image.labels = _texts(config.get("Labels") if isinstance(config, dict) else None)
+        if isinstance(config, dict):
+            image.labels = _texts(config.get("Labels"))
+            env = config.get("Env")
+            image.env = [item for item in env if isinstance(item, str)] if isinstance(env, list) else []
         if manifest is not None:
             image.manifest_annotations = _texts(manifest.get("annotations"))
     except InputError as error:

@@ -119,7 +119,7 @@ def kind_of(document: Any, file: str) -> str:
     for kind in KINDS:
         if named == f"{kind}.schema.json" or PurePath(file).name == f"{kind}.json":
             return kind
-    if keys & {"libraries", "masked"} or PurePath(file).parent.name == "profiles.d":
+    if keys & {"libraries", "masked", "job"} or PurePath(file).parent.name == "profiles.d":
         return "profile"
     if "rests_on" in keys:
         return "inventory"
@@ -226,7 +226,7 @@ def _additional_properties(value: Any, found: Any, schema: Schema) -> Iterator[s
 
 def _size(few: str) -> Say:
     def say(value: Any, found: Any, schema: Schema) -> Iterator[str]:
-        yield few.format(limit=value, found=len(found) if isinstance(found, (str, list)) else _show(found))
+        yield few.format(limit=value, found=len(found) if isinstance(found, (str, list, dict)) else _show(found))
 
     return say
 
@@ -243,6 +243,8 @@ _SAYS: Dict[str, Say] = {
     "maxLength": _size("{found} characters, at most {limit} possible"),
     "minimum": _size("{found} is less than {limit}"),
     "maximum": _size("{found} is more than {limit}"),
+    "minProperties": _size("{found} keys, at least {limit} wanted"),
+    "maxProperties": _size("{found} keys, at most {limit} possible"),
     "uniqueItems": lambda value, found, schema: ["an entry occurs twice; keep one"],
 }
 

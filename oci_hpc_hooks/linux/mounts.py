@@ -44,6 +44,17 @@ def clone(fd: int, path: str = "") -> int:
     return tree
 
 
+def shared_file(path: str, attributes: int) -> int:
+    """A detached, private copy of what ``path`` leads to, without any mounts below it, with MOUNT_ATTR_* ``attributes``."""
+    tree = syscalls.open_tree(AT_FDCWD, path, OPEN_TREE_CLONE)
+    try:
+        syscalls.mount_setattr(tree, 0, attributes, MS_PRIVATE)
+    except BaseException:
+        posix.close(tree)
+        raise
+    return tree
+
+
 def new_tmpfs(source: str, size: int, label: str = "") -> int:
     """A detached, empty, still writable tmpfs of ``size`` bytes; ``source`` is what mountinfo shows. ``label``: SELinux context."""
     context = syscalls.fsopen("tmpfs")

@@ -18,13 +18,21 @@ def in_own_user_namespace() -> bool:
 
 def caller_uid() -> int:
     """The host's uid of who runs this process: outside of a user namespace our own, inside it what uid 0 stands for."""
-    uid = posix.geteuid()
-    with open("/proc/self/uid_map", "rb") as file:
+    return _outside("/proc/self/uid_map", posix.geteuid())
+
+
+def caller_gid() -> int:
+    """The same for the gid."""
+    return _outside("/proc/self/gid_map", posix.getegid())
+
+
+def _outside(path: str, identity: int) -> int:
+    with open(path, "rb") as file:
         for line in file:
             inside, outside, count = (int(number) for number in line.split())
-            if inside <= uid < inside + count:
-                return outside + uid - inside
-    return uid
+            if inside <= identity < inside + count:
+                return outside + identity - inside
+    return identity
 
 
 def open_root(pid: int, rootfs: str) -> Root:

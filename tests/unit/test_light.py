@@ -22,6 +22,9 @@ REPLAY = {
     "oci_hpc_hooks.replay", "oci_hpc_hooks.report", "oci_hpc_hooks.apply", "oci_hpc_hooks.apply.rootfs", "oci_hpc_hooks.linux",
     "oci_hpc_hooks.linux.mounts", "oci_hpc_hooks.linux.namespaces", "oci_hpc_hooks.linux.paths", "oci_hpc_hooks.linux.syscalls",
 }
+#: And where it asks for something of the job.
+WIRE_UP = {"oci_hpc_hooks.wireup", "oci_hpc_hooks.decide", "oci_hpc_hooks.decide.job", "oci_hpc_hooks.inputs.launcher",
+           "oci_hpc_hooks.linux.cgroups", "oci_hpc_hooks.situation"}
 #: Of the standard library beyond the bare interpreter: all but the first built in or small and written in C.
 ALLOWED = {"__future__", "_json", "_stat", "binascii", "errno"}
 ALLOWED_IN_REPLAY = {"_ctypes", "_struct"}
@@ -56,6 +59,11 @@ def test_what_every_hook_imports(bare: Set[str]) -> None:
 def test_what_a_replay_imports(bare: Set[str]) -> None:
     found = modules("import oci_hpc_hooks.warm, oci_hpc_hooks.replay")
     check(found, bare, LIGHT | REPLAY, ALLOWED | ALLOWED_IN_REPLAY)
+
+
+def test_what_a_rank_imports(bare: Set[str]) -> None:
+    found = modules("import oci_hpc_hooks.warm, oci_hpc_hooks.replay, oci_hpc_hooks.wireup, oci_hpc_hooks.linux.cgroups")
+    check(found, bare, LIGHT | REPLAY | WIRE_UP, ALLOWED | ALLOWED_IN_REPLAY)
 
 
 def test_nothing_heavy_is_in_a_bare_interpreter(bare: Set[str]) -> None:

@@ -25,7 +25,7 @@ def state(tmp_path: Path) -> Path:
 
 def an_inventory(*rests_on: Watched) -> Inventory:
     return Inventory(
-        version=2,
+        version=inventory.VERSION,
         created="2026-01-31T12:00:00Z",
         machine="x86_64",
         libc_version="2.36",
@@ -160,4 +160,4 @@ def test_loading_needs_no_heavy_library(state: Path) -> None:
     result = subprocess.run([sys.executable, "-c", code, str(state)], capture_output=True, text=True, env={"PYTHONPATH": root}, check=True)
     heavy: Any = {"jsonschema", "dataclasses_json", "elftools", "argparse"}
     assert not heavy & set(result.stdout.split())
-    assert json.loads((state / "inventory.json").read_text())["version"] == 2
+    assert json.loads((state / "inventory.json").read_text())["version"] == inventory.VERSION

@@ -14,6 +14,9 @@ from oci_hpc_hooks.inputs.site import configuration
 from oci_hpc_hooks.inputs.validate import Invalid
 from oci_hpc_hooks.model import Profile, ProfileLibrary, Site, SiteProfile, Variant
 
+#: Profiles that are on whatever site.json lists.
+LAUNCHERS = ["hydra", "munge", "pals", "pmi2", "pmix", "slurm"]
+
 
 @pytest.fixture
 def etc(tmp_path: Path) -> Path:
@@ -47,11 +50,11 @@ def told(etc: Path) -> List[str]:
 def test_no_configuration_at_all(tmp_path: Path) -> None:
     found = configuration(str(tmp_path / "nothing"))
     assert found.site == Site()
-    assert [profile.name for profile in found.profiles] == ["mpi-abi", "mpich", "openmpi"]
+    assert [profile.name for profile in found.profiles] == ["mpi-abi", "mpich", "openmpi", *LAUNCHERS]
     assert found.consulted == (
         str(tmp_path / "nothing/site.json"),
         str(resources.PROFILES),
-        *(str(resources.PROFILES / f"{name}.json") for name in ("mpi-abi", "mpich", "openmpi")),
+        *(str(resources.PROFILES / f"{name}.json") for name in sorted(("mpi-abi", "mpich", "openmpi", *LAUNCHERS))),
         str(tmp_path / "nothing/profiles.d"),
     )
 
@@ -79,20 +82,20 @@ def test_documents_become_dataclasses(etc: Path) -> None:
         plugins=("$ORIGIN/ucx",),
         source=str(source),
     )
-    assert [profile.name for profile in found.profiles] == ["b", "a"]
+    assert [profile.name for profile in found.profiles] == ["b", "a", *LAUNCHERS]
     assert found.search("a") == ("/x",)
     assert found.search("b") == ()
 
 
 def test_own_profile_takes_the_place_of_the_shipped_one(etc: Path) -> None:
     put(etc / "profiles.d/mpich.json", own("mpich"))
-    _, profile, _ = configuration(str(etc)).profiles
+    _, profile, *_ = configuration(str(etc)).profiles
     assert (profile.name, profile.description) == ("mpich", "ours")
 
 
 def test_masked_profile_is_off(etc: Path) -> None:
     put(etc / "profiles.d/mpich.json", {"version": 1, "name": "mpich", "masked": True})
-    assert [profile.name for profile in configuration(str(etc)).profiles] == ["mpi-abi", "openmpi"]
+    assert [profile.name for profile in configuration(str(etc)).profiles] == ["mpi-abi", "openmpi", *LAUNCHERS]
     site = put(etc / "site.json", {"version": 1, "profiles": ["mpich"]})
     assert told(etc) == [f"{site}: $.profiles[0]: the profile 'mpich' is masked in profiles.d; remove the mask or this entry"]
 
@@ -100,7 +103,25 @@ def test_masked_profile_is_off(etc: Path) -> None:
 def test_other_files_are_passed_over(etc: Path) -> None:
     for name in ("README", ".hidden.json", "mpich.json~", "a.json.rpmnew"):
         (etc / "profiles.d" / name).write_text("not JSON")
-    assert [profile.name for profile in configuration(str(etc)).profiles] == ["mpi-abi", "mpich", "openmpi"]
+    assert [profile.name for profile in configuration(str(etc)).profiles] == ["mpi-abi", "mpich", "openmpi", *LAUNCHERS]
+
+
+def test_launchers_are_on_unless_masked(etc: Path) -> None:
+    put(etc / "site.json", {"version": 1, "profiles": ["mpich", "slurm"]})
+    put(etc / "profiles.d/pals.json", {"version": 1, "name": "pals", "masked": True})
+    names = [profile.name for profile in configuration(str(etc)).profiles]
+    assert names == ["mpich", "slurm", "hydra", "munge", "pmi2", "pmix"]
+
+
+def test_what_profiles_of_launchers_and_of_an_mpi_must_have(etc: Path) -> None:
+    a = put(etc / "profiles.d/a.json", {**own("a"), "provides": {"launcher": "a"}})
+    document = own("b")
+    del document["libraries"]
+    b = put(etc / "profiles.d/b.json", document)
+    assert told(etc) == [
+        f"{a}: $.libraries: a profile of a launcher brings no libraries; give them to the profile of an MPI",
+        f'{b}: the key "libraries" is missing: a profile that provides an MPI names its libraries',
+    ]
 
 
 def test_all_errors_of_all_files(etc: Path) -> None:
@@ -121,7 +142,7 @@ def test_profile_that_does_not_exist(etc: Path) -> None:
     put(etc / "site.json", {"version": 1, "profiles": ["mpihc", "zzz", "mpich", "mpich"]})
     first, second, third = told(etc)
     assert "$.profiles[0]: there is no profile 'mpihc'; did you mean \"mpich\"?" in first
-    assert "$.profiles[1]: there is no profile 'zzz'; installed are: mpi-abi, mpich, openmpi" in second
+    assert "$.profiles[1]: there is no profile 'zzz'; installed are: hydra, mpi-abi, mpich, munge, openmpi, pals" in second
     assert "$.profiles[3]: the profile 'mpich' is named twice" in third
 
 
@@ -167,4 +188,4 @@ def test_site_json_of_another_user(etc: Path) -> None:
 
 def test_broken_own_profile_does_not_bring_the_shipped_one_back(etc: Path) -> None:
     (etc / "profiles.d/mpich.json").write_text("{}")
-    assert len(told(etc)) == 5
+    assert len(told(etc)) == 4

@@ -101,7 +101,7 @@ def test_shipped_profiles_are_valid() -> None:
     from oci_hpc_hooks.inputs import profiles, resources
 
     files = sorted(resources.PROFILES.glob("*.json"))
-    assert [file.name for file in files] == ["mpi-abi.json", "mpich.json", "openmpi.json"]
+    assert [file.stem for file in files] == ["hydra", "mpi-abi", "mpich", "munge", "openmpi", "pals", "pmi2", "pmix", "slurm"]
     for file in files:
         document = validate.check(file.read_bytes(), "profile", str(file))
         assert profiles.semantic_problems(document, str(file)) == []

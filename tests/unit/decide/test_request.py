@@ -45,7 +45,7 @@ def test_the_highest_source_that_says_something_wins(highest: int) -> None:
     ("defaults", "site default ", False),
 ])
 def test_origin_and_whether_the_wish_may_be_refused(source: str, said: str, explicit: bool) -> None:
-    assert wish(**{source: {MPI: "mpich"}}) == Wish("mpich", f"{said}{MPI}=mpich", explicit)
+    assert wish(**{source: {MPI: "mpich"}}) == Wish("mpich", f"{said}{MPI}=mpich", explicit, source in ("labels", "manifest"))
 
 
 def test_auto_is_never_explicit() -> None:
@@ -82,7 +82,7 @@ def test_another_value_is_the_callers() -> None:
 
 def test_a_manifest_that_means_nothing_is_no_refusal() -> None:
     found = request(container(annotations={MPI: "pvm"}, manifest={MPI: "pvm"}), Site())
-    assert found.mpi == Wish("auto", f"annotation of the image's manifest {MPI}=pvm", False)
+    assert found.mpi == Wish("auto", f"annotation of the image's manifest {MPI}=pvm", False, True)
 
 
 # -------------------------------------------------------------------------------------------------------------- spellings
@@ -98,7 +98,7 @@ def test_spellings(written: str, family: str) -> None:
 @pytest.mark.parametrize("key", [
     "org.supercontainers.mpi.implementation", "org.supercontainers.mpi.provider", "com.hooks.mpi.type"])
 def test_other_keys_for_the_same(key: str) -> None:
-    assert wish(labels={key: "OpenMPI"}) == Wish("openmpi", f"label {key}=OpenMPI", True)
+    assert wish(labels={key: "OpenMPI"}) == Wish("openmpi", f"label {key}=OpenMPI", True, True)
 
 
 def test_the_first_key_counts_within_one_source() -> None:

@@ -1,0 +1,66 @@
+"""What is known of the job before a start: which launchers could be meant, and what the MPI that is injected needs of them. Pure.
+
+The rest is decided at each start, by :mod:`oci_hpc_hooks.decide.job`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import List, Tuple
+
+from oci_hpc_hooks.decide.job import OVERRIDE
+from oci_hpc_hooks.decide.request import AUTO, LAUNCHER, NOBODY
+from oci_hpc_hooks.elf import mpi
+from oci_hpc_hooks.model import ERROR, NOTE, PROVED, REFUSED, UNPROVED, Finding, Inventory, Job, JobPlan, Plan, Request, ResolvedProfile
+
+PMIX, PMI = "pmix", "pmi"
+
+
+def with_job(made: Plan, request: Request, inventory: Inventory) -> Plan:
+    """The plan for a container's libraries, with the devices that go with them and what it gets of a job."""
+    if made.verdict == REFUSED:
+        return made
+    chosen = next((profile for profile in inventory.profiles if profile.name == made.profile), None)
+    if chosen is not None and request.mpi is not None:
+        made = replace(made, devices=chosen.devices, every_device=not request.mpi.by_image)
+    wish = request.launcher
+    if wish is None or wish.value == NOBODY:
+        return made
+    offers = {profile.provides["launcher"]: profile.job for profile in inventory.profiles if "launcher" in profile.provides}
+    wanted = () if wish.value == AUTO else tuple(wish.value.split(","))
+    unknown = [name for name in wanted if name not in offers]
+    if unknown:
+        known = ", ".join((AUTO, NOBODY, *sorted(offers)))
+        what = f"{LAUNCHER} names {unknown[0]!r}, which no profile of this site provides; known are {known}"
+        remedy = f"give one of {known}" + (f"; to start without give {OVERRIDE}" if wish.explicit else "")
+        finding = Finding(ERROR if wish.explicit else NOTE, "launcher-unknown", what, wish.origin, remedy, "user")
+        return Plan(REFUSED, (*made.findings, finding)) if wish.explicit else replace(made, findings=(*made.findings, finding))
+    # What a person would have to pass on by hand.
+    made = replace(made, findings=tuple(finding for finding in made.findings if finding.code != "launcher-environment"))
+    asked_for_mpi = made.verdict in (PROVED, UNPROVED) and request.mpi is not None and request.mpi.explicit
+    return replace(made, job=JobPlan(
+        launchers=offers,
+        wanted=wanted,
+        family=chosen.job if chosen is not None else Job(),
+        scope=request.scope,
+        origin=wish.origin,
+        explicit=inventory.site.on_refusal == "refuse" and (wish.explicit or asked_for_mpi),
+        protocols=_protocols(chosen) if chosen is not None else (),
+        copies_memory=chosen is not None and any(
+            mpi.COPIES_MEMORY in library.elf.imports for library in chosen.libraries
+            if library.role == "replace" or library.name.startswith(mpi.OPENMPI_INNER)),
+    ))
+
+
+def _protocols(profile: ResolvedProfile) -> Tuple[str, ...]:
+    """How ranks of this MPI talk to a launcher, as its libraries tell; () if they do not."""
+    names = [library.name for library in profile.libraries]
+    family = profile.provides["mpi"]
+    if family == mpi.ABI and profile.libraries:
+        family = {"MPICH": "mpich", "Open MPI": "openmpi"}.get(mpi.implementation(profile.libraries[0].elf), "")
+    found: List[str] = []
+    if family == "openmpi" or any(name.startswith(mpi.PMIX_SONAME) for name in names):
+        found.append(PMIX)
+    if family == "mpich" or any(name.startswith(mpi.PMI_SONAMES) for name in names):
+        found.append(PMI)
+    return tuple(found)

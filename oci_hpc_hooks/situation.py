@@ -1,0 +1,47 @@
+"""What is known of one start beyond the container itself: who starts it, and from where (light module: see :mod:`oci_hpc_hooks.warm`)."""
+
+from __future__ import annotations
+
+
+def whole_number(text: str, otherwise: int) -> int:
+    """The number that ``text`` is in decimal digits, up to nineteen of them."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else otherwise
+
+
+class Situation:
+    """One start of a container, as a launcher's ranks would find it.
+
+    ``launcher``: the launcher's variables, NAME to value; ``unseen``: why they are not known, "" if they are. ``given``: the container's
+    variables that did not come from its image; ``inside``: all of them. ``can_set``: variables can still be added (precreate).
+    ``private``: the kinds of namespaces ("network", "ipc", "pid", "user") that the container has for itself. ``user``: uid and gid of its
+    program inside; ``caller``: the host's of who starts it. ``preserved``: inherited descriptors from 3 up. ``root``: the container's root
+    is root of the node. ``memlock``: bytes that may be locked, -1 for all; ``shm``: bytes of /dev/shm, -1 where it is not known.
+    ``fabric``: it gets devices.
+    """
+
+    __slots__ = ("caller", "can_set", "fabric", "given", "inside", "launcher", "memlock", "preserved", "private", "root", "shm", "unseen",
+                 "user")
+
+    def __init__(self) -> None:
+        self.launcher: dict[str, str] = {}
+        self.unseen = ""
+        self.given: dict[str, str] = {}
+        self.inside: dict[str, str] = {}
+        self.can_set = True
+        self.private: tuple[str, ...] = ()
+        self.user = (0, 0)
+        self.caller = (0, 0)
+        self.preserved = 0
+        self.root = False
+        self.memlock = -1
+        self.shm = -1
+        self.fabric = False
+
+    def number(self, name: str, otherwise: int = 0) -> int:
+        """A variable of the launcher's that is a number."""
+        return whole_number(self.launcher.get(name, ""), otherwise)
+
+    @property
+    def job_uid(self) -> int:
+        """Whose job it is: the host's uid."""
+        return self.number("SLURM_JOB_UID", self.caller[0])

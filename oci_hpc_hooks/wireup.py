@@ -1,0 +1,78 @@
+"""What is particular to one start, beside the remembered plan: the job's directories and variables, devices (light module).
+
+Looked at and decided each time, for the next start is another rank's. A start whose plan asks for none of this does not import it.
+"""
+
+from __future__ import annotations
+
+import posix
+
+from oci_hpc_hooks.decide import job
+from oci_hpc_hooks.errors import Precondition
+from oci_hpc_hooks.inputs import launcher
+from oci_hpc_hooks.inputs.container import DEVICE, DIRECTORY, SOCKET
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from oci_hpc_hooks.warm import Start
+
+
+class WireUp:
+    """``mounts``: (kind, path) of what of the host appears at its own path; ``owners``: whose directories may. ``variables`` to set,
+    ``findings`` to tell, ``told``: what the log says of it."""
+
+    __slots__ = ("findings", "mounts", "owners", "told", "variables")
+
+    def __init__(self) -> None:
+        self.mounts: list[tuple[str, str]] = []
+        self.owners: tuple[int, ...] = ()
+        self.variables: dict[str, str] = {}
+        self.findings: list[dict[str, str]] = []
+        self.told: dict[str, Any] = {}
+
+
+def wire_up(start: Start, record: dict[str, Any]) -> WireUp:
+    """What this start gets. Raises Precondition where ranks could not work in it and somebody has asked for them, InputError for a
+    config.json that is not what the specification says."""
+    made = WireUp()
+    devices = launcher.devices(record["devices"], record["every_device"])
+    made.mounts += [(DEVICE, path) for path in devices]
+    if devices:
+        made.told["devices"] = devices
+    if record["job"] is None:
+        return made
+    now = launcher.situation(start.config, start.image.env, start.stage)
+    now.fabric = bool(devices)
+    outcome = job.decide(record["job"], now)
+    what, remedy = outcome.refusal
+    if what:
+        remedy += f"; to start without this check give {job.OVERRIDE}"
+        raise Precondition(what, origin=record["job"]["origin"], remedy=remedy, who="user", findings=outcome.findings)
+    made.variables = outcome.variables
+    made.findings = outcome.findings
+    # Root starts containers in other users' jobs too; who is no root gets at nothing but his own.
+    made.owners = (posix.geteuid(), now.job_uid) if posix.geteuid() == 0 == now.caller[0] else (posix.geteuid(),)
+    for path in outcome.directories:
+        why = launcher.why_no_directory(path, made.owners)
+        if why:
+            made.findings.append(_missing("job-directory", path, why, record))
+        else:
+            made.mounts.append((DIRECTORY, path))
+    for path in outcome.sockets:
+        why = launcher.why_no_socket(path)
+        if why:
+            made.findings.append(_missing("socket", path, why, record))
+        else:
+            made.mounts.append((SOCKET, path))
+    if outcome.launchers:
+        made.told["launchers"] = outcome.launchers
+        made.told["variables"] = len(outcome.variables)
+        made.told["directories"] = [path for kind, path in made.mounts if kind != DEVICE]
+    return made
+
+
+def _missing(code: str, path: str, why: str, record: dict[str, Any]) -> dict[str, str]:
+    return {"severity": "warning", "code": code, "what": f"{path} does not come into the container: {why}",
+            "origin": record["job"]["origin"], "remedy": "", "who": ""}

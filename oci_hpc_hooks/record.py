@@ -10,6 +10,7 @@ import dataclasses
 import os
 import posixpath
 import tempfile
+import time
 from binascii import crc32
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
@@ -28,6 +29,9 @@ DROP_IN = "with it, what ldconfig makes in the container leads to the site's lib
 
 #: Remembered plans per node or user. An anonymous volume makes every start a new case, so the oldest must go some time.
 PLANS_LIMIT = 1024
+#: How the names of whole files there end, and seconds after which nobody is writing at any other.
+WHOLE = (".plan", ".ldcache")
+HALF_WRITTEN = 60
 
 
 def build(plan: Plan, facts: Optional[ImageFacts], watched: Sequence[Watched], key: str) -> Tuple[Dict[str, Any], bytes]:
@@ -136,7 +140,7 @@ def remember(places: report.Places, record: Dict[str, Any], cache: bytes) -> Non
         except BaseException:
             os.unlink(temporary)
             raise
-        _forget_oldest(folder)
+        _tidy(folder)
     except OSError:
         pass
 
@@ -175,13 +179,16 @@ def _still_holds(record: Dict[str, Any], root: Root) -> bool:
         return False
 
 
-def _forget_oldest(folder: str) -> None:
-    """Takes a quarter of the plans away when there are too many; also what a killed process left half written."""
+def _tidy(folder: str) -> None:
+    """Takes away what a killed process left half written, and a quarter of the plans when there are too many."""
     with os.scandir(folder) as entries:
         files = [entry for entry in entries if entry.is_file(follow_symlinks=False)]
-    if len(files) <= PLANS_LIMIT:
-        return
-    for entry in sorted(files, key=lambda item: item.stat(follow_symlinks=False).st_mtime_ns)[: PLANS_LIMIT // 4]:
+    halves = [entry for entry in files if not entry.name.endswith(WHOLE)]
+    old = time.time() - HALF_WRITTEN
+    going = [entry for entry in halves if entry.stat(follow_symlinks=False).st_mtime < old]
+    if len(files) > PLANS_LIMIT:
+        going += sorted(files, key=lambda item: item.stat(follow_symlinks=False).st_mtime_ns)[: PLANS_LIMIT // 4]
+    for entry in going:
         try:
             os.unlink(entry.path)
         except FileNotFoundError:

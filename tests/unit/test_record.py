@@ -125,6 +125,17 @@ def test_the_oldest_go(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
     assert replay.remembered(places, "0") is None
 
 
+def test_what_a_killed_process_left_goes_with_the_next_plan(places: Places) -> None:
+    found, cache = record.build(made(), None, (), "key")
+    record.remember(places, found, cache)
+    folder = Path(places.cache) / "plans"
+    for name, age in (("tmpkilled", 61), ("tmpwriting", 1), ("0-1.ldcache", 999), ("0-1.ldcache.99", 999)):
+        (folder / name).touch()
+        os.utime(folder / name, (time.time() - age,) * 2)
+    record.remember(places, {**found, "key": "other"}, cache)
+    assert sorted(os.listdir(folder)) == sorted([replay.plan_file("key"), replay.plan_file("other"), "0-1.ldcache", "tmpwriting"])
+
+
 def test_a_place_that_cannot_be_written_is_no_error(places: Places) -> None:
     found, cache = record.build(made(), None, (), "key")
     Path(places.cache).write_text("in the way")

@@ -52,8 +52,7 @@ class PodmanHpc:
         (install,) = blocks("sh install")
         folders = f"--config-dir {self.site.config_dir} --state-dir {self.site.state_dir} --cache-dir {self.site.cache_dir}"
         for theirs, ours in (("/usr/local/share/oci-hpc-hooks/hooks.d", str(self.site.hooks_dir)), ("/etc/podman_hpc", str(self._etc)),
-                             ("oci-hpc-hooks register", f"oci-hpc-hooks {folders} register"),
-                             ("/var/spool/slurmd-of-this-site", str(self.slurm.spool))):  # fmt: skip
+                             ("oci-hpc-hooks register", f"oci-hpc-hooks {folders} register")):  # fmt: skip
             assert theirs in install
             install = install.replace(theirs, ours)
         bed.root_account().execute("bash", "-euc", install, cwd=str(ROOT), check=True)

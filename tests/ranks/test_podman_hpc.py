@@ -21,7 +21,8 @@ IMAGE = {"mpich": "bookworm-mpich", "openmpi": "bookworm-openmpi"}
 MPI = {"mpich": "pmi2", "openmpi": "pmix"}
 VERSION = {"mpich": "5.0.2", "openmpi": "5.0.11"}
 RECIPES = blocks("sh")
-LO = "OMPI_MCA_btl_tcp_if_include=lo"  # Open MPI 5 does not take it by itself, and these nodes have no other device in common
+#: A variable of the user's, which comes along: Open MPI 5 does not take this device by itself, and these nodes have no other in common.
+LO = "OMPI_MCA_btl_tcp_if_include=lo"
 
 
 @pytest.fixture(scope="session")
@@ -93,8 +94,8 @@ def test_all_recipes_are_found() -> None:
     pytest.param("openmpi", "hpc-openmpi-shared", marks=pytest.mark.long),
 ])
 def test_two_nodes(hpc: PodmanHpc, programs: Path, family: str, flag: str) -> None:
-    options = [f"--{flag}", f"--volume={programs}:/ranks:ro", f"--env={LO}"]
-    launcher = f"srun --mpi={MPI[family]} --nodes=2 --ntasks-per-node=2"
+    options = [f"--{flag}", f"--volume={programs}:/ranks:ro"]
+    launcher = f"{LO} srun --mpi={MPI[family]} --nodes=2 --ntasks-per-node=2"
     result = hpc.run(line(options, IMAGE[family], [f"/ranks/{family}"], launcher))
     assert_wired(result, VERSION[family], [2, 2])
 
@@ -126,6 +127,16 @@ def test_a_refused_start_ends_the_step(hpc: PodmanHpc, flag: str) -> None:
     result = hpc.run(line(options, IMAGE["mpich"], ["mpihello"], launcher), timeout=30)
     assert result.returncode != 0
     assert "oci-hpc-hooks: org.supercontainers.mpi has the unknown value 'impossible'" in result.stderr
+
+
+@pytest.mark.long
+def test_open_mpi_whose_ranks_are_root_inside(hpc: PodmanHpc, programs: Path) -> None:
+    options = ["--rm", "--hpc", f"--volume={programs}:/ranks:ro"]
+    launcher = "srun --mpi=pmix --nodes=1 --ntasks=2 --kill-on-bad-exit=1"
+    result = hpc.run(line(options, IMAGE["openmpi"], ["/ranks/openmpi"], launcher))
+    assert result.returncode != 0 and "give --userns=keep-id" in result.stderr
+    keep_id = ["--userns=keep-id", "--storage-opt=overlay.mountopt=noacl"]
+    assert_wired(hpc.run(line([*options, *keep_id], IMAGE["openmpi"], ["/ranks/openmpi"], launcher)), VERSION["openmpi"], [2])
 
 
 @pytest.mark.long

@@ -484,3 +484,4 @@ class Plan:
     devices: Tuple[str, ...] = ()  # patterns of device nodes
     every_device: bool = False  # the caller or the site has asked for them; else only those that anybody may open
     job: Optional[JobPlan] = None
+    variant: str = ""  # of the profile, "" = its own libraries

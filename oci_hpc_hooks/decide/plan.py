@@ -165,7 +165,7 @@ def _plan_variant(container: Container, facts: ImageFacts, variant: ResolvedProf
     made = _plan_profile(container, facts, variant, inventory)
     taken = Finding(NOTE, "variant", f"{variant.title} is taken, which needs glibc {variant.glibc or 'of any release'}: of the profile "
                     f"itself, {too_old.brief}")
-    return replace(made, findings=(taken, *made.findings))
+    return replace(made, findings=(taken, *made.findings), variant=variant.variant)
 
 
 def _plan_with_runtime(container: Container, facts: ImageFacts, profile: ResolvedProfile, inventory: Inventory,

@@ -130,6 +130,16 @@ def test_a_refused_start_ends_the_step(hpc: PodmanHpc, flag: str) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("flag", ["hpc-mpich", "hpc-shared"])
+def test_with_the_podman_for_ranks(hpc: PodmanHpc, programs: Path, scratch: Path, flag: str) -> None:
+    """Both move the launcher's socket: podman-hpc has done it when that podman looks."""
+    bed.root_account().execute("oci-hpc-hooks", "register", "--podman", str(scratch), check=True)
+    launcher = f"PATH={scratch}:$PATH srun --mpi=pmi2 --nodes=1 --ntasks=2"
+    result = hpc.run(line([f"--{flag}", f"--volume={programs}:/ranks:ro"], IMAGE["mpich"], ["/ranks/mpich"], launcher))
+    assert_wired(result, VERSION["mpich"], [2])
+
+
+@pytest.mark.long
 def test_open_mpi_whose_ranks_are_root_inside(hpc: PodmanHpc, programs: Path) -> None:
     options = ["--rm", "--hpc", f"--volume={programs}:/ranks:ro"]
     launcher = "srun --mpi=pmix --nodes=1 --ntasks=2 --kill-on-bad-exit=1"

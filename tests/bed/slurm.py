@@ -70,10 +70,19 @@ mount -t tmpfs -o mode=1777 tmpfs /tmp
 mount -t tmpfs -o mode=755 tmpfs "$spool"
 mount --bind "$hosts" /etc/hosts
 mount -t mqueue mqueue /dev/mqueue
+mkdir /dev/shm/devices                   # open to everybody, as udev's rules have them
+for device in fuse:229 net/tun:200; do
+    [ -e "/dev/${device%:*}" ] || continue
+    mknod -m 666 /dev/shm/devices/new c 10 "${device#*:}"
+    mount --bind /dev/shm/devices/new "/dev/${device%:*}"
+    rm /dev/shm/devices/new
+done
+rmdir /dev/shm/devices
 for place in "$@"; do                    # run folder, store, owner
     IFS=: read -r run store uid gid <<<"$place"
     mount -t tmpfs -o "mode=755,uid=$uid,gid=$gid" tmpfs "$run"
     install -d -m 700 -o "$uid" -g "$gid" "$run/xdg" "$disk/$uid"
+    if [ -d "/run/user/$uid" ]; then mount -t tmpfs -o "mode=700,uid=$uid,gid=$gid" tmpfs "/run/user/$uid"; fi
     mount --bind "$disk/$uid" "$store"
 done
 exec catatonit -- /usr/sbin/slurmd -D -f "$SLURM_CONF" -N "$node"

@@ -486,3 +486,4 @@ class Plan:
     devices: Tuple[str, ...] = ()  # patterns of device nodes that the caller or the site has asked for
     open_devices: Tuple[str, ...] = ()  # those that only the image has asked for: of them what anybody may open
     job: Optional[JobPlan] = None
+    variant: str = ""  # of the profile, "" = its own libraries

@@ -1,23 +1,28 @@
 """``oci-hpc-hooks check IMAGE|ROOTFS|BUNDLE``: the decision that a hook would make, without starting a container.
 
 Will it run here, with what, and what will it cost; and with ``--inventory`` the same for other systems, from what their sites publish.
+With ``--digest`` whether two nodes give the same.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import PurePath
 from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from oci_hpc_hooks import cli, cold, record, warm
-from oci_hpc_hooks.cli import show, target
+from oci_hpc_hooks.cli import digest, show, target
 from oci_hpc_hooks.decide import links
 from oci_hpc_hooks.errors import Refusal, UsageError
 from oci_hpc_hooks.inputs import inventory
 from oci_hpc_hooks.linux.paths import Root
-from oci_hpc_hooks.model import ERROR, NOTHING, PROVED, REFUSED, UNPROVED, Container, Finding, Inventory, Plan
+from oci_hpc_hooks.model import ERROR, NOTHING, PROVED, REFUSED, UNPROVED, Container, Finding, ImageFacts, Inventory, Plan
 from oci_hpc_hooks.report import Places, own_places
+
+#: Of --digest with --expect: it would get something else.
+DIFFERS = 4
 
 EXIT = {PROVED: 0, NOTHING: 0, REFUSED: 1, UNPROVED: 3}
 SAYS = {
@@ -38,13 +43,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "COMMAND is what would run in it; default: the image's entrypoint and command, or the bundle's process. Exit codes: 0 it will run "
         "with the site's libraries, or is left as it is; 1 refused; 2 usage or configuration; 3 unproved. With several --inventory: the "
-        "exit code of the best system, 0 before 3 before 1.")
+        "exit code of the best system, 0 before 3 before 1. With --digest: 0 whether proved or not, 1 refused, 4 none of those expected.")
     parser.add_argument("--annotation", metavar="KEY=VALUE", action="append", default=[], help="as for podman run; may be repeated")
     parser.add_argument("--label", metavar="KEY=VALUE", action="append", default=[], help="as if the image had this label")
     parser.add_argument("--all", action="store_true", help="show every library and every file, not only those that matter first")
     parser.add_argument("--inventory", metavar="[NAME=]FILE", action="append", default=[],
                         help="decide for the system whose site has published this inventory.json; may be repeated")
     parser.add_argument("--graph", metavar="FILE.svg", help="draw what the program would load, coloured by who provides it")
+    parser.add_argument("--digest", action="store_true",
+                        help="print one word, equal on two nodes exactly if a container gets the same from both")
+    parser.add_argument("--expect", metavar="DIGEST", action="append", default=[],
+                        help="say what differs from this digest, of another node; may be repeated: one of them is enough")
 
 
 class Answer(NamedTuple):
@@ -53,6 +62,7 @@ class Answer(NamedTuple):
     plan: Plan
     maps: Tuple[links.LinkMap, ...]
     start: str  # "warm", "cold", or "" where no hook would have anything to do, or where it cannot be told
+    facts: Optional[ImageFacts] = None
 
 
 def execute(args: argparse.Namespace) -> int:
@@ -60,6 +70,11 @@ def execute(args: argparse.Namespace) -> int:
     labels = _pairs(args.label, "--label")
     if args.graph and len(args.inventory) > 1:
         raise UsageError("--graph draws the answer for one system", remedy="give one --inventory, or none", who="user")
+    expected = [digest.parse(text) for text in args.expect]
+    args.digest = args.digest or bool(expected)
+    if args.digest and args.inventory:
+        raise UsageError("--digest tells what files of this node hold; of another system's there is only the inventory",
+                         remedy="leave --inventory out", who="user")
     systems = {name: inventory.published(file) for name, file in _named(args.inventory)}
     registered = (args.config_dir, args.state_dir, args.cache_dir, args.log_file)
     with target.look(args.target, args.command, annotations, labels) as container, _tree(container) as root:
@@ -67,6 +82,7 @@ def execute(args: argparse.Namespace) -> int:
             answers = {name: decide(container, root, offers) for name, offers in systems.items()}
         else:
             answers = {"": _decide_here(container, root, registered)}
+            parts = digest.parts_of(answers[""].plan, answers[""].facts, container, root) if args.digest else {}
     if systems:
         said: Dict[str, Any] = {"version": 1, "target": args.target, "command": list(container.args), "systems": [
             {"system": name, **_offer(systems[name], answer.plan), **_answer(answer)} for name, answer in answers.items()]}
@@ -74,12 +90,30 @@ def execute(args: argparse.Namespace) -> int:
         said = document(args.target, container, answers[""])
     if args.graph:
         _draw(args.graph, " on ".join([args.target, *systems]), said["systems"][0] if systems else said)
+    if args.digest:
+        return _digest(args, said, parts, expected)
     if args.json:
         cli.print_json(said)
     else:
         show.show(_systems(said, args.all) if systems else _lines(said, args.all))
     codes = {EXIT[answer.plan.verdict] for answer in answers.values()}
     return next(code for code in (0, 3, 1) if code in codes)
+
+
+def _digest(args: argparse.Namespace, said: Dict[str, Any], parts: Dict[str, str], expected: Sequence[Dict[str, str]]) -> int:
+    """Prints the digest; and as errors what stands in the way of a start, and what differs from those expected."""
+    differ, other = digest.differing(parts, expected) if expected else ([], {})
+    if args.json:
+        cli.print_json({**said, "digest": digest.word(parts), "differs": differ})
+    else:
+        print(digest.word(parts))
+    errors = [finding for finding in said["findings"] if finding["severity"] == ERROR]
+    if said["verdict"] == REFUSED and not args.json:
+        print("\n".join(f"{os.uname().nodename}: {show.clean(line.text.strip())}" for line in show.findings(errors[:1])), file=sys.stderr)
+    if differ:
+        print(show.clean(f"oci-hpc-hooks: {digest.told(args.target, parts, differ, other)}"), file=sys.stderr)
+        return DIFFERS
+    return 1 if said["verdict"] == REFUSED else 0
 
 
 def _pairs(items: Sequence[str], option: str) -> Dict[str, str]:
@@ -125,7 +159,7 @@ def decide(container: Container, root: Root, offers: Inventory) -> Answer:
     except Refusal as refusal:
         finding = Finding(ERROR, "request", refusal.what, refusal.origin, refusal.remedy, refusal.who)
         return Answer(Plan(REFUSED, (finding,)), (), "")
-    return Answer(plan, links.link_maps(facts, plan, offers), "")
+    return Answer(plan, links.link_maps(facts, plan, offers), "", facts)
 
 
 # ---------------------------------------------------------------------------------------------------------------- the answer

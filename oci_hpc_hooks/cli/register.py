@@ -1,8 +1,10 @@
-"""``oci-hpc-hooks register DIR``: descriptors and executables of this installation, with absolute paths.
+"""``oci-hpc-hooks register [DIR] [--podman BIN]``: descriptors and executables of this installation, with absolute paths.
 
 A distribution's package needs none of this: its executables have fixed places, and the descriptors in ``hooks.d`` name them. What is
 written here are the same descriptors for a virtual environment, a pip install or a checkout. podman reads only the ``*.json`` of the
 folder it is given, so the other variants and the executables lie in folders below.
+
+``--podman BIN`` writes ``BIN/podman``, for a folder that comes before podman's own in PATH (see ``shim.py``).
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ import sysconfig
 import tempfile
 from typing import Dict, List
 
-from oci_hpc_hooks import cli
-from oci_hpc_hooks.errors import ConfigError
+from oci_hpc_hooks import cli, pack
+from oci_hpc_hooks.errors import UsageError
 from oci_hpc_hooks.inputs import resources, trust
 
 #: Descriptors of ``hooks.d``: podman's own containers; every container (CRI-O); engines that know prestart only; podman with its own stage
@@ -24,68 +26,84 @@ from oci_hpc_hooks.inputs import resources, trust
 DESCRIPTORS = ("oci-hpc-hooks.json", "cri/oci-hpc-hooks.json", "prestart/oci-hpc-hooks.json", "podman/oci-hpc-hooks.json",
                "podman/oci-hpc-hooks-precreate.json")
 
-#: Bytes of a script's first line that the kernel reads (BINPRM_BUF_SIZE, linux/binfmts.h), its end included.
-_FIRST_LINE = 256
-
-_EXECUTABLE = """\
-#!{python} -IS
-# Written by oci-hpc-hooks register. -S leaves site-packages off the path and saves its start; so the directories are named here.
-import gc
-import sys
-
-gc.disable()  # nothing lives long enough to be collected
-sys.path += {path!r}
-
-from oci_hpc_hooks.warm import main
-
-main({stage!r}, config={config!r}, state={state!r}, cache={cache!r}, log={log!r})
-"""
+#: Second line of what ``--podman`` writes: by it the file is known as ours, and may be written anew.
+_SHIM = "# Written by oci-hpc-hooks register --podman: the last line says which podman it becomes."
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("dir", metavar="DIR", type=os.path.abspath, help="folder for podman's --hooks-dir; made if it is missing")
+    parser.add_argument("dir", metavar="DIR", type=os.path.abspath, nargs="?",
+                        help="folder for podman's --hooks-dir; made if it is missing")
+    parser.add_argument("--podman", metavar="BIN", type=os.path.abspath,
+                        help="write BIN/podman, which hands the socket of srun --mpi=pmi2 and of Hydra on to ranks in containers, and is "
+                             "otherwise the podman that this command finds in PATH; put BIN in front of PATH")
 
 
 def execute(args: argparse.Namespace) -> int:
-    os.makedirs(args.dir, mode=0o755, exist_ok=True)
-    if os.geteuid() == 0:
-        trust.trust_directory(args.dir, fixed=(args.dir,))
-    files: Dict[str, str] = {}
-    for name in DESCRIPTORS:
-        descriptor = json.loads(resources.find(f"hooks.d/{name}").read_text(encoding="utf-8"))
-        executable = os.path.join(args.dir, "bin", os.path.basename(descriptor["hook"]["path"]))
-        files[executable] = executable_text(descriptor["stages"][0], args)
-        descriptor["hook"].update(path=executable, args=[executable])
-        files[os.path.join(args.dir, name)] = json.dumps(descriptor, indent=2) + "\n"
+    if not args.dir and not args.podman:
+        raise UsageError("register what? Neither a folder for hooks nor --podman is given")
+    files: Dict[str, bytes] = {}
+    for folder, texts in ((args.dir, hooks), (args.podman, shim)):
+        if folder:
+            os.makedirs(folder, mode=0o755, exist_ok=True)
+            if os.geteuid() == 0:
+                trust.trust_directory(folder, fixed=(folder,))
+            files.update(texts(args))
     # Executables first: a descriptor whose executable is missing is passed over by podman without a word.
     written = sorted(files, key=lambda path: (path.endswith(".json"), path))
     for path in written:
         _put(path, files[path])
     if args.json:
         cli.print_json({"version": 1, "written": written})
-    else:
-        print("\n".join(written))
+        return 0
+    print("\n".join(written))
+    if args.dir:
         print(f"use it with: podman run --hooks-dir {args.dir} …")
+    if args.podman:
+        print(f"use it with: PATH={args.podman}:$PATH")
     return 0
 
 
-def executable_text(stage: str, args: argparse.Namespace) -> str:
-    """The script that the runtime starts for this stage."""
-    if len(f"#!{sys.executable} -IS\n".encode()) > _FIRST_LINE or any(blank in sys.executable for blank in " \t\n"):
-        raise ConfigError(
-            f"{sys.executable} cannot stand in the first line of a script: it has blanks or more than {_FIRST_LINE - 7} bytes",
-            remedy="make the virtual environment at another place",
-            who="user",
-        )
-    return _EXECUTABLE.format(
-        python=sys.executable,
-        path=module_path(),
-        stage=stage,
-        config=args.config_dir,
-        state=args.state_dir,
-        cache=args.cache_dir,
-        log=args.log_file,
-    )
+def hooks(args: argparse.Namespace) -> Dict[str, bytes]:
+    """Descriptors and the executables that they name, by path."""
+    files: Dict[str, bytes] = {}
+    for name in DESCRIPTORS:
+        descriptor = json.loads(resources.find(f"hooks.d/{name}").read_text(encoding="utf-8"))
+        path = os.path.join(args.dir, "bin", os.path.basename(descriptor["hook"]["path"]))
+        files[path] = executable(descriptor["stages"][0], args)
+        descriptor["hook"].update(path=path, args=[path])
+        files[os.path.join(args.dir, name)] = (json.dumps(descriptor, indent=2) + "\n").encode()
+    return files
+
+
+def shim(args: argparse.Namespace) -> Dict[str, bytes]:
+    """The podman that hands on the launcher's socket, by path. Raises UsageError where another file has its place, or there is no podman
+    for it to become."""
+    path = os.path.join(args.podman, "podman")
+    if os.path.lexists(path) and not _is_shim(path):
+        raise UsageError(f"{path} is there and is not ours: it would be lost", remedy="name another folder, and put that in front of PATH",
+                         who="user")
+    places = [os.path.join(folder, "podman") for folder in os.get_exec_path() if os.path.isabs(folder)]
+    podman = next((place for place in places if os.access(place, os.X_OK) and os.path.isfile(place) and not _is_shim(place)), "")
+    if not podman:
+        raise UsageError("there is no podman in PATH", remedy="install it, or put its folder into PATH", who="user")
+    # The interpreter itself, no link of a virtual environment: users' podman must not end with that.
+    text = (resources.PACKAGE / "shim.py").read_text(encoding="utf-8")
+    first = pack.first_line(os.path.realpath(sys.executable))
+    return {path: f"{first}{_SHIM}\n{text}\n\nmain({podman!r})\n".encode()}
+
+
+def _is_shim(path: str) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return file.read(pack.FIRST_LINE + len(_SHIM)).split(b"\n")[1:2] == [_SHIM.encode()]
+    except OSError:
+        return False
+
+
+def executable(stage: str, args: argparse.Namespace) -> bytes:
+    """What the runtime starts for this stage. Raises ConfigError."""
+    return pack.executable(sys.executable, module_path(), stage, config=args.config_dir, state=args.state_dir, cache=args.cache_dir,
+                           log=args.log_file)
 
 
 def module_path() -> List[str]:
@@ -99,14 +117,14 @@ def module_path() -> List[str]:
     return list(dict.fromkeys([str(resources.PACKAGE.parent), *others]))
 
 
-def _put(path: str, text: str) -> None:
+def _put(path: str, data: bytes) -> None:
     directory = os.path.dirname(path)
     os.makedirs(directory, mode=0o755, exist_ok=True)
     # A name that does not end in .json: podman may read the folder at any moment.
     fd, temporary = tempfile.mkstemp(prefix=".oci-hpc-hooks.", dir=directory)
     try:
-        with open(fd, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(fd, "wb") as file:
+            file.write(data)
             os.fchmod(fd, 0o644 if path.endswith(".json") else 0o755)
         os.rename(temporary, path)
     except BaseException:

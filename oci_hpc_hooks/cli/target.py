@@ -76,8 +76,7 @@ def _image(name: str) -> Iterator[Container]:
         in_podmans_namespace()
     image = _first(podman("image", "inspect", "--", name, remedy="pull or build the image first"))
     identity = str(image["Id"])
-    tree = podman("image", "mount", identity).strip()
-    try:
+    with _mounted(identity) as tree:
         config = image.get("Config") or {}
         made = _of_tree(tree, name)
         yield replace(
@@ -89,8 +88,24 @@ def _image(name: str) -> Iterator[Container]:
             manifest_annotations=image.get("Annotations") or {},
             image_id=identity,
         )
-    finally:
-        podman("image", "unmount", identity)
+
+
+@contextlib.contextmanager
+def _mounted(identity: str) -> Iterator[str]:
+    """The image's tree. An image in an additional image store (storage.conf) podman mounts for a container only: "layer not known"; so
+    there one is made, which is never started."""
+    with contextlib.ExitStack() as undo:
+        try:
+            tree = podman("image", "mount", identity)
+            undo.callback(podman, "image", "unmount", identity)
+        except UsageError as error:
+            try:
+                made = podman("create", "--net=none", "--entrypoint=/", identity).strip()
+            except UsageError:
+                raise error from None
+            undo.callback(podman, "rm", "--force", made)
+            tree = podman("mount", made)
+        yield tree.strip()
 
 
 def _first(text: str) -> Dict[str, Any]:

@@ -226,6 +226,7 @@ def _told(made: _Served, *first: Finding) -> _Served:
 
 def _plan_variant(container: Container, served: _Served, variant: ResolvedProfile, inventory: Inventory, too_old: No) -> _Served:
     made = _plan_profile(container, served, variant, inventory)
+    made = replace(made, plan=replace(made.plan, variant=", ".join(filter(None, (served.plan.variant, variant.variant)))))
     return _told(made, Finding(NOTE, "variant", f"{variant.title} is taken, which needs glibc {variant.glibc or 'of any release'}: of the "
                                f"profile itself, {too_old.brief}"))
 
@@ -344,6 +345,7 @@ def _together(before: Plan, more: Plan) -> Plan:
     return replace(
         more,
         profile=f"{before.profile}, {more.profile}",
+        variant=before.variant,
         tree=_once(before.tree, more.tree),
         in_place=_once(before.in_place, more.in_place),
         modules=(*before.modules, *(cover for cover in more.modules if cover.target not in folders)),

@@ -96,7 +96,8 @@ def preserved_descriptors(words: Sequence[str]) -> int:
 
 def private_namespaces(config: dict[str, Any]) -> tuple[str, ...]:
     """Which of the namespaces that ranks care for the container has for itself. An ipc or pid namespace with a path is another container's,
-    which it was asked to share; podman makes a network namespace beforehand and gives its path too."""
+    which it was asked to share; podman makes a network namespace beforehand and gives its path too. Of the ipc namespace only /dev/shm
+    counts, which may be the node's all the same (``--volume /dev/shm:/dev/shm``)."""
     found = []
     for kind, path in container.namespaces(config):
         if kind not in _KINDS:
@@ -107,10 +108,21 @@ def private_namespaces(config: dict[str, Any]) -> tuple[str, ...]:
                     continue
             except OSError:
                 pass
-        elif path:
+        elif path or (kind == "ipc" and has_the_nodes_shm(config)):
             continue
         found.append(kind)
     return tuple(found)
+
+
+def has_the_nodes_shm(config: dict[str, Any]) -> bool:
+    """Whether the container's /dev/shm is that of the node."""
+    sources = [source for where, kind, source, options in container.mounts(config)
+               if where == "/dev/shm" and (kind == "bind" or "bind" in options or "rbind" in options)]
+    try:
+        status = [posix.stat(path) for path in (*sources[-1:], "/dev/shm")]
+    except OSError:
+        return False
+    return len(status) == 2 and status[0].st_dev == status[1].st_dev and status[0].st_ino == status[1].st_ino
 
 
 def memlock_of(pid: int) -> int:

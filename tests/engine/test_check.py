@@ -53,6 +53,18 @@ def test_the_hook_does_what_check_said(crun: Engine, ready: ReadySite) -> None: 
     assert check(site, crun.load("bookworm-mpich"), "--", "mpihello")[1]["cost"]["start"] == "cold"
 
 
+def test_the_digest_of_an_image(crun: Engine, ready: ReadySite, scratch: Path) -> None:  # noqa: F811
+    """The same at each time, and for the rootless user through podman's user namespace."""
+    site = ready(crun)
+    image = crun.load("bookworm-mpich")
+    done = site.command("check", "--digest", image, "--", *HELLO, account=site.account)
+    assert (done.returncode, done.stderr) == (0, "")
+    identity = crun.podman("image", "inspect", "--format={{.Id}}", image, check=True).stdout.strip()
+    assert done.stdout.startswith(f"1,image={identity[:16]},verdict=proved,profile=mpich,files=")
+    assert check(site, "--expect", done.stdout, image, "--", *HELLO)[1]["differs"] == []
+    assert check(site, "--expect", done.stdout, crun.load("bookworm-openmpi"), "--", *HELLO)[0] == 4
+
+
 def test_a_bundle(rootful: Engine, ready: ReadySite, scratch: Path) -> None:  # noqa: F811
     """What check says of a bundle is what the runtime's container then loads."""
     site = ready(rootful)

@@ -11,18 +11,20 @@ from typing import Any
 import pytest
 
 from tests.bed.bed import Engine
-from tests.bed.site import TRIXIE, Site
+from tests.bed.site import MPICH5, OPENMPI4, OPENMPI5, TRIXIE, Site
 from tests.engine.conftest import SiteMaker
 from tests.engine.inside import HELLO, LIBRARY_DIR, TREE, assert_own, assert_site, start
 from tests.engine.site import ReadySite, ready, site, three_engines  # noqa: F401
 
 LOOK = ("cat /proc/self/mountinfo; echo ---; find /dev/.oci-hpc ! -name ld.so.cache -printf '%M %p\\n'; "
-        "find /dev/.oci-hpc /etc/ld.so.cache -type f ! -path /dev/.oci-hpc/ld.so.cache -exec md5sum '{}' +; ldd /usr/local/bin/mpihello")
+        "find /dev/.oci-hpc /etc/ld.so.cache -type f ! -path /dev/.oci-hpc/ld.so.cache -exec md5sum '{}' +; ldd /usr/local/bin/{}")
 
 
-def seen(engine: Engine, hooks_dir: Path, options: Sequence[str]) -> tuple[list[tuple[str, ...]], list[str]]:
+def seen(engine: Engine, hooks_dir: Path, options: Sequence[str], image: str = "bookworm-mpich", program: str = "mpihello",
+         prefix: str = "/site/mpich5/") -> tuple[list[tuple[str, ...]], list[str]]:
     """What a container has of the site's: (mount point, its options, type, file that is mounted), and files with their content."""
-    result = engine.run("bookworm-mpich", "sh", "-c", f"{LOOK}; # mpihello", options=options, hooks_dir=hooks_dir)
+    script = f"{LOOK.replace('bin/{}', 'bin/' + program)}; # {program}"
+    result = engine.run(image, "sh", "-c", script, options=options, hooks_dir=hooks_dir)
     assert result.returncode == 0, result.stderr
     table, _, files = result.stdout.partition("---\n")
     mounts: list[tuple[str, ...]] = []
@@ -32,7 +34,7 @@ def seen(engine: Engine, hooks_dir: Path, options: Sequence[str]) -> tuple[list[
         kind, origin, *_ = right.split(" ")
         if point == "/etc/ld.so.cache":
             mounts.append((point, flags))  # the file lies in the tree, or in the cache of plans
-        elif TREE in point or "/site/mpich5/" in source or origin == "oci-hpc-hooks" or point.startswith(f"{LIBRARY_DIR}/ucx"):
+        elif TREE in point or prefix in source or origin == "oci-hpc-hooks" or point.startswith(f"{LIBRARY_DIR}/ucx"):
             mounts.append((point, flags, kind))
     return sorted(mounts), sorted(line.split(" (0x")[0] for line in files.splitlines())
 
@@ -48,6 +50,19 @@ def test_the_same_as_createruntime(engine: Engine, site: Site, options: Sequence
         others = [mount for mount in others if mount[0] != "/etc/ld.so.cache" or mount in mounts]
     assert (others, same_files) == (mounts, files)
     assert len(mounts) > 10 and len(files) > 20
+
+
+@pytest.mark.parametrize(("image", "program", "site_json"), [
+    ("bookworm-openmpi", "ompihello", {"openmpi": [OPENMPI4]}), ("bookworm-openmpi", "ompihello", {"openmpi": [OPENMPI5]}),
+    ("bookworm-abi", "abihello", {"abi": [MPICH5]}),
+], ids=["openmpi4", "openmpi5", "mpi-abi"])
+@pytest.mark.parametrize("runtime", ["crun", "runc"])
+def test_the_same_of_every_profile(make_site: SiteMaker, runtime: str, image: str, program: str, site_json: dict[str, Any]) -> None:
+    """Of mpich above; devices, directories and sockets in test_devices.py and test_job.py."""
+    engine = Engine(runtime, "rootless")
+    site = make_site(engine, **site_json)
+    first, second = (seen(engine, site.hooks_dir / folder, (), image, program, "/build/site/") for folder in ("", "podman"))
+    assert first == second and len(first[0]) > 3 and len(first[1]) > 10
 
 
 def precreated(engine: Engine, site: Site, *command: str, options: Sequence[str] = (), stage: str = "precreate",

@@ -49,6 +49,16 @@ def programs() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
+def shim() -> Iterator[Path]:
+    """A folder with a podman that hands the launcher's socket on, as ``register --podman`` writes it."""
+    folder = bed.scratch("shim")
+    program = str(bed.BUILD / "venv/bin/oci-hpc-hooks")
+    bed.root_account().execute(program, "register", "--podman", str(folder / "bin"), check=True)
+    yield folder / "bin"
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
 def hooks_of() -> Iterator[HooksOf]:
     """``hooks_of(engine, library_folder)``: the folder for ``--hooks-dir`` of a site whose MPI, of either family, lies there."""
     folder = bed.scratch("sites")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional
 
-from tests.bed.bed import Engine, Result
+from tests.bed.bed import Account, Engine, Result
 from tests.bed.slurm import Slurm
 
 #: The namespaces that ranks share with their launcher and with each other.
@@ -19,6 +19,11 @@ PMI = (*NAMESPACES, "--preserve-fds=1", "--env=PMI_*")
 
 #: Moves the launcher's socket to where --preserve-fds=1 takes it from. dash knows no descriptor above 9, bash does.
 PMI_FD_TO_3 = ("bash", "-c", '[ "$PMI_FD" = 3 ] || eval "exec 3<&$PMI_FD $PMI_FD<&-"; PMI_FD=3 exec "$@"', "bash")
+
+
+def in_front(folder: Path, account: Account) -> tuple[str, str]:
+    """Words before a command, with which it finds the programs of this folder first."""
+    return "env", f"PATH={folder}:{account.environment()['PATH']}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from oci_hpc_hooks import precreate
 from oci_hpc_hooks.apply import config
 from oci_hpc_hooks.inputs import container, jsontext
+from tests.unit.inputs.conftest import DATA, PODMAN_CASES
 from tests.unit.test_light import ALLOWED, LIGHT, ROOT, check, modules
 
 ID = "85f9a79d6151e17f286b30055f4a090bc1d86f0150fca995fa7c17d6fcd0aa73"
@@ -81,6 +82,48 @@ def test_mounts_are_added_last_and_nobody_can_write_through_them() -> None:
         ("/usr/lib/mods", "oci-hpc-hooks"), ("/usr/lib/mods/one.so", "/opt/mods/one.so"), ("/etc/ld.so.cache", "/var/cache/x.ldcache")]
     assert all({"ro", "nosuid", "nodev"} <= {*mount["options"]} for mount in added)
     assert config.is_injected(after) and not config.is_injected(before)
+
+
+EXTRAS = [("directory", "/run/job"), ("socket", "/run/munge/munge.socket.2"), ("device", "/dev/null")]
+
+
+def test_what_is_particular_to_a_start() -> None:
+    before = proposal()
+    after = copy.deepcopy(before)
+    config.wire_up(after, EXTRAS, {"PMIX_RANK": "3", "PATH": "/opt/bin"}, True)
+    added = after["mounts"][len(before["mounts"]):]
+    assert [(mount["destination"], mount["source"], mount["type"]) for mount in added] == [(path, path, "bind") for _, path in EXTRAS]
+    assert [{"nosuid", "rprivate"} <= {*mount["options"]} for mount in added] == [True] * 3
+    assert ["rw" in mount["options"] for mount in added] == [True, False, False]
+    assert ["nodev" in mount["options"] for mount in added] == [True, True, False]
+    assert after["process"]["env"] == ["PMIX_RANK=3", "PATH=/opt/bin"]
+    assert after["linux"]["resources"].pop("devices") == [{"allow": True, "type": "c", "major": 1, "minor": 3, "access": "rw"}]
+    after["mounts"], after["process"]["env"] = before["mounts"], before["process"]["env"]
+    assert after == before
+
+
+def test_no_rules_for_devices_where_the_runtime_may_set_none() -> None:
+    given = proposal()
+    config.wire_up(given, EXTRAS, {}, False)
+    assert given["linux"] == proposal()["linux"] and given["process"] == proposal()["process"]
+
+
+@pytest.mark.parametrize("case", PODMAN_CASES)
+def test_real_configurations_come_out_with_our_edits_and_no_others(case: str, capfd: pytest.CaptureFixture[str]) -> None:
+    text = (DATA / case / "config.json").read_text()
+    before = json.loads(text)
+    given: Dict[str, Any] = jsontext.as_mapping(jsontext.loads(text.encode(), "config.json", 1 << 24), "config.json")
+    config.inject(given, record(in_place=[["/opt/libmpi.so.12", 1, 2, 3, "/usr/lib/libmpi.so.12", 4, 5, 6]]), "", 0)
+    config.wire_up(given, EXTRAS, {"PMIX_RANK": "3"}, True)
+    given["mounts"].append({"destination": "/dev/.oci-hpc", "type": "tmpfs", "source": container.MARK, "options": []})
+    config.answer(text.encode(), given, False)
+    after = json.loads(capfd.readouterr().out)
+    assert after["mounts"][:len(before["mounts"])] == before["mounts"] and len(after["mounts"]) == len(before["mounts"]) + 5
+    assert after["process"]["env"] == [*before["process"]["env"], "PMIX_RANK=3"]
+    devices = after["linux"]["resources"]["devices"]
+    assert devices[:-1] == before["linux"].get("resources", {}).get("devices", []) and devices[-1]["minor"] == 3
+    after["mounts"], after["process"]["env"], after["linux"] = before["mounts"], before["process"]["env"], before["linux"]
+    assert after == before
 
 
 # ------------------------------------------------------------------------------------------------ the answer

@@ -376,3 +376,103 @@ for number in range(rootfs.PLENTY + 50):
 inject(build(tree=tuple(binds), modules=()))
 assert (image / f"dev/.oci-hpc/opt/lib/lib{number}.so").read_text() == str(number)
 """, tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------ at its own path
+
+EXTRAS = """
+job, other = host / "spool/pmix.7.0", host / "other"
+job.mkdir(parents=True)
+other.mkdir()
+(job / "dstore").write_text("of the server")
+
+def wire(*extras, owners=(os.geteuid(),)):
+    data, cache = record.build(Plan("nothing", ()), None, (), "key")
+    with Root(os.open(image, os.O_PATH | os.O_DIRECTORY)) as root:
+        rootfs.inject(data, cache, root, table(), "", lambda: None, [(kind, str(path)) for kind, path in extras], owners)
+
+def inside(path):
+    return image / str(path).lstrip("/")
+"""
+
+
+def wire(code: str, where: Path) -> str:
+    return unshared(code, where, before=WORLD + EXTRAS)
+
+
+def test_a_jobs_directory_at_its_own_path(tmp_path: Path) -> None:
+    wire("""
+        before = trace()
+        wire(("directory", job))
+        assert (inside(job) / "dstore").read_text() == "of the server"
+        (inside(job) / "new").touch()
+        assert (job / "new").exists()
+        entry = [entry for entry in table().values() if entry.mountpoint == str(inside(job))]
+        assert len(entry) == 1 and not entry[0].shared
+        assert trace()[2] == before[2], "descriptors are left open"
+    """, tmp_path)
+
+
+def test_what_is_there_already_stays(tmp_path: Path) -> None:
+    wire("""
+        inside(job).mkdir(parents=True)
+        mount("--bind", job, inside(job))
+        count = len(table().values())
+        wire(("directory", job))
+        assert len(table().values()) == count
+    """, tmp_path)
+
+
+def test_what_is_gone_or_somebody_elses_stays_outside(tmp_path: Path) -> None:
+    wire("""
+        before = trace()
+        wire(("directory", host / "none"), ("directory", job / "dstore"), ("socket", job), ("device", job / "dstore"))
+        wire(("directory", job), owners=(os.geteuid() + 1,))
+        assert trace() == before
+    """, tmp_path)
+
+
+def test_nothing_is_made_in_a_volume(tmp_path: Path) -> None:
+    wire("""
+        volume = inside(host)
+        volume.mkdir(parents=True)
+        mount("-t", "tmpfs", "volume", volume)
+        before = trace()
+        error = raises(Refusal, wire, ("directory", job))
+        assert "nothing is created in a user's volume" in str(error)
+        assert trace() == before
+        (volume / "spool/pmix.7.0").mkdir(parents=True)
+        wire(("directory", job))
+        assert (inside(job) / "dstore").exists()
+    """, tmp_path)
+
+
+def test_another_thing_in_its_place_is_refused(tmp_path: Path) -> None:
+    wire("""
+        inside(job.parent).mkdir(parents=True)
+        inside(job).write_text("a file")
+        before = trace()
+        assert "something else in the container" in str(raises(Refusal, wire, ("directory", job)))
+        assert trace() == before
+    """, tmp_path)
+
+
+def test_links_of_the_image_lead_nowhere_outside(tmp_path: Path) -> None:
+    wire("""
+        inside(job.parent.parent).mkdir(parents=True)
+        inside(job.parent).symlink_to("/mnt")
+        wire(("directory", job))
+        assert (image / "mnt/pmix.7.0/dstore").read_text() == "of the server"
+        assert not list(other.iterdir())
+    """, tmp_path)
+
+
+def test_what_was_made_is_taken_back(tmp_path: Path) -> None:
+    wire("""
+        inside(job.parent.parent).mkdir(parents=True)
+        before = trace()
+        (inside(other)).write_text("in the way")
+        raises(Refusal, wire, ("directory", job), ("directory", other))
+        inside(other).unlink()
+        assert trace() == before
+    """, tmp_path)

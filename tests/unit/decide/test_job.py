@@ -118,7 +118,7 @@ def test_no_directory_no_shared_memory_of_the_server() -> None:
 
 
 def test_a_container_for_all_ranks_of_a_node_gets_no_ranks_variables() -> None:
-    outcome = job.decide(asked(*MPICH, scope="node"), start(PMI2, private=("ipc", "pid", "user"), shm=1 << 30))
+    outcome = job.decide(asked(*MPICH, scope="node"), start(PMI2, private=("ipc", "pid", "user"), shm=1 << 30, preserved=0))
     assert (outcome.variables, outcome.refusal, outcome.findings) == ({}, ("", ""), [])
     assert job.decide(asked(scope="node"), start(PMIX)).directories
 
@@ -303,3 +303,9 @@ def test_a_launcher_that_no_profile_has() -> None:
 def test_a_scope_that_means_nothing() -> None:
     with pytest.raises(Refusal, match="known are rank and node"):
         request(container(annotations={LAUNCHER_SCOPE: "core"}), Site())
+
+
+def test_each_need_of_the_schema_is_known() -> None:
+    schema = json.loads(resources.find("schemas/profile.schema.json").read_text())
+    needs = schema["properties"]["job"]["properties"]["needs"]["items"]["properties"]["what"]["enum"]
+    assert {name[len("need_"):] for name in dir(job._Decision) if name.startswith("need_")} == {*needs}

@@ -156,6 +156,7 @@ class SiteProfile:
     name: str
     search: Tuple[str, ...] = ()  # directories looked in before those of the profile
     variants: Tuple[Variant, ...] = ()
+    root: str = ""  # the directory that stands for "/" in the profile's paths: of a driver that is installed in a folder of its own
 
 
 @dataclass(frozen=True)
@@ -233,6 +234,10 @@ class Profile:
     sets: Tuple[LibrarySet, ...] = ()
     devices: Tuple[str, ...] = ()  # device nodes, shell patterns in the last part
     job: Job = Job()
+    companions: Tuple[str, ...] = ()  # patterns of more libraries, "$VERSION" = what stands behind ".so." in the first one's real name
+    icds: Tuple[str, ...] = ()  # patterns of files that name a library each, which comes too; as "files" they are at their own path
+    files: Tuple[str, ...] = ()  # patterns of files that appear at their own path
+    verified: Mapping[str, str] = field(default_factory=dict)  # by what it has been tried, for people
 
 
 # ---------------------------------------------------------------------------------------------------------------- inventory
@@ -248,6 +253,7 @@ class HostLibrary:
     replaces: Tuple[str, ...]
     file: FileId
     elf: ElfFacts
+    optional: bool = False  # left out of a container where it does not fit
 
 
 @dataclass(frozen=True)
@@ -257,6 +263,9 @@ class HostFile:
     path: str
     real: str
     file: FileId
+    required: bool = False  # the profile is of no use without it
+    glibc: str = ""  # of a program: the glibc release that it needs, "" = any
+    library: str = ""  # the name of the library that it names, without which it is of no use
 
 
 @dataclass(frozen=True)
@@ -286,6 +295,8 @@ class ResolvedProfile:
     sets: Tuple[ResolvedSet, ...] = ()  # those that come with the libraries
     devices: Tuple[str, ...] = ()  # as in the profile: which of them there are is seen at each start
     job: Job = Job()
+    files: Tuple[HostFile, ...] = ()  # ``path``: where they appear
+    names: Tuple[str, ...] = ()  # of a GPU stack: every library that the profile names, whether this node has it or not
 
     @property
     def title(self) -> str:
@@ -484,6 +495,7 @@ class Plan:
     tried: Optional[Plan] = None  # of a refusal: what the first finding of it is about, where the decision came that far
     drop_in: Optional[DropIn] = None  # the cache is a file in the container's own layer, with this one; None = it is bound
     devices: Tuple[str, ...] = ()  # patterns of device nodes that the caller or the site has asked for
+    files: Tuple[Bind, ...] = ()  # at their own path, over the image's or beside what is there
     open_devices: Tuple[str, ...] = ()  # those that only the image has asked for: of them what anybody may open
     job: Optional[JobPlan] = None
     variant: str = ""  # of the profile, "" = its own libraries

@@ -80,7 +80,8 @@ class Service:
             what = f"the loader's cache is mounted, not a file of the container's own, and ldconfig inside fails: {because}"
             note = {"severity": "note", "code": "loader-cache", "what": what, "origin": "", "remedy": "", "who": ""}
             findings = [*findings, note]
-        self.log(record["verdict"], path, profile=record["profile"], files=len(record["tree"]) + len(record["in_place"]),
+        self.log(record["verdict"], path, profile=record["profile"],
+                 files=len(record["tree"]) + len(record["in_place"]) + len(record["files"]),
                  loader_cache=way, findings=findings, **(more.told if more else {}))
 
     def apply(self, record: dict[str, Any], cache: bytes, more: WireUp | None) -> tuple[str, str]:

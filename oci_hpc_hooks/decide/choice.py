@@ -93,9 +93,9 @@ def has_copies(profile: ResolvedProfile, facts: ImageFacts) -> bool:
 
 def is_used(profile: ResolvedProfile, facts: ImageFacts) -> bool:
     """Whether something in the image needs a library of the profile, or the image has one of them: reason enough to bring the others."""
-    names = {name for library in profile.libraries if library.role in ("replace", "add") for name in (library.name, *library.replaces)}
-    return any(names.intersection(file.elf.needed) for file in facts.files.values()) or any(
-        copies(profile, facts).get(library.path) for library in profile.libraries if library.role in ("replace", "add"))
+    names = {*profile.names}
+    return (any(names.intersection(file.elf.needed) for file in facts.files.values())
+            or any(names.intersection(folder.names) for folder in facts.directories))
 
 
 def choose(facts: ImageFacts, profile: ResolvedProfile, keep_pmix: bool = True) -> Choice:
@@ -109,7 +109,10 @@ def choose(facts: ImageFacts, profile: ResolvedProfile, keep_pmix: bool = True) 
     in_place: List[Tuple[HostLibrary, ImageFile]] = []
     others: List[ImageFile] = []
     chosen: Dict[str, HostLibrary] = {}
+    optional = [library for library in profile.libraries if library.optional]
     for index, library in enumerate(profile.libraries):
+        if library.optional:
+            continue
         theirs = found.get(library.path, [])
         brought = any(host_file(copy.path) for copy in theirs)
         if library.role == "replace":
@@ -133,10 +136,34 @@ def choose(facts: ImageFacts, profile: ResolvedProfile, keep_pmix: bool = True) 
             in_place += [(library, copy) for copy in mine]
     rules = _Dependencies(facts, profile, found, keep_pmix)
     rules.add([name for library in chosen.values() for name in library.elf.needed], chosen, in_place)
+    findings += _take_optional(optional, facts, rules, chosen, in_place)
     findings += [Finding(NOTE, "image-kept", f"the image's own {name} serves both sides and is kept") for name in rules.kept]
     findings += _take_sets(profile, facts, rules, chosen, in_place)
     sets = tuple(one for one in profile.sets if one.libraries[0] in chosen)
     return Choice(tuple(chosen.values()), tuple(in_place), (*others, *rules.staying_copies), tuple(findings), sets=sets)
+
+
+def _take_optional(libraries: Sequence[HostLibrary], facts: ImageFacts, rules: _Dependencies, chosen: Dict[str, HostLibrary],
+                   in_place: List[Tuple[HostLibrary, ImageFile]]) -> Iterator[Finding]:
+    """Libraries of a driver that may stay away: each comes with all that it needs, or not at all."""
+    for library in libraries:
+        theirs = rules.found.get(library.path, [])
+        if library.role == "add" and theirs:
+            continue
+        trial = {**chosen, library.name: library}
+        try:
+            mine = _without_brought(library, theirs)
+            places = [*in_place, *((library, copy) for copy in mine)]
+            rules.add(library.elf.needed, trial, places)
+            unfit = next((one for name, one in trial.items() if name not in chosen and not _fits_libc(one, facts)), None)
+            why = f"{unfit.name} (the site's {unfit.path}) needs a newer glibc than the image's" if unfit is not None else ""
+        except No as no:
+            why = no.what
+        if why:
+            yield Finding(NOTE, "left-out", f"{library.name} (the site's {library.path}) does not come: {why}")
+            continue
+        chosen.update(trial)
+        in_place[:] = places
 
 
 def _without_brought(library: HostLibrary, theirs: Sequence[ImageFile]) -> List[ImageFile]:

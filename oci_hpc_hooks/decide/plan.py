@@ -262,8 +262,15 @@ def _plan_choice(container: Container, served: _Served, profile: ResolvedProfile
                  f"the scan says: {profile.problems[0]}")
     facts = served.facts
     _gates(facts, profile)
-    choice = replace(choose(facts, profile, keep_pmix), runtime=replaced)
-    if not choice.libraries:
+    choice = choose(facts, profile, keep_pmix)
+    drivers = {file.library for file in profile.files if file.library}
+    if drivers and drivers.isdisjoint(library.name for library in choice.libraries):
+        # None of them fits: let the ladder say why, or find a way.
+        insisted = [replace(library, optional=library.optional and library.name not in drivers) for library in profile.libraries]
+        profile = replace(profile, libraries=tuple(insisted))
+        choice = choose(facts, profile, keep_pmix)
+    choice = replace(choice, runtime=replaced)
+    if not choice.libraries and not profile.files:
         all_there = Finding(NOTE, "all-there", f"the image has everything that profile {profile.name} would add")
         return _left(served, *choice.findings, all_there)
     tree_root, tree_make = _tree_place(container, facts)
@@ -274,6 +281,8 @@ def _plan_choice(container: Container, served: _Served, profile: ResolvedProfile
     directories, missing = _set_directories(choice, facts)
     made = replace(_actions(profile, choice, served.image), modules=(*modules, *directories), cache=cache, tree_root=tree_root,
                    tree_make=tree_make)
+    made, told = _with_files(made, container, profile, choice, facts)
+    missing += told
     made = _together(served.plan, made)
     after = _after(facts, choice, cache, tree_root)
     try:
@@ -331,7 +340,7 @@ def _together(before: Plan, more: Plan) -> Plan:
     """Two plans as one: nothing is done to one target twice. Raises No where the two would put different things there."""
     if before.verdict == NOTHING:
         return more
-    for old, new in ((before.tree, more.tree), (before.in_place, more.in_place)):
+    for old, new in ((before.tree, more.tree), (before.in_place, more.in_place), (before.files, more.files)):
         sources = {bind.target: bind.source for bind in old}
         for bind in new:
             if sources.get(bind.target, bind.source) != bind.source:
@@ -348,6 +357,7 @@ def _together(before: Plan, more: Plan) -> Plan:
         variant=before.variant,
         tree=_once(before.tree, more.tree),
         in_place=_once(before.in_place, more.in_place),
+        files=_once(before.files, more.files),
         modules=(*before.modules, *(cover for cover in more.modules if cover.target not in folders)),
     )
 
@@ -373,6 +383,38 @@ def _actions(profile: ResolvedProfile, choice: Choice, facts: ImageFacts) -> Pla
         cache_target=facts.cache_path,
         cache_over=facts.cache_file,
     )
+
+
+def _with_files(made: Plan, container: Container, profile: ResolvedProfile, choice: Choice,
+                facts: ImageFacts) -> Tuple[Plan, List[Finding]]:
+    """Files that appear at their own path: one by one in a directory that the image has, else as a directory of the tree. Raises No."""
+    there = {directory.path for directory in facts.directories if directory.inode}
+    findings: List[Finding] = []
+    covers = {cover.target: cover for cover in made.modules}
+    tree: List[Bind] = []
+    single: List[Bind] = []
+    names = {library.name for library in choice.libraries}
+    for file in profile.files:
+        if file.library and file.library not in names:
+            continue  # its driver does not come, and why is told
+        folder = posixpath.dirname(file.path)
+        why = f"{posixpath.basename(file.path)} of {profile.title}, at its own path"
+        lacking = ""
+        if file.glibc and abi.version_key(file.glibc) > abi.version_key(abi.libc_version(facts)):
+            lacking = f"it needs glibc {file.glibc}, and the image's is {abi.libc_version(facts)}"
+        elif folder in there and (facts.resolved.get(file.path) or not container.read_only):
+            single.append(Bind(file.real, file.file, file.path, why))
+        elif folder not in there and folder in facts.makeable:
+            tree.append(Bind(file.real, file.file, file.path.lstrip("/"), why))
+            covers.setdefault(folder, Cover(folder.lstrip("/"), folder, 0, 0))
+        else:
+            lacking = "no such file can be made in this container"
+        if lacking and file.required:
+            raise No("no-place", f"the site's {file.real} is wanted as {file.path}, and {lacking}",
+                     f"add an empty file {file.path} to the image, or make its root filesystem writable", "image author")
+        if lacking:
+            findings.append(Finding(NOTE, "left-out", f"{file.path} of the site does not come: {lacking}"))
+    return replace(made, tree=_once(made.tree, tuple(tree)), files=tuple(single), modules=tuple(covers.values())), findings
 
 
 def _gates(facts: ImageFacts, profile: ResolvedProfile) -> None:

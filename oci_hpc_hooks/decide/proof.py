@@ -199,8 +199,7 @@ class _Proof:
         wanted = self.profile.provides.get("mpi", "")
         names = self.choice.names
         # Of a loader such as libOpenCL, which finds drivers, the image may keep its own.
-        kept = {name for library in self.profile.libraries if library.role == "add" and not wanted
-                for name in (library.name, *library.replaces)}
+        kept = {*self.profile.names}
         uses = False
         for loaded in link_map.objects:
             family = mpi.family(loaded.facts)

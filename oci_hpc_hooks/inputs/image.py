@@ -99,8 +99,10 @@ def gather(root: Root, container: Container, profiles: Sequence[ResolvedProfile]
         asked = [tree.files[program].elf.execstack for program in programs if program in tree.files]
         allowed = "glibc.rtld.execstack=2" in env.get("GLIBC_TUNABLES", "") or (bool(asked) and all(asked))
         around = bystanders.find(root, path_dirs, library_dirs, started, static, allowed)
+    for place in sorted(copies.own_paths):
+        tree.resolve(place)  # on a read-only root filesystem, only what is there can be covered
     return ImageFacts(
-        makeable=() if container.read_only else _makeable(root, missing),
+        makeable=() if container.read_only else _makeable(root, missing, copies.made_folders),
         libc=tree.files[libc.path] if libc else None,  # maybe with its symbols by now
         libc_version=own.libc_version,
         loader=own.interp,
@@ -158,7 +160,12 @@ class _Copies:
         self.asked |= {name for group in sets for module in group.modules for name in module.elf.needed}
         self.asked |= {name for group in sets for name in group.libraries}
         paths = [module.path for group in sets for module in group.modules] + [file.path for group in sets for file in group.files]
-        self.set_folders = {posixpath.dirname(path) for path in paths}
+        self.own_paths = {file.path for profile in profiles for file in profile.files}
+        self.set_folders = {posixpath.dirname(path) for path in (*paths, *self.own_paths)}
+        of_gpus = [group for profile in profiles if "gpu" in profile.provides for group in profile.sets]
+        self.made_folders = {posixpath.dirname(path) for path in self.own_paths}  # with all directories above them
+        self.made_folders |= {posixpath.dirname(file.path) for group in of_gpus for file in group.files}
+        self.made_folders |= {posixpath.dirname(module.path) for group in of_gpus for module in group.modules}
         # Beside a copy in the image, where that one has its own.
         self.module_folders |= {posixpath.basename(posixpath.dirname(module.path)) for group in sets for module in group.modules}
 
@@ -403,14 +410,19 @@ def _stem(soname: str) -> str:
     return soname.partition(".so")[0] + ".so"
 
 
-def _makeable(root: Root, missing: Iterable[str]) -> Tuple[str, ...]:
-    """Of paths that are no directories, those where one could be made: nothing is there, and the parent is on the root filesystem.
+def _makeable(root: Root, missing: Iterable[str], deep: Set[str]) -> Tuple[str, ...]:
+    """Of paths that are no directories, those where one could be made: nothing is there, and the parent is on the root filesystem. Of those
+    in ``deep`` parents may be missing too.
 
     The parent is not watched: engines write into /etc at every start.
     """
     found = []
     for path in missing:
         parent, there = root.find(posixpath.dirname(path)), root.find(path)
+        above = posixpath.dirname(path)
+        while parent < 0 and path in deep and above != "/":
+            above = posixpath.dirname(above)
+            parent = root.find(above)
         try:
             if there < 0 <= parent and stat.S_ISDIR(os.fstat(parent).st_mode) and mount_id(parent) == mount_id(root.fd):
                 found.append(path)

@@ -89,6 +89,7 @@ IMAGES: Mapping[str, Recipe] = {
     "musl": _labelled("musl-nolabel", None, "muslhello"),
     "static-nolabel": Recipe(tar="static.tar"),
     "static": _labelled("static-nolabel", None, "statichello"),
+    **{f"opencl-{suite}": Recipe(tar=f"opencl-{suite}.tar") for suite in ("bullseye", "bookworm", "trixie")},
     # For the matrix, which asks by annotation: no labels.
     "bullseye-openmpi": Recipe(tar="bullseye-openmpi.tar"),
     "debian13-mpich": Recipe(tar="debian13.tar"),

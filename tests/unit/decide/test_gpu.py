@@ -59,7 +59,8 @@ def driver(*, needed: Sequence[str] = ("libstdc++.so.6", "libc.so.6"), glibc: st
 
 def gpu(*libraries: HostLibrary, name: str = "acme", problems: Sequence[str] = (), devices: Sequence[str] = ()) -> ResolvedProfile:
     return ResolvedProfile(f"site-{name}", {"gpu": name}, f"/etc/oci-hpc-hooks/profiles.d/site-{name}.json", libraries,
-                           problems=tuple(problems), devices=tuple(devices))
+                           problems=tuple(problems), devices=tuple(devices),
+                           names=tuple(library.name for library in libraries if library.role != "dependency"))
 
 
 ACME = gpu(driver(), cxx())
@@ -193,7 +194,7 @@ def test_a_default_that_does_not_fit_is_a_note() -> None:
 
 
 def test_auto_brings_what_the_image_uses() -> None:
-    node = inventory(ACME, gpu(driver(path="/usr/lib64/other/libother.so.1"), cxx(), name="other"))
+    node = inventory(ACME, gpu(host("/usr/lib64/libother.so.1", elf("libother.so.1", needed=("libc.so.6",)), "replace"), name="other"))
     own = image().add("/usr/bin/linked", program("libacme.so.1"))
     made = decide(own.facts("/usr/bin/linked"), node, labels={GPU: "auto"})
     assert (made.verdict, made.profile) == (PROVED, "site-acme")

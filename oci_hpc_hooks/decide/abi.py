@@ -40,6 +40,15 @@ def libc_version(facts: ImageFacts) -> str:
     return facts.libc_version or newest(facts.libc.elf.verdef, "GLIBC_").partition("_")[2]
 
 
+#: The glibc release since which dlopen refuses a library that wants an executable stack.
+NO_EXECSTACK = "2.41"
+
+
+def refuses_execstack(facts: ImageFacts) -> bool:
+    """Whether the image's glibc opens no library that wants an executable stack once a program runs."""
+    return bool(libc_version(facts)) and version_key(libc_version(facts)) >= version_key(NO_EXECSTACK)
+
+
 HOST = "host"
 IMAGE = "image"
 

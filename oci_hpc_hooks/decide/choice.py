@@ -157,6 +157,9 @@ def _take_optional(libraries: Sequence[HostLibrary], facts: ImageFacts, rules: _
             rules.add(library.elf.needed, trial, places)
             unfit = next((one for name, one in trial.items() if name not in chosen and not _fits_libc(one, facts)), None)
             why = f"{unfit.name} (the site's {unfit.path}) needs a newer glibc than the image's" if unfit is not None else ""
+            stacks = next((one for name, one in trial.items() if name not in chosen and one.elf.execstack), None)
+            if stacks is not None and abi.refuses_execstack(facts) and not why:
+                why = f"{stacks.name} wants an executable stack, and glibc {abi.libc_version(facts)} opens no such library"
         except No as no:
             why = no.what
         if why:
@@ -209,6 +212,8 @@ class _Dependencies:
                 continue
             if self.is_brought(name):
                 continue
+            if "gpu" in self.profile.provides and self.by_name[name].role == "add" and self.copies(name):
+                continue  # a neutral loader that the image has
             stays = self.keep_pmix and name.startswith(mpi.PMIX_SONAME)
             if not stays and self.whose(name) == abi.IMAGE:
                 self.kept.append(name)

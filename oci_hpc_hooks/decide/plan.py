@@ -281,8 +281,6 @@ def _plan_choice(container: Container, served: _Served, profile: ResolvedProfile
     directories, missing = _set_directories(choice, facts)
     made = replace(_actions(profile, choice, served.image), modules=(*modules, *directories), cache=cache, tree_root=tree_root,
                    tree_make=tree_make)
-    made, told = _with_files(made, container, profile, choice, facts)
-    missing += told
     made = _together(served.plan, made)
     after = _after(facts, choice, cache, tree_root)
     try:
@@ -290,6 +288,8 @@ def _plan_choice(container: Container, served: _Served, profile: ResolvedProfile
         for earlier in choices[:-1]:
             prove(after, *earlier, cache, tree_root, inventory.cpu)
         must_fit_launcher(choice, facts.programs, keep_pmix)
+        made, told = _with_files(made, container, profile, choice, facts)
+        missing += told
     except No as no:
         no.tried = made
         raise
@@ -340,7 +340,7 @@ def _together(before: Plan, more: Plan) -> Plan:
     """Two plans as one: nothing is done to one target twice. Raises No where the two would put different things there."""
     if before.verdict == NOTHING:
         return more
-    for old, new in ((before.tree, more.tree), (before.in_place, more.in_place), (before.files, more.files)):
+    for old, new in ((before.tree, more.tree), (before.in_place, more.in_place)):
         sources = {bind.target: bind.source for bind in old}
         for bind in new:
             if sources.get(bind.target, bind.source) != bind.source:
@@ -357,7 +357,7 @@ def _together(before: Plan, more: Plan) -> Plan:
         variant=before.variant,
         tree=_once(before.tree, more.tree),
         in_place=_once(before.in_place, more.in_place),
-        files=_once(before.files, more.files),
+        files=before.files,
         modules=(*before.modules, *(cover for cover in more.modules if cover.target not in folders)),
     )
 
@@ -394,9 +394,13 @@ def _with_files(made: Plan, container: Container, profile: ResolvedProfile, choi
     tree: List[Bind] = []
     single: List[Bind] = []
     names = {library.name for library in choice.libraries}
+    taken = {bind.target.lstrip("/"): bind.source for bind in (*made.tree, *made.files)}
     for file in profile.files:
         if file.library and file.library not in names:
             continue  # its driver does not come, and why is told
+        if taken.get(file.path.lstrip("/"), file.real) != file.real:
+            raise No("two-profiles", f"{profile.title} has its {file.real} for {file.path}, where another puts "
+                     f"{taken[file.path.lstrip('/')]}", "switch one of them off (profiles in site.json)", "site admin")
         folder = posixpath.dirname(file.path)
         why = f"{posixpath.basename(file.path)} of {profile.title}, at its own path"
         lacking = ""
@@ -414,7 +418,8 @@ def _with_files(made: Plan, container: Container, profile: ResolvedProfile, choi
                      f"add an empty file {file.path} to the image, or make its root filesystem writable", "image author")
         if lacking:
             findings.append(Finding(NOTE, "left-out", f"{file.path} of the site does not come: {lacking}"))
-    return replace(made, tree=_once(made.tree, tuple(tree)), files=tuple(single), modules=tuple(covers.values())), findings
+    made = replace(made, tree=_once(made.tree, tuple(tree)), files=_once(made.files, tuple(single)), modules=tuple(covers.values()))
+    return made, findings
 
 
 def _gates(facts: ImageFacts, profile: ResolvedProfile) -> None:

@@ -175,7 +175,7 @@ class _Proof:
             self._must_have_functions(link_map)
             _must_be_one_build(program, link_map)
             uses = self._takes_ours(program, link_map) or uses
-            self._must_open(program, search, lacked)
+            self._must_open(program, search, lacked, link_map)
             try:
                 _must_have_pmix(link_map)
             except No as no:
@@ -185,7 +185,7 @@ class _Proof:
                                               remedy="leave that directory out of LD_LIBRARY_PATH", who="user")
         return uses
 
-    def _must_open(self, program: str, search: loader.Search, lacked: frozenset[str]) -> None:
+    def _must_open(self, program: str, search: loader.Search, lacked: frozenset[str], started: loader.LinkMap) -> None:
         """A driver's libraries are opened by their names, by programs that are not linked to them: that must lead to the site's too, beside
         all that the program has loaded already. Raises No."""
         if "mpi" in self.profile.provides:
@@ -194,6 +194,8 @@ class _Proof:
         link_map = self.view.simulate(program, search, opened)
         self._must_load(link_map, lacked)
         self._takes_ours(program, link_map)
+        there = {item.path for item in started.objects}
+        must_be_openable(((item.path, item.facts) for item in link_map.objects if item.path not in there), abi.libc_version(self.facts))
 
     def _takes_ours(self, program: str, link_map: loader.LinkMap) -> bool:
         wanted = self.profile.provides.get("mpi", "")

@@ -65,13 +65,13 @@ def _left_behind(facts: ImageFacts, places: Set[str]) -> Iterator[Finding]:
 
 _ALLOW = ("give podman run --env GLIBC_TUNABLES=glibc.rtld.execstack=2, or clear the mark of the library where it comes from "
           "(patchelf --clear-execstack)")
-#: glibc releases since which dlopen refuses a library that wants an executable stack, and ld.so without arguments ends with 1, not 127.
-_NO_EXECSTACK, _OTHER_STATUS = "2.41", "2.33"
+#: The glibc release since which ld.so without arguments ends with 1, not 127.
+_OTHER_STATUS = "2.33"
 
 
 def _notice(around: Bystanders, old: str, new: str) -> Iterator[Finding]:
     """What of the image works otherwise, or not at all, with the new C library; each has been tried (tests/engine/test_c_runtime.py)."""
-    if around.execstack and not _older(new, _NO_EXECSTACK):
+    if around.execstack and not _older(new, abi.NO_EXECSTACK):
         yield Finding(WARNING, "c-runtime-execstack", f"{some(around.execstack)} of the image: wants an executable stack; glibc {new} "
                       "loads such a library when a program starts, and refuses to open it later (dlopen, Python modules)",
                       remedy=_ALLOW, who="user")
@@ -93,7 +93,7 @@ def _notice(around: Bystanders, old: str, new: str) -> Iterator[Finding]:
 def must_be_openable(loaded: Iterable[Tuple[str, ElfFacts]], libc: str) -> None:
     """Raises No if dlopen of glibc ``libc`` would refuse what a module loads: it, or a library that it needs, wants an executable stack."""
     for path, elf in loaded:
-        if elf.execstack and libc and not _older(libc, _NO_EXECSTACK):
+        if elf.execstack and libc and not _older(libc, abi.NO_EXECSTACK):
             raise No("execstack", f"{path} wants an executable stack, and glibc {libc} opens no such library once a program runs", _ALLOW,
                      "user")
 

@@ -273,7 +273,9 @@ class _Resolution:
         if libraries and not self.problems:
             search = self._search(os.path.dirname(libraries[0].path))
             dependencies = self._closure(libraries, search)
-            needed = glibc.release_needed(library.elf.verneed for library in (*libraries, *dependencies.values()) if not library.optional)
+            must = [library for library in libraries if not library.optional] or libraries
+            own = dependencies if must == libraries else self._dependencies(self._simulate([one.path for one in must], search), ())
+            needed = glibc.release_needed(library.elf.verneed for library in (*must, *own.values()))
             plugins = self._plugins(libraries, dependencies, search)
             sets = self._sets(libraries, dependencies, search)
             libraries += dependencies.values()

@@ -414,7 +414,7 @@ build_pocl-trixie() {
     rm -rf "$tree"
 }
 
-# nvidia SUITE FOLDER PACKAGES...: a driver in the places of the distribution, which makes no links before it is configured
+# nvidia SUITE FOLDER PACKAGES...: a driver in the places of the distribution, with links that it makes when it is configured
 nvidia() {
     local suite=$1 folder=$2
     shift 2
@@ -423,6 +423,10 @@ nvidia() {
         libnvidia-eglcore libnvidia-glcore libnvidia-glvkspirv libegl-nvidia0 libglx-nvidia0 nvidia-egl-common nvidia-egl-icd \
         nvidia-vulkan-common nvidia-vulkan-icd nvidia-opencl-common nvidia-opencl-icd nvidia-smi "$@"
     rm -rf "$folder/usr/share/doc" "$folder/usr/share/lintian"
+    mkdir -p "$folder/usr/bin" "$folder/usr/share/nvidia" "$folder/$LIBDIR/gbm"
+    ln -s ../lib/nvidia/current/nvidia-smi "$folder/usr/bin/nvidia-smi"
+    ln -s "../../../$LIBDIR/nvidia/current/nvoptix.bin" "$folder/usr/share/nvidia/nvoptix.bin"
+    ln -s ../nvidia/current/nvidia-drm_gbm.so "$folder/$LIBDIR/gbm/nvidia-drm_gbm.so"
 }
 
 build_nvidia-535() { nvidia bookworm site/nvidia-535; }

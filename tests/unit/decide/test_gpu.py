@@ -18,6 +18,7 @@ from oci_hpc_hooks.model import (
     UNPROVED,
     WARNING,
     Finding,
+    HostFile,
     HostLibrary,
     ImageFacts,
     Inventory,
@@ -31,6 +32,7 @@ from tests.unit.decide.world import (
     codes,
     container,
     elf,
+    file_id,
     glibc_versions,
     host,
     inventory,
@@ -307,3 +309,77 @@ def test_a_c_runtime_that_either_needs_comes_once(mpi_needs: str, driver_needs: 
     assert made.verdict == UNPROVED, codes(made)
     assert [bind.target for bind in made.in_place].count("/lib64/libc.so.6") == 1
     assert codes(made).count("c-runtime") == 1
+
+
+# --------------------------------------------------------------------------------------------- what need not come, and files
+
+def optional(library: HostLibrary) -> HostLibrary:
+    return dataclasses.replace(library, optional=True)
+
+
+def icd(path: str = "/etc/vendors/acme.icd", *, library: str = "libacme.so.1") -> HostFile:
+    return HostFile(path, f"/drivers{path}", file_id(path), required=True, library=library)
+
+
+def test_what_need_not_come_stays_away_where_it_does_not_fit() -> None:
+    jit = elf("libjit.so.1", needed=("libc.so.6",), verneed={"libc.so.6": ["GLIBC_2.38"]})
+    newer = optional(host("/usr/lib64/libjit.so.1", jit, "replace"))
+    fits = optional(host("/usr/lib64/libml.so.1", elf("libml.so.1", needed=("libc.so.6",)), "replace"))
+    made = decide(image().facts("/usr/bin/compute"), inventory(gpu(driver(), newer, fits, cxx())), labels=LABEL)
+    targets = [bind.target for bind in made.tree]
+    assert "usr/lib64/libml.so.1" in targets and "usr/lib64/libjit.so.1" not in targets
+    assert [finding.what for finding in made.findings if finding.code == "left-out"] == [
+        "libjit.so.1 (the site's /usr/lib64/libjit.so.1) does not come: libjit.so.1 (the site's /usr/lib64/libjit.so.1) needs a newer "
+        "glibc than the image's"]
+
+
+@pytest.mark.parametrize(("glibc", "comes"), [(36, True), (41, False)])
+def test_a_library_that_no_newer_glibc_opens(glibc: int, comes: bool) -> None:
+    stacky = dataclasses.replace(elf("libhip.so.5", needed=("libc.so.6",)), execstack=True)
+    node = inventory(gpu(driver(), optional(host("/usr/lib64/libhip.so.5", stacky, "replace")), cxx()))
+    made = decide(image(glibc).facts("/usr/bin/compute"), node, labels=LABEL)
+    assert ("usr/lib64/libhip.so.5" in [bind.target for bind in made.tree]) == comes
+    must = gpu(host("/usr/lib64/libhip.so.5", stacky, "replace"))
+    made = decide(image(glibc).facts("/usr/bin/compute"), inventory(must), labels=LABEL)
+    assert made.verdict == (UNPROVED if comes else REFUSED)
+
+
+def with_icd(*libraries: HostLibrary, files: Sequence[HostFile] = (icd(),)) -> Inventory:
+    return inventory(dataclasses.replace(gpu(*libraries), files=tuple(files)))
+
+
+def test_if_no_driver_fits_the_ladder_says_why() -> None:
+    node = with_icd(optional(driver(needed=("libc.so.6",), glibc="GLIBC_2.38")))
+    found = error(decide(image(36).facts("/usr/bin/compute"), node, labels=LABEL))
+    assert found.code == "glibc-too-old" and "needs GLIBC_2.38" in found.what
+    facts = dataclasses.replace(image(36).facts("/usr/bin/compute"), makeable=("/etc/vendors",))
+    made = decide(facts, dataclasses.replace(node, c_runtime=runtime(41)), labels=LABEL)
+    assert made.verdict == UNPROVED and "c-runtime" in codes(made)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_files_at_their_own_path(there: bool) -> None:
+    facts = image().facts("/usr/bin/compute", looked_at=("/etc/vendors",) if there else ())
+    if there:
+        facts = dataclasses.replace(facts, directories=tuple(
+            dataclasses.replace(folder, inode=7) if folder.path == "/etc/vendors" else folder for folder in facts.directories))
+    else:
+        facts = dataclasses.replace(facts, makeable=("/etc/vendors",))
+    other = icd("/etc/vendors/other.icd", library="libother.so.1")
+    made = decide(facts, with_icd(optional(driver()), cxx(), files=(icd(), other)), labels=LABEL)
+    covered = [(cover.folder, cover.target, cover.inode) for cover in made.modules]
+    if there:
+        assert ([bind.target for bind in made.files], covered) == (["/etc/vendors/acme.icd"], [])
+    else:
+        assert (made.files, covered) == ((), [("etc/vendors", "/etc/vendors", 0)])
+        assert "etc/vendors/acme.icd" in [bind.target for bind in made.tree]
+    assert "other.icd" not in str(made.tree) + str(made.files), "the file of a driver that does not come"
+
+
+def test_no_place_for_a_file() -> None:
+    found = error(decide(image().facts("/usr/bin/compute"), with_icd(optional(driver()), cxx()), labels=LABEL))
+    assert found.code == "no-place" and "/etc/vendors/acme.icd" in found.what
+    tool = HostFile("/opt/acme/smi", "/opt/acme/smi", file_id("smi"))
+    newer = dataclasses.replace(tool, glibc="2.38")
+    made = decide(image(36).facts("/usr/bin/compute"), with_icd(driver(), cxx(), files=(tool, newer)), labels=LABEL)
+    assert made.verdict == UNPROVED and codes(made).count("left-out") == 2 and made.files == ()

@@ -32,13 +32,17 @@ from typing import Any, Optional
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import images, results  # noqa: E402
+from oci_hpc_hooks import pack  # noqa: E402
 from tests.bed import bed  # noqa: E402
 from tests.bed.site import MPICH5, Site  # noqa: E402
 
 BENCH = bed.BUILD / "bench"
 SPAWN = BENCH / "spawn"
 BIND_TREE = BENCH / "bind_tree"
-ENVIRONMENT = {"PATH": "/usr/bin"}
+#: The bare interpreter is started as anybody would, a hook with what its descriptor gives it.
+ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+HOOK_ENVIRONMENT = dict(item.split("=", 1) for item in json.loads((ROOT / "hooks.d/oci-hpc-hooks.json").read_text())["hook"]["env"])
 #: Libraries that the large plan has beyond MPICH's own files: a fabric and a GPU stack are as many.
 EXTRA = 30
 COLD = "500 ms for 1,000 libraries"
@@ -70,6 +74,7 @@ class Case:
     budget: str = ""
     limit: float = 0  # what `budget` says: a ratio to `base`, or ms of wall time
     in_ms: bool = False
+    counted: Optional[tuple[list[str], Optional[Bench], bool]] = None  # to count its system calls: command, where, at precreate
     runs: list[Run] = field(default_factory=list)
 
 
@@ -105,16 +110,17 @@ def mount(source: str, target: str, kind: str, flags: int) -> None:
 class Container:
     """A container of podman's, made and never started: its rootfs is mounted, its bundle is complete."""
 
-    def __init__(self, engine: bed.Engine, image: str) -> None:
+    def __init__(self, engine: bed.Engine, image: str, command: Sequence[str] = ("mpihello",)) -> None:
         self.engine = engine
         self.name = engine.new_name()
-        create = ["create", "--net=none", "--name", self.name, engine.load(image), "mpihello"]
+        create = ["create", "--net=none", "--name", self.name, engine.load(image), *command]
         self.id = engine.podman(*create, check=True).stdout.strip()
         engine.podman("init", self.name, check=True)
         self.rootfs = engine.podman("mount", self.name, check=True).stdout.strip()
         config = engine.podman("inspect", "--format", "{{.OCIConfigPath}}", self.name, check=True).stdout.strip()
         self.bundle = os.path.dirname(config)
         self.config = json.loads(Path(config).read_text())
+        self.config_file = Path(config)
         self.state_file = BENCH / f"{self.name}.state"
 
     @contextlib.contextmanager
@@ -182,37 +188,50 @@ def mounts_of(pid: int) -> list[tuple[str, ...]]:
 class Bench:
     """One registered installation and one container, with everything that is timed on them."""
 
-    def __init__(self, name: str, container: Container, extra: int) -> None:
+    def __init__(self, name: str, container: Container, extra: int = 0, *, stub: bool = False, profiles: int = 0) -> None:
+        """``extra`` libraries more than the MPI has; ``stub``: one that is a single file and does nothing; ``profiles`` more than those
+        that are shipped, each of which finds the same libraries."""
         self.name = name
         self.container = container
         folder = BENCH / "sites" / name
         self.site = Site(folder)
-        if extra:
-            self._large_profile(folder / "lib", extra)
+        libraries = folder / "lib" if extra or stub or profiles else MPICH5
+        if libraries != MPICH5:
+            self._profile(libraries, extra, stub, profiles)
         # Mounts alone, as the C program makes them: a cache that is a file in the layer would also make each next start a cold one.
-        self.site.configure([folder / "lib" if extra else MPICH5], loader_cache="bind")
+        self.site.configure([libraries], loader_cache="bind")
+        if profiles:
+            site = json.loads((self.site.config_dir / "site.json").read_text())
+            site["profiles"] += [{"name": f"bench{number:03d}", "search": [str(libraries)]} for number in range(profiles)]
+            (self.site.config_dir / "site.json").write_text(json.dumps(site))
         self.site.scan()
         self.hooks_dir = self.site.register()
         descriptor = json.loads((self.hooks_dir / "oci-hpc-hooks.json").read_text())
         self.hook: str = descriptor["hook"]["path"]
+        self.precreate_hook = self.hook.replace("createruntime", "precreate")
         self.record = folder / "record"
         self.timed = folder / "timed"
         self.files = 0
 
-    def _large_profile(self, libraries: Path, extra: int) -> None:
-        """The shipped profile with `extra` small libraries more, each a real shared object, beside a copy of the MPI."""
-        shutil.copytree(MPICH5, libraries, symlinks=True)
+    def _profile(self, libraries: Path, extra: int, stub: bool, profiles: int) -> None:
+        """The shipped profile with `extra` small libraries more, each a real shared object, beside a copy of the MPI or a stub of it."""
         names = [f"libbench{number:02d}.so.1" for number in range(extra)]
-        source = BENCH / "empty.c"
-        source.write_text("int oci_hpc_hooks_bench;\n")
-        for name in names:
-            subprocess.run(["gcc", "-shared", "-nostdlib", f"-Wl,-soname,{name}", "-o", libraries / name, source], check=True, timeout=60)
+        if stub:
+            libraries.mkdir(parents=True)
+            images.library(libraries, names)
+            images.stub(MPICH5 / "libmpi.so.12", libraries / "libmpi.so.12", names)
+            names = []  # they come because it needs them
+        else:
+            shutil.copytree(MPICH5, libraries, symlinks=True)
+            images.library(libraries, names)
         profile = json.loads((ROOT / "oci_hpc_hooks/profiles.d/mpich.json").read_text())
         profile.pop("$schema", None)
         profile["libraries"] += [{"soname": name, "role": "add"} for name in names]
         folder = self.site.config_dir / "profiles.d"
         folder.mkdir(mode=0o755)
         (folder / "mpich.json").write_text(json.dumps(profile))
+        for number in range(profiles):
+            (folder / f"bench{number:03d}.json").write_text(json.dumps({**profile, "name": f"bench{number:03d}"}))
 
     # -- the ways to start it
 
@@ -228,10 +247,20 @@ class Bench:
 
     def nothing(self) -> Run:
         with self.container.waiting():
-            run = spawn([self.hook], self.container.state_file)
+            run = spawn([self.hook], self.container.state_file, HOOK_ENVIRONMENT)
+        return self._left_alone(run)
+
+    def nothing_precreate(self) -> Run:
+        return self._left_alone(spawn([self.precreate_hook], self.container.config_file, HOOK_ENVIRONMENT))
+
+    def _left_alone(self, run: Run) -> Run:
         if self.last():
             raise Failed("the hook with nothing to do did something")
         return run
+
+    def precreate(self) -> Run:
+        """podman's stage: the configuration on stdin; nothing is mounted by us."""
+        return self._checked("warm", spawn([self.precreate_hook], self.container.config_file, HOOK_ENVIRONMENT))
 
     def warm(self) -> Run:
         return self._injection("warm", [self.hook])
@@ -252,7 +281,10 @@ class Bench:
 
     def _injection(self, path: str, command: Sequence[str]) -> Run:
         with self.container.waiting():
-            run = spawn(command, self.container.state_file)
+            run = spawn(command, self.container.state_file, HOOK_ENVIRONMENT)
+        return self._checked(path, run)
+
+    def _checked(self, path: str, run: Run) -> Run:
         entry = self.last()
         if entry.get("path") != path or entry.get("files") != self.files:
             raise Failed(f"not a {path} start with {self.files} files: {entry}")
@@ -305,8 +337,8 @@ class Bench:
         self.record.write_text("".join("\t".join(map(str, row)) + "\n" for row in rows))
 
     def _write_timed(self) -> None:
-        text = Path(self.hook).read_text()
-        head, call, tail = text.partition("main(")
+        text, code = pack.taken_apart(Path(self.hook).read_bytes())
+        head, call, tail = text.decode().partition("\nmain(")
         lines = [
             "from posix import write",
             "from time import process_time_ns",
@@ -321,35 +353,55 @@ class Bench:
             "    logged(*arguments, **more)",
             "replay.replay, replay.Service.log = timed, log",
         ]
-        self.timed.write_text(head + "\n".join(lines) + "\n" + call + tail)
+        changed = head + "\n" + "\n".join(lines) + call + tail
+        self.timed.write_bytes(pack.joined(sys.executable, changed.encode(), code))
         self.timed.chmod(0o755)
 
     # -- counts
 
     def modules(self) -> int:
-        """How many modules a warm start imports that the bare interpreter does not."""
+        """How many modules a start imports that the bare interpreter does not."""
         with self.container.waiting():
             state = self.container.state_file.read_bytes()
             counts = []
-            for command in (["-c", "pass"], [self.hook]):
-                words = [sys.executable, "-IS", "-X", "importtime", *command]
+            with open(self.hook, "rb") as file:
+                python, argument = file.readline().decode()[2:-1].split(" ", 1)
+            for command in (["-ISc", "pass"], [argument, self.hook]):
+                words = [python, "-X", "importtime", *command]
                 done = subprocess.run(words, input=state, capture_output=True, check=True, timeout=60, env=ENVIRONMENT)
                 counts.append(done.stderr.count(b"import time:"))
         self.last()
         return counts[1] - counts[0]
 
-    def calls(self, command: Sequence[str]) -> int:
-        with self.container.waiting():
-            return system_calls(command, self.container.state_file)
-
-
-def system_calls(command: Sequence[str], state: Path = Path("/dev/null")) -> int:
-    """How many system calls a command makes, by strace."""
-    out = BENCH / "strace"
-    with open(state, "rb") as stdin:
-        words = ["strace", "-f", "-c", "-U", "calls", "-o", str(out), *command]
-        subprocess.run(words, stdin=stdin, check=True, timeout=60, env=ENVIRONMENT, capture_output=True)
-    return int(out.read_text().split()[-2])  # the last row: NUMBER total
+def counts(case: Case) -> dict[str, float]:
+    """System calls of a case, and instructions in user mode where the machine counts them."""
+    if case.counted is None:
+        return {}
+    command, bench, early = case.counted
+    found = {}
+    programs = {"calls": ["strace", "-f", "-c", "-U", "calls", "-o"], "instructions": ["perf", "stat", "-x,", "-e", "instructions:u", "-o"]}
+    for name, program in programs.items():
+        if not shutil.which(program[0]):
+            continue
+        out = BENCH / program[0]
+        if "cold" in case.name and bench:
+            for plan in bench.plans():
+                plan.unlink()
+        with bench.container.waiting() if bench and not early else contextlib.nullcontext():
+            given = Path("/dev/null") if bench is None else bench.container.config_file if early else bench.container.state_file
+            with open(given, "rb") as stdin:
+                env = ENVIRONMENT if bench is None else HOOK_ENVIRONMENT
+                subprocess.run([*program, str(out), *command], stdin=stdin, check=True, timeout=60, env=env, capture_output=True)
+        if bench:
+            bench.last()
+        text = out.read_text()
+        if name == "calls":
+            found[name] = float(text.split()[-2])  # the last row: NUMBER total
+        else:
+            value = next((line.split(",")[0] for line in text.splitlines() if "instructions" in line), "")
+            if value.isdigit():
+                found[name] = float(value)
+    return found
 
 
 # ------------------------------------------------------------------------------------------------ podman
@@ -384,28 +436,33 @@ def met(found: float, limit: float) -> str:
     return "met" if found <= limit else "not met"
 
 
-def table(cases: Sequence[Case]) -> list[str]:
-    """Lines for people. "x": the ratio to the case's base, by wall time and by CPU time."""
+def rows_of(cases: Sequence[Case]) -> dict[str, dict[str, float]]:
+    """The figures of each case. x: the ratio to its base, the median of the ratios within a round."""
     by_name = {case.name: case for case in cases}
-    width = max(len(case.name) for case in cases)
-    lines = [f"{'':{width}}  wall ms    p10    p90  cpu ms  RSS MiB      x  x cpu  budget"]
+    found = {}
     for case in cases:
         walls = sorted(run.wall for run in case.runs)
-        wall = statistics.median(walls)
-        tenth = len(walls) // 10
-        rss = max(run.rss for run in case.runs)
-        line = f"{case.name:{width}}  {wall:7.2f} {walls[tenth]:6.2f} {walls[-1 - tenth]:6.2f}"
-        line += f"  {statistics.median(run.cpu for run in case.runs):6.2f}  {rss:7.1f}"
-        ratio = 1.0
-        if case.base:
-            base = by_name[case.base].runs
-            ratio = median_ratio(case.runs, base, lambda run: run.wall)
-            line += f"  {ratio:5.2f}  {median_ratio(case.runs, base, lambda run: run.cpu):5.2f}"
-        else:
-            line += "   1.00   1.00"
-        if case.budget:
-            line += f"  {case.budget}: {met(wall if case.in_ms else ratio, case.limit)}"
-        lines.append(line)
+        base = by_name[case.base].runs if case.base else case.runs
+        found[case.name] = {
+            "wall": statistics.median(walls), "p10": walls[len(walls) // 10], "p95": walls[min(len(walls) * 95 // 100, len(walls) - 1)],
+            "cpu": statistics.median(run.cpu for run in case.runs), "rss": max(run.rss for run in case.runs),
+            "x": median_ratio(case.runs, base, lambda run: run.wall), "x_cpu": median_ratio(case.runs, base, lambda run: run.cpu),
+            **counts(case),
+        }  # fmt: skip
+    return found
+
+
+def table(cases: Sequence[Case], rows: dict[str, dict[str, float]]) -> list[str]:
+    """Lines for people, as Markdown."""
+    lines = ["| | wall ms | p10 | p95 | cpu ms | peak MiB | x | x cpu | system calls | budget |", "| --- " * 10 + "|"]
+    for case in cases:
+        row = rows[case.name]
+        calls = f"{row['calls']:.0f}" if "calls" in row else ""
+        if "instructions" in row:
+            calls += f", {row['instructions'] / 1e6:.1f} M instructions"
+        budget = f"{case.budget}: {met(row['wall'] if case.in_ms else row['x'], case.limit)}" if case.budget else ""
+        lines.append(f"| {case.name} | {row['wall']:.2f} | {row['p10']:.2f} | {row['p95']:.2f} | {row['cpu']:.2f} | {row['rss']:.1f} "
+                     f"| {row['x']:.2f} | {row['x_cpu']:.2f} | {calls} | {budget} |")
     return lines
 
 
@@ -429,99 +486,151 @@ def compile_programs() -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description="What a hook costs, side by side in one run.")
     parser.add_argument("--rounds", type=int, default=40, help="starts of each case (default: %(default)s)")
-    parser.add_argument("--podman-rounds", type=int, default=15, help="whole podman runs of each case, 0 for none (default: %(default)s)")
+    parser.add_argument("--podman-rounds", type=int, default=30, help="whole podman runs of each case, 0 for none (default: %(default)s)")
+    parser.add_argument("--short", action="store_true", help="without the series over files, images and profiles")
+    parser.add_argument("--save", action="store_true", help="write the figures to benchmarks/results, to be committed")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write every single measurement there")
     options = parser.parse_args()
 
     bed.enter()
     compile_programs()
     shutil.rmtree(BENCH / "sites", ignore_errors=True)
-    print(machine())
+    print(machine(), flush=True)
     try:
-        report, raw = run_all(options.rounds, options.podman_rounds)
+        report, rows, raw = run_all(options.rounds, options.podman_rounds, options.short)
     finally:
         bed.Engine.remove_named()
         for file in BENCH.glob("*.state"):
             file.unlink()
     print("\n".join(report))
+    before = results.last()
+    if before:
+        print(f"\nBeside {before['time']} ({before['machine']}): x cpu then and now\n")
+        print("\n".join(results.beside(rows, before)))
+    document = {"machine": machine(), "time": time.strftime("%FT%TZ", time.gmtime()), "rounds": options.rounds}
+    if options.save:
+        print(f"\nwritten: {results.save({**document, 'rows': rows})}")
     if options.json:
-        options.json.write_text(json.dumps({"machine": machine(), "time": time.strftime("%FT%TZ", time.gmtime()), "cases": raw}, indent=1))
+        options.json.write_text(json.dumps({**document, "cases": raw}, indent=1))
     return 0
 
 
-def run_all(rounds: int, podman_rounds: int) -> tuple[list[str], dict[str, Any]]:
+def run_all(rounds: int, podman_rounds: int, short: bool) -> tuple[list[str], dict[str, dict[str, float]], dict[str, Any]]:
     engine = bed.Engine("crun", "root")
     asking, silent = Container(engine, "bookworm-mpich"), Container(engine, "bookworm-mpich-nolabel")
-    none, small, large = Bench("none", silent, 0), Bench("small", asking, 0), Bench("large", asking, EXTRA)
-    for bench in (small, large):
+    none, few, many = Bench("none", silent), Bench("small", asking), Bench("large", asking, EXTRA)
+    for bench in (few, many):
         bench.prepare()
     bare = [sys.executable, "-IS", "-c", "pass"]
     base = "bare interpreter"
-
-    def few(text: str, bench: Bench) -> str:
-        return f"{text}, {bench.files} files"
-
     alone = [
-        Case(base, lambda: spawn(bare)),
-        Case("hook, nothing to do", none.nothing, base, "1.2 x", 1.2),
-        Case(few("hook, warm", small), small.warm, base),
-        Case(few("hook, warm", large), large.warm, base, "1.5 x", 1.5),
-        Case(few("C", small), small.limit, base),
-        Case(few("C", large), large.limit, base),
-        Case(few("hook, cold", small), small.cold, base, COLD, 500, True),
-        Case(few("hook, cold", large), large.cold, base, COLD, 500, True),
-        Case(few("hook, warm, timed inside", small), small.replay, base),
-        Case(few("hook, warm, timed inside", large), large.replay, base),
+        Case(base, lambda: spawn(bare), counted=(bare, None, False)),
+        Case("nothing to do", none.nothing, base, "1.2 x", 1.2, counted=([none.hook], none, False)),
+        Case("nothing to do, precreate", none.nothing_precreate, base, "1.2 x", 1.2, counted=([none.precreate_hook], none, True)),
     ]
-    measure(alone, rounds, "hooks alone")
+    for bench in (few, many):
+        hook, early = ([bench.hook], bench, False), ([bench.precreate_hook], bench, True)
+        alone += [
+            Case(f"warm, {bench.files} files", bench.warm, base, "1.5 x", 1.5, counted=hook),
+            Case(f"warm, {bench.files} files, precreate", bench.precreate, base, "1.5 x", 1.5, counted=early),
+            Case(f"cold, {bench.files} files", bench.cold, base, COLD, 500, True, counted=hook),
+            Case(f"C, {bench.files} files", bench.limit, base, counted=([str(BIND_TREE), str(bench.record)], bench, False)),
+        ]
+    inside = {bench.files: Case(f"warm, {bench.files} files, timed inside", bench.replay, base) for bench in (few, many)}
+    series = [] if short else make_series(engine, asking, base)
+    measure([*alone, *inside.values(), *(case for _, cases in series for _, case in cases)], rounds, "hooks alone")
+
+    rows = rows_of([*alone, *inside.values()])
+    report = ["", f"## Hooks alone, {rounds} rounds", "", *table(alone, rows)]
+    report += ["", "Mounts, cache and checks alone, CPU time inside the process:", ""]
     named = {case.name: case for case in alone}
-    report = ["", f"Hooks alone, {rounds} rounds", *table(alone[:-2])]
-
-    report += ["", "Mounts, cache and checks alone, CPU time inside the process"]
-    for bench in (small, large):
-        ours = [run.inside or 0 for run in named[few("hook, warm, timed inside", bench)].runs]
-        theirs = [run.inside or 0 for run in named[few("C", bench)].runs]
+    for files, case in inside.items():
+        ours = [run.inside or 0 for run in case.runs]
+        theirs = [run.inside or 0 for run in named[f"C, {files} files"].runs]
         ratio = statistics.median(one / other for one, other in zip(ours, theirs))
-        report.append(
-            f"{bench.files} files: Python {statistics.median(ours):.2f} ms, C {statistics.median(theirs):.2f} ms, "
-            f"{ratio:.2f} x  (budget 1.5 x: {met(ratio, 1.5)})"
-        )
-    memory = max(run.rss for run in named[few("hook, warm", large)].runs)
-    report += ["", f"Peak memory, warm: {memory:.1f} MiB  (budget 20 MiB: {met(memory, 20)})"]
+        rows[f"inside, {files} files"] = {"cpu": statistics.median(ours), "x_cpu": ratio}
+        report.append(f"- {files} files: Python {statistics.median(ours):.2f} ms, C {statistics.median(theirs):.2f} ms, "
+                      f"{ratio:.2f} x (budget 1.5 x: {met(ratio, 1.5)})")
+    memory = rows[f"warm, {many.files} files"]["rss"]
+    report += ["", f"Peak memory, warm: {memory:.1f} MiB (budget 20 MiB: {met(memory, 20)}). "
+               f"Modules imported beyond the bare interpreter's: nothing to do {none.modules()}, warm {many.modules()}."]
 
-    if shutil.which("strace"):
-        empty = system_calls(bare)
-        counts = [f"bare interpreter {empty}", f"nothing to do {none.calls([none.hook])}"]
-        for bench in (small, large):
-            c = bench.calls([str(BIND_TREE), str(bench.record)])
-            counts.append(f"{bench.files} files: warm {bench.calls([bench.hook])}, C {c}")
-        report.append("System calls: " + "; ".join(counts))
-    report.append(f"Modules imported: nothing to do {none.modules()}, warm {large.modules()} beyond the bare interpreter's")
+    for title, cases in series:
+        bare_case = named[base]
+        found = rows_of([bare_case, *(case for _, case in cases)])
+        rows.update(found)
+        report += ["", f"## {title}", "", *table([case for _, case in cases], found), ""]
+        for kind in ("warm", "cold"):
+            points = [(size, found[case.name]["cpu"] * 1000) for size, case in cases if case.name.startswith(kind)]
+            if len(points) > 1:
+                rise = results.slope(points)
+                rows[f"{title}: slope, {kind}"] = {"us": rise}
+                report.append(f"- slope, {kind}: {rise:.3f} us of CPU time for one more")
 
     raw = {case.name: [vars(run) for run in case.runs] for case in alone}
     if podman_rounds:
-        nowhere = BENCH / "sites/no-hooks.d"
-        nowhere.mkdir()
-        cases = []
-        for runtime in bed.RUNTIMES:
-            with_runtime = bed.Engine(runtime, "root")
-            first = f"podman, {runtime}, no hooks"
-
-            def start(hooks_dir: Path, engine: bed.Engine = with_runtime) -> Callable[[], Run]:
-                return lambda: podman(engine, "bookworm-mpich", hooks_dir)
-
-            cases.append(Case(first, start(nowhere)))
-            cases += [
-                Case(few(f"podman, {runtime}", bench), start(bench.hooks_dir), first, "1.10 x", 1.1) for bench in (small, large)
-            ]
-        measure(cases, podman_rounds, "podman")
-        for bench in (small, large):
+        whole = podman_cases(few, many)
+        measure(whole, podman_rounds, "podman")
+        for bench in (few, many):
             entry = bench.last()
             if entry.get("path") != "warm" or entry.get("files") != bench.files:
                 raise Failed(f"podman's containers got something else: {entry}")
-        report += ["", f"podman run --rm --net=none IMAGE true, {podman_rounds} rounds (cpu and RSS: podman's own process)", *table(cases)]
-        raw.update({case.name: [vars(run) for run in case.runs] for case in cases})
-    return report, raw
+        found = rows_of(whole)
+        rows.update(found)
+        report += ["", f"## podman run --rm --net=none IMAGE true, {podman_rounds} rounds (cpu and peak: podman's own process)", ""]
+        report += table(whole, found)
+        raw.update({case.name: [vars(run) for run in case.runs] for case in whole})
+    return report, rows, raw
+
+
+def make_series(engine: bed.Engine, asking: Container, base: str) -> list[tuple[str, list[tuple[float, Case]]]]:
+    """What the cost could grow with, and cases of different sizes for each."""
+    files = []
+    for wanted in (1, 10, 40, 100):
+        bench = Bench(f"files-{wanted}", asking, wanted - 1, stub=True)
+        bench.prepare()
+        counted = ([bench.hook], bench, False)
+        files += [(float(bench.files), Case(f"warm, a library that needs {wanted - 1} others", bench.warm, base, counted=counted)),
+                  (float(bench.files), Case(f"C, a library that needs {wanted - 1} others", bench.limit, base))]
+    scratch = BENCH / "images"
+    shutil.rmtree(scratch, ignore_errors=True)
+    libraries = []
+    made = [images.small(engine, scratch), images.large(engine, scratch, 600), images.large(engine, scratch, 5000)]
+    for reference, count in made:
+        bench = Bench(f"image-{count}", Container(engine, reference, [images.PROGRAM]))
+        bench.prepare()
+        counted = ([bench.hook], bench, False)
+        libraries += [(float(count), Case(f"warm, an image of {count} libraries", bench.warm, base, counted=counted)),
+                      (float(count), Case(f"cold, an image of {count} libraries", bench.cold, base, COLD, 500, True, counted=counted))]
+    shutil.rmtree(scratch)
+    profiles = []
+    for more in (0, 10, 50):
+        bench = Bench(f"profiles-{more}", asking, 1, profiles=more)
+        bench.prepare()
+        counted = ([bench.hook], bench, False)
+        size = (bench.site.state_dir / "inventory.json").stat().st_size >> 10
+        profiles.append((float(more), Case(f"warm, {more} profiles more, an inventory of {size} KiB", bench.warm, base, counted=counted)))
+    return [
+        ("Files that are injected", files), ("Libraries of the image", libraries), ("Profiles, and the size of the inventory", profiles),
+    ]  # fmt: skip
+
+
+def podman_cases(few: Bench, many: Bench) -> list[Case]:
+    nowhere = BENCH / "sites/no-hooks.d"
+    nowhere.mkdir()
+    cases = []
+    for runtime in bed.RUNTIMES:
+        engine = bed.Engine(runtime, "root")
+        first = f"podman, {runtime}, no hooks"
+
+        def start(hooks_dir: Path, engine: bed.Engine = engine) -> Callable[[], Run]:
+            return lambda: podman(engine, "bookworm-mpich", hooks_dir)
+
+        cases.append(Case(first, start(nowhere)))
+        for bench in (few, many):
+            for stage, folder in (("createRuntime", bench.hooks_dir), ("precreate", bench.hooks_dir / "podman")):
+                cases.append(Case(f"podman, {runtime}, {bench.files} files, {stage}", start(folder), first, "1.10 x", 1.1))
+    return cases
 
 
 if __name__ == "__main__":

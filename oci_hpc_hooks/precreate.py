@@ -9,7 +9,6 @@ from __future__ import annotations
 import posix
 from _stat import S_ISDIR, S_ISREG
 from binascii import crc32
-from errno import EPERM
 
 from oci_hpc_hooks.apply import config, rootfs
 from oci_hpc_hooks.errors import HookError, InputError, KernelError
@@ -119,7 +118,7 @@ def cache_file(path: str, cache: bytes) -> str:
     OSError."""
     folder = posix.open(path, syscalls.O_PATH | posix.O_DIRECTORY | posix.O_NOFOLLOW | posix.O_CLOEXEC)
     if not owned(posix.fstat(folder)):
-        raise PermissionError(EPERM, "it belongs to another user, or others can write it")
+        raise PermissionError(syscalls.EPERM, "it belongs to another user, or others can write it")
     name = f"{crc32(cache):08x}-{len(cache)}.ldcache"
     try:
         status = posix.stat(name, dir_fd=folder, follow_symlinks=False)

@@ -3,8 +3,8 @@
 A container that asks for nothing is left alone, and that is over in a few milliseconds. The style of this module and of all that it
 imports ("light modules": replay, report, errors, apply/rootfs, linux/*, inputs/{container,storage,jsontext}) is odd for a reason.
 Python's bare start is 10 ms, and json, re, typing, dataclasses, pathlib, subprocess, logging or argparse each cost as much again, os
-1.3 ms, every further module of ours 0.2. So only what is built in is used (``posix`` is what ``os`` is made of), and the rest of the
-house is imported where it is needed. tests/unit/test_light.py lists what a hook imports.
+1.3 ms. So only what is built in is used (``posix`` is what ``os`` is made of), and the rest of the house is imported where it is
+needed. tests/unit/test_light.py lists what a hook imports; pack.py puts the light modules themselves into the executable.
 """
 
 from __future__ import annotations

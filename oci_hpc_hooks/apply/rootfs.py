@@ -7,7 +7,6 @@ describes, so that a remembered plan and a new one take the same way.
 
 from __future__ import annotations
 
-import errno
 import posix
 from _stat import S_ISBLK, S_ISCHR, S_ISDIR, S_ISREG, S_ISSOCK
 from binascii import hexlify
@@ -18,6 +17,9 @@ from oci_hpc_hooks.inputs.container import DEVICE, DIRECTORY, MARK, SOCKET
 from oci_hpc_hooks.linux import mounts
 from oci_hpc_hooks.linux.paths import ABSENT
 from oci_hpc_hooks.linux.syscalls import (
+    EACCES,
+    EPERM,
+    EROFS,
     MOUNT_ATTR_NODEV,
     MOUNT_ATTR_NOEXEC,
     MOUNT_ATTR_NOSUID,
@@ -56,11 +58,11 @@ class Stale(Exception):
     """A file that the plan rests on is not the one that was looked at: decide anew."""
 
 
-def already_injected(table: dict[int, mounts.MountEntry], prefix: str) -> bool:
+def already_injected(table: mounts.MountTable, prefix: str) -> bool:
     """Whether one of our hooks has been at work in the tree at ``prefix``. The table has the host's mounts too, and "host" may be a
     container that was served itself."""
     below = prefix.rstrip("/") + "/"
-    return any(entry.fstype == "tmpfs" and entry.source == MARK and entry.mountpoint.startswith(below) for entry in table.values())
+    return any(entry.mountpoint.startswith(below) for entry in table.made_of("tmpfs", MARK))
 
 
 def check_image(record: dict[str, Any], root: Root) -> None:
@@ -106,7 +108,7 @@ def same_file(now: posix.stat_result, inode: int, size: int, mtime_ns: int) -> b
 class Injection:
     """One plan on its way into one container. Every descriptor is closed and, on failure, every trace removed by :meth:`close`."""
 
-    def __init__(self, record: dict[str, Any], cache: bytes, root: Root, table: dict[int, mounts.MountEntry]) -> None:
+    def __init__(self, record: dict[str, Any], cache: bytes, root: Root, table: mounts.MountTable) -> None:
         self.record = record
         self.cache = cache
         self.root = root
@@ -407,7 +409,7 @@ class Injection:
         except FileExistsError:
             new = False  # a start before this one of the same container made it; it is checked below and only mounted over
         except OSError as error:
-            if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            if error.errno in (EROFS, EACCES, EPERM):
                 raise Refusal(f"the mount point {name} cannot be made in the container: {error.strerror}",
                               remedy="make the root filesystem writable, or add an empty file or directory of that name to the image",
                               who="image author") from None
@@ -430,8 +432,11 @@ class Injection:
                 except KernelError:
                     pass  # it goes with the namespace: the runtime ends a container whose hook failed
             self.take_back()
-        for fd in self.fds:
-            posix.close(fd)
+        if self.fds and max(self.fds) - min(self.fds) + 1 == len(self.fds):  # nobody else's is among them: one call
+            posix.closerange(min(self.fds), max(self.fds) + 1)
+        else:
+            for fd in self.fds:
+                posix.close(fd)
         self.fds.clear()
 
     def take_back(self) -> None:
@@ -468,7 +473,7 @@ def tree_size(record: dict[str, Any]) -> int:
     return TREE_PAGE * (len(record["dirs"]) + len(record["tree"]) + 3)
 
 
-def prepare(record: dict[str, Any], cache: bytes, root: Root, table: dict[int, mounts.MountEntry], foreign: str,
+def prepare(record: dict[str, Any], cache: bytes, root: Root, table: mounts.MountTable, foreign: str,
             extras: Sequence[tuple[str, str]] = (), owners: Sequence[int] = ()) -> tuple[str, str, list[str]]:
     """For whom the runtime makes the mounts: raises Stale or Refusal as :func:`inject` would, and does of its work what is no mount: the
     loader's cache as a file. Returns the same, and the paths of those ``extras`` that are to be mounted. ``foreign`` says why nothing may
@@ -513,7 +518,7 @@ def raise_descriptor_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def inject(record: dict[str, Any], cache: bytes, root: Root, table: dict[int, mounts.MountEntry], label: str,
+def inject(record: dict[str, Any], cache: bytes, root: Root, table: mounts.MountTable, label: str,
            join: Callable[[], None], extras: Sequence[tuple[str, str]] = (), owners: Sequence[int] = ()) -> tuple[str, str]:
     """Applies ``record`` to a container that is being created. Returns how the loader's cache arrived, "file", "bind" or "" for none, and
     why it is bound where it was to be a file.

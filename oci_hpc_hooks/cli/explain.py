@@ -32,8 +32,6 @@ from oci_hpc_hooks.report import Places, own_places
 #: Seconds for podman, which waits for a container that is just being started.
 PATIENCE = 30
 
-Table = Dict[int, mounts.MountEntry]
-
 #: How a file that the plan names is found in the running container.
 THERE, GONE, OTHER, UNSEEN = "there", "not there", "another file", ""
 
@@ -110,7 +108,7 @@ def _asked(command: Sequence[str]) -> Optional[Dict[str, Any]]:
 
 # ---------------------------------------------------------------------------------------------------------------- what is there
 
-def _mounts_of(subject: Subject) -> Optional[Table]:
+def _mounts_of(subject: Subject) -> Optional[mounts.MountTable]:
     """The container's mount table, None where it does not run or cannot be looked into."""
     if subject.status != "running" or subject.pid <= 1:
         return None
@@ -120,11 +118,11 @@ def _mounts_of(subject: Subject) -> Optional[Table]:
         return None
 
 
-def _marked(seen: Table) -> List[mounts.MountEntry]:
-    return [entry for entry in seen.values() if entry.fstype == "tmpfs" and entry.source == MARK]
+def _marked(seen: mounts.MountTable) -> List[mounts.MountEntry]:
+    return seen.made_of("tmpfs", MARK)
 
 
-def _compare(files: List[Dict[str, Any]], subject: Subject, seen: Table, tree: str) -> List[str]:
+def _compare(files: List[Dict[str, Any]], subject: Subject, seen: mounts.MountTable, tree: str) -> List[str]:
     """Notes in each file how it is found in the container; returns the differences in words."""
     mounted = {entry.mountpoint for entry in seen.values()}
     differences = []
@@ -165,7 +163,7 @@ def _look(root: Root, file: Dict[str, Any]) -> str:
 
 # ---------------------------------------------------------------------------------------------------------------- the answer
 
-def _document(subject: Subject, entry: Optional[Dict[str, Any]], places: Places, seen: Optional[Table]) -> Dict[str, Any]:
+def _document(subject: Subject, entry: Optional[Dict[str, Any]], places: Places, seen: Optional[mounts.MountTable]) -> Dict[str, Any]:
     """What ``--json`` prints: schemas/explain-output.schema.json."""
     name = str((entry or {}).get("plan") or "")
     path = f"{places.cache}/plans/{name}"
@@ -207,7 +205,7 @@ def _younger(path: str, logged: str) -> bool:
         return False
 
 
-def _only_seen(seen: Table) -> List[Dict[str, Any]]:
+def _only_seen(seen: mounts.MountTable) -> List[Dict[str, Any]]:
     """Without a plan: what lies in the tree, which has the layout of the host, and what else carries our mark."""
     marked = _marked(seen)
     tree = next((entry.mountpoint for entry in marked if entry.root == "/"), "")

@@ -17,31 +17,14 @@ import sysconfig
 import tempfile
 from typing import Dict, List
 
-from oci_hpc_hooks import cli
-from oci_hpc_hooks.errors import ConfigError, UsageError
+from oci_hpc_hooks import cli, pack
+from oci_hpc_hooks.errors import UsageError
 from oci_hpc_hooks.inputs import resources, trust
 
 #: Descriptors of ``hooks.d``: podman's own containers; every container (CRI-O); engines that know prestart only; podman with its own stage
 #: precreate, which other engines refuse and which therefore has a folder of its own.
 DESCRIPTORS = ("oci-hpc-hooks.json", "cri/oci-hpc-hooks.json", "prestart/oci-hpc-hooks.json", "podman/oci-hpc-hooks.json",
                "podman/oci-hpc-hooks-precreate.json")
-
-#: Bytes of a script's first line that the kernel reads (BINPRM_BUF_SIZE, linux/binfmts.h), its end included.
-_FIRST_LINE = 256
-
-_EXECUTABLE = """\
-#!{python} -IS
-# Written by oci-hpc-hooks register. -S leaves site-packages off the path and saves its start; so the directories are named here.
-import gc
-import sys
-
-gc.disable()  # nothing lives long enough to be collected
-sys.path += {path!r}
-
-from oci_hpc_hooks.warm import main
-
-main({stage!r}, config={config!r}, state={state!r}, cache={cache!r}, log={log!r})
-"""
 
 #: Second line of what ``--podman`` writes: by it the file is known as ours, and may be written anew.
 _SHIM = "# Written by oci-hpc-hooks register --podman: the last line says which podman it becomes."
@@ -58,7 +41,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace) -> int:
     if not args.dir and not args.podman:
         raise UsageError("register what? Neither a folder for hooks nor --podman is given")
-    files: Dict[str, str] = {}
+    files: Dict[str, bytes] = {}
     for folder, texts in ((args.dir, hooks), (args.podman, shim)):
         if folder:
             os.makedirs(folder, mode=0o755, exist_ok=True)
@@ -80,19 +63,19 @@ def execute(args: argparse.Namespace) -> int:
     return 0
 
 
-def hooks(args: argparse.Namespace) -> Dict[str, str]:
+def hooks(args: argparse.Namespace) -> Dict[str, bytes]:
     """Descriptors and the executables that they name, by path."""
-    files: Dict[str, str] = {}
+    files: Dict[str, bytes] = {}
     for name in DESCRIPTORS:
         descriptor = json.loads(resources.find(f"hooks.d/{name}").read_text(encoding="utf-8"))
-        executable = os.path.join(args.dir, "bin", os.path.basename(descriptor["hook"]["path"]))
-        files[executable] = executable_text(descriptor["stages"][0], args)
-        descriptor["hook"].update(path=executable, args=[executable])
-        files[os.path.join(args.dir, name)] = json.dumps(descriptor, indent=2) + "\n"
+        path = os.path.join(args.dir, "bin", os.path.basename(descriptor["hook"]["path"]))
+        files[path] = executable(descriptor["stages"][0], args)
+        descriptor["hook"].update(path=path, args=[path])
+        files[os.path.join(args.dir, name)] = (json.dumps(descriptor, indent=2) + "\n").encode()
     return files
 
 
-def shim(args: argparse.Namespace) -> Dict[str, str]:
+def shim(args: argparse.Namespace) -> Dict[str, bytes]:
     """The podman that hands on the launcher's socket, by path. Raises UsageError where another file has its place, or there is no podman
     for it to become."""
     path = os.path.join(args.podman, "podman")
@@ -105,39 +88,22 @@ def shim(args: argparse.Namespace) -> Dict[str, str]:
         raise UsageError("there is no podman in PATH", remedy="install it, or put its folder into PATH", who="user")
     # The interpreter itself, no link of a virtual environment: users' podman must not end with that.
     text = (resources.PACKAGE / "shim.py").read_text(encoding="utf-8")
-    return {path: f"#!{_interpreter(os.path.realpath(sys.executable))} -IS\n{_SHIM}\n{text}\n\nmain({podman!r})\n"}
+    first = pack.first_line(os.path.realpath(sys.executable))
+    return {path: f"{first}{_SHIM}\n{text}\n\nmain({podman!r})\n".encode()}
 
 
 def _is_shim(path: str) -> bool:
     try:
         with open(path, "rb") as file:
-            return file.read(_FIRST_LINE + len(_SHIM)).split(b"\n")[1:2] == [_SHIM.encode()]
+            return file.read(pack.FIRST_LINE + len(_SHIM)).split(b"\n")[1:2] == [_SHIM.encode()]
     except OSError:
         return False
 
 
-def executable_text(stage: str, args: argparse.Namespace) -> str:
-    """The script that the runtime starts for this stage."""
-    return _EXECUTABLE.format(
-        python=_interpreter(sys.executable),
-        path=module_path(),
-        stage=stage,
-        config=args.config_dir,
-        state=args.state_dir,
-        cache=args.cache_dir,
-        log=args.log_file,
-    )
-
-
-def _interpreter(path: str) -> str:
-    """The path, which can stand in the first line of a script. Raises ConfigError if it cannot."""
-    if len(f"#!{path} -IS\n".encode()) > _FIRST_LINE or any(blank in path for blank in " \t\n"):
-        raise ConfigError(
-            f"{path} cannot stand in the first line of a script: it has blanks or more than {_FIRST_LINE - 7} bytes",
-            remedy="make the virtual environment at another place",
-            who="user",
-        )
-    return path
+def executable(stage: str, args: argparse.Namespace) -> bytes:
+    """What the runtime starts for this stage. Raises ConfigError."""
+    return pack.executable(sys.executable, module_path(), stage, config=args.config_dir, state=args.state_dir, cache=args.cache_dir,
+                           log=args.log_file)
 
 
 def module_path() -> List[str]:
@@ -151,14 +117,14 @@ def module_path() -> List[str]:
     return list(dict.fromkeys([str(resources.PACKAGE.parent), *others]))
 
 
-def _put(path: str, text: str) -> None:
+def _put(path: str, data: bytes) -> None:
     directory = os.path.dirname(path)
     os.makedirs(directory, mode=0o755, exist_ok=True)
     # A name that does not end in .json: podman may read the folder at any moment.
     fd, temporary = tempfile.mkstemp(prefix=".oci-hpc-hooks.", dir=directory)
     try:
-        with open(fd, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(fd, "wb") as file:
+            file.write(data)
             os.fchmod(fd, 0o644 if path.endswith(".json") else 0o755)
         os.rename(temporary, path)
     except BaseException:

@@ -25,16 +25,18 @@ _LONGEST_NUMBER = 64
 
 # ------------------------------------------------------------------------------------------------------------ bytes
 
-def read_fd(fd: int, what: str, limit: int) -> bytes:
-    """All bytes from *fd* to its end, at most *limit*; the rest is read and thrown away, so that no writer meets a closed pipe.
+def read_fd(fd: int, what: str, limit: int, expected: int = 0) -> bytes:
+    """All bytes from *fd* to its end, at most *limit*; the rest is read and thrown away, so that no writer meets a closed pipe. As many
+    as are *expected* are read at once.
 
     Raises InputError when there is more than *limit* or reading fails.
     """
+    at_once = max(min(expected, limit) + 1, 1 << 12) if expected else 1 << 16
     chunks = []
     size = 0
     try:
         while True:
-            chunk = posix.read(fd, 1 << 16)
+            chunk = posix.read(fd, at_once)
             if not chunk:
                 break
             size += len(chunk)
@@ -75,7 +77,7 @@ def read_file(path: str, what: str, limit: int) -> bytes:
             raise InputError(f"{what} {path} is {found}")
         if status.st_size > limit:
             raise InputError(f"{what} {path} has {_amount(status.st_size)}, and at most {_amount(limit)} are read of it")
-        return read_fd(fd, f"{what} {path}", limit)
+        return read_fd(fd, f"{what} {path}", limit, status.st_size)
     finally:
         posix.close(fd)
 

@@ -93,18 +93,41 @@ class MountEntry:
         self.source = source
 
 
-def mount_table(path: str = "/proc/self/mountinfo") -> dict[int, MountEntry]:
-    """The mounts of a mount namespace by their mount ID. ``shared``: what is mounted below propagates to other namespaces."""
-    with open(path, "rb") as file:
-        lines = file.read().decode("utf-8", "surrogateescape").split("\n")
-    table = {}
-    for line in lines[:-1]:  # the kernel escapes blank, tab, newline and backslash, and nothing else that splitlines() would take
-        left, _, right = line.partition(" - ")
-        fields = left.split(" ")
-        fstype, source, *_ = right.split(" ")
-        shared = any(tag.startswith("shared:") for tag in fields[6:])
-        table[int(fields[0])] = MountEntry(unescape(fields[4]), shared, fstype, unescape(source), unescape(fields[3]))
-    return table
+class MountTable:
+    """The mounts of a mount namespace by their mount ID, in the kernel's order. A node has hundreds, and few are asked for: a line is taken
+    apart when it is."""
+
+    def __init__(self, data: bytes) -> None:
+        self.lines = data.split(b"\n")[:-1]  # the kernel escapes newlines, and nothing else that splitlines() would take
+
+    def get(self, number: int) -> MountEntry | None:
+        head = b"%d " % number
+        for line in self.lines:
+            if line.startswith(head):
+                return entry(line)
+        return None
+
+    def values(self) -> list[MountEntry]:
+        return [entry(line) for line in self.lines]
+
+    def made_of(self, fstype: str, source: str) -> list[MountEntry]:
+        """Those of this type that give this source (a word that needs no escape)."""
+        mark = f" - {fstype} {source} ".encode()
+        return [entry(line) for line in self.lines if mark in line]
+
+
+def mount_table(path: str = "/proc/self/mountinfo") -> MountTable:
+    """The mounts of a process's mount namespace. Raises OSError."""
+    return MountTable(syscalls.read_proc(path))
+
+
+def entry(line: bytes) -> MountEntry:
+    """``shared``: what is mounted below propagates to other namespaces."""
+    left, _, right = line.decode("utf-8", "surrogateescape").partition(" - ")
+    fields = left.split(" ")
+    fstype, source, *_ = right.split(" ")
+    shared = any(tag.startswith("shared:") for tag in fields[6:])
+    return MountEntry(unescape(fields[4]), shared, fstype, unescape(source), unescape(fields[3]))
 
 
 def unescape(text: str) -> str:

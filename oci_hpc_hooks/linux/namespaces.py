@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import posix
 
 from oci_hpc_hooks.errors import KernelError
@@ -12,8 +11,7 @@ from oci_hpc_hooks.linux.paths import Root
 
 def in_own_user_namespace() -> bool:
     """Whether this process lives in a user namespace other than the initial one (user_namespaces(7))."""
-    with open("/proc/self/uid_map", "rb") as file:
-        return file.read().split() != [b"0", b"0", b"4294967295"]
+    return syscalls.read_proc("/proc/self/uid_map").split() != [b"0", b"0", b"4294967295"]
 
 
 def caller_uid() -> int:
@@ -27,11 +25,10 @@ def caller_gid() -> int:
 
 
 def _outside(path: str, identity: int) -> int:
-    with open(path, "rb") as file:
-        for line in file:
-            inside, outside, count = (int(number) for number in line.split())
-            if inside <= identity < inside + count:
-                return outside + identity - inside
+    for line in syscalls.read_proc(path).splitlines():
+        inside, outside, count = (int(number) for number in line.split())
+        if inside <= identity < inside + count:
+            return outside + identity - inside
     return identity
 
 
@@ -67,7 +64,7 @@ def enter(pid: int) -> None:
             try:
                 posix.setgroups([])
             except OSError as error:
-                if error.errno != errno.EPERM:  # user_namespaces(7): setgroups is denied where an unprivileged user made the map
+                if error.errno != syscalls.EPERM:  # user_namespaces(7): setgroups is denied where an unprivileged user made the map
                     raise
             posix.setresgid(0, 0, 0)
             posix.setresuid(0, 0, 0)

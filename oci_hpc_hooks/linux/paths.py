@@ -6,11 +6,10 @@ descriptor comes out, resolved by the kernel with RESOLVE_IN_ROOT, and every lat
 
 from __future__ import annotations
 
-import errno
 import posix
 from _stat import S_ISREG
 
-from oci_hpc_hooks.errors import ImageError, KernelError
+from oci_hpc_hooks.errors import ImageError
 from oci_hpc_hooks.linux import syscalls
 
 TYPE_CHECKING = False
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 RESOLVE = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
 
 #: Errors that mean "there is no such file" to whoever asks; a loop and a directory that may not be entered too, for ld.so passes over them.
-ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES)
+ABSENT = (syscalls.ENOENT, syscalls.ENOTDIR, syscalls.ELOOP, syscalls.ENAMETOOLONG, syscalls.EACCES)
 
 
 class Root:
@@ -45,12 +44,7 @@ class Root:
 
     def find(self, path: str) -> int:
         """Like :meth:`open`, O_PATH; -1 where nothing is there."""
-        try:
-            return self.open(path)
-        except KernelError as error:
-            if error.errno in ABSENT:
-                return -1
-            raise
+        return syscalls.openat2(self.fd, path.lstrip("/") or ".", syscalls.O_PATH, RESOLVE, ABSENT)
 
     def real(self, fd: int) -> str:
         """The path of an open file, from this root. For looking up and for messages: never opened again without :meth:`open`."""

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from oci_hpc_hooks import cold
+from oci_hpc_hooks import cold, pack
 from oci_hpc_hooks.cli import check
 from oci_hpc_hooks.elf import ldcache, loader
 from oci_hpc_hooks.inputs import inventory, resources, validate
@@ -240,9 +240,11 @@ def mounted(node: Path, scratch: Path) -> Iterator[Path]:
 
 def test_the_hook(rootful: Engine, mounted: Path, scratch: Path) -> None:
     """Started by a runtime of this machine, in a container whose programs are of that one."""
-    script = (mounted / "opt/hooks/bin/oci-hpc-hooks-createruntime").read_text()
-    (mounted / "opt/hooks/hook.py").write_text(script.replace("\nfrom oci", f"{QEMU_LACKS}\nfrom oci"))
-    hook = ["chroot", str(mounted), "/qemu", "/usr/bin/python3", "-IS", "/opt/hooks/hook.py"]
+    text, code = pack.taken_apart((mounted / "opt/hooks/bin/oci-hpc-hooks-createruntime").read_bytes())
+    changed = pack.joined("/usr/bin/python3", text.replace(b"\nfrom oci", QEMU_LACKS.encode() + b"\nfrom oci"), code)
+    (mounted / "opt/hooks/hook").write_bytes(changed)
+    command = changed.partition(b"\n")[0].decode().partition(" ")[2]  # one argument, as the kernel would have it
+    hook = ["chroot", str(mounted), "/qemu", "/usr/bin/python3", command, "/opt/hooks/hook"]
     hooks = {"createRuntime": [{"path": "/usr/sbin/chroot", "args": hook, "env": ["PATH=/usr/bin:/bin"], "timeout": 120}]}
     with rootful.bundle(scratch / "bundle", "arm64", ["/qemu", HELLO], annotations=WISH, hooks=hooks) as made:
         config = json.loads((made / "config.json").read_text())

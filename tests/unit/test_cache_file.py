@@ -36,7 +36,7 @@ def as_file(**changes):
 
 def start(made=None, join=lambda: None):
     global there
-    there = table()
+    there = table().lines
     data, content = made or as_file()
     with Root(os.open(image, os.O_PATH | os.O_DIRECTORY)) as root:
         way = rootfs.inject(data, content, root, table(), "", join)
@@ -44,9 +44,9 @@ def start(made=None, join=lambda: None):
 
 def stop():
     "What is mounted in a container goes with it; its layer stays."
-    for number, entry in reversed(table().items()):
-        if number not in there:
-            subprocess.run(["umount", entry.mountpoint], check=True)
+    for line in reversed(table().lines):
+        if line not in there:
+            subprocess.run(["umount", mounts.entry(line).mountpoint], check=True)
     (image / "dev/.oci-hpc").rmdir()
 
 def seen():

@@ -20,6 +20,7 @@ FLOORS: Dict[str, int] = {
     "oci_hpc_hooks.errors": 0,
     "oci_hpc_hooks.shim": 0,
     "oci_hpc_hooks.situation": 0,
+    "oci_hpc_hooks.unpack": 0,
     "oci_hpc_hooks.elf": 1,
     "oci_hpc_hooks.linux": 1,
     "oci_hpc_hooks.inputs": 2,
@@ -32,6 +33,7 @@ FLOORS: Dict[str, int] = {
     "oci_hpc_hooks.warm": 5,
     "oci_hpc_hooks.record": 5,
     "oci_hpc_hooks.cold": 5,
+    "oci_hpc_hooks.pack": 5,
     "oci_hpc_hooks.cli": 6,
 }
 

@@ -26,8 +26,8 @@ REPLAY = {
 WIRE_UP = {"oci_hpc_hooks.wireup", "oci_hpc_hooks.decide", "oci_hpc_hooks.decide.job", "oci_hpc_hooks.inputs.launcher",
            "oci_hpc_hooks.linux.cgroups", "oci_hpc_hooks.situation"}
 #: Of the standard library beyond the bare interpreter: all but the first built in or small and written in C.
-ALLOWED = {"__future__", "_json", "_stat", "binascii", "errno"}
-ALLOWED_IN_REPLAY = {"_ctypes", "_struct"}
+ALLOWED = {"__future__", "_json", "_stat", "binascii"}
+ALLOWED_IN_REPLAY = {"_ctypes"}
 HEAVY = {"json", "re", "typing", "dataclasses", "enum", "ctypes", "pathlib", "logging", "subprocess", "argparse", "collections",
          "functools",
          "tempfile", "signal", "contextlib", "shutil", "threading", "inspect", "importlib.util", "warnings", "socket", "traceback", "os"}

@@ -14,7 +14,7 @@ from typing import Any, Dict
 import pytest
 from jsonschema import Draft7Validator
 
-from oci_hpc_hooks import cli
+from oci_hpc_hooks import cli, pack
 from oci_hpc_hooks.cli import register
 from oci_hpc_hooks.errors import ConfigError
 from oci_hpc_hooks.inputs import resources
@@ -44,7 +44,7 @@ def test_shipped_descriptor(where: str, stage: str) -> None:
     guard = {"always": True} if where.startswith("cri/") else {"annotations": {r"^io\.container\.manager$": "^libpod$"}}
     assert shipped == {
         "version": "1.0.0",
-        "hook": {"path": path, "args": [path], "env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8"], "timeout": 60},
+        "hook": {"path": path, "args": [path], "env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"], "timeout": 60},
         "when": guard,
         "stages": [stage],
     }
@@ -69,20 +69,21 @@ def test_podman_sees_one_descriptor(folder: Path) -> None:
 
 
 def test_executable(folder: Path) -> None:
-    text = (folder / "bin/oci-hpc-hooks-prestart").read_text()
-    first, *rest = text.splitlines()
-    assert first == f"#!{sys.executable} -IS"
-    assert len(rest) < 15
-    assert "main('prestart', config='/a/etc', state='/a/state', cache='/a/cache', log='/a/log')" in rest
+    """What a person sees who looks into it: a few lines of text, and what it was registered with."""
+    text, _ = pack.taken_apart((folder / "bin/oci-hpc-hooks-prestart").read_bytes())
+    lines = text.decode().splitlines()
+    assert len(lines) < 25
+    assert lines[-1] == "main('prestart', config='/a/etc', state='/a/state', cache='/a/cache', log='/a/log')"
 
 
 def test_executable_finds_the_package_and_its_libraries(folder: Path) -> None:
     """Its own first lines, then an import of everything that a hook may need on its cold path."""
-    text = (folder / "bin/oci-hpc-hooks-createruntime").read_text()
-    head = text[: text.index("from oci_hpc_hooks.warm")]
+    text, code = pack.taken_apart((folder / "bin/oci-hpc-hooks-createruntime").read_bytes())
+    head = text[: text.index(b"main(")].decode()
     probe = folder / "probe"
     modules = "oci_hpc_hooks.cold, oci_hpc_hooks.inputs.scan, oci_hpc_hooks.inputs.site, jsonschema, dataclasses_json, elftools"
-    probe.write_text(f"{head}import {modules}\nprint('site' in sys.modules, oci_hpc_hooks.__file__)\n")
+    head += f"import {modules}\nprint('site' in sys.modules, oci_hpc_hooks.__file__)\n"
+    probe.write_bytes(pack.joined(sys.executable, head.encode(), code))
     probe.chmod(0o755)
     result = subprocess.run([str(probe)], capture_output=True, text=True, env={}, cwd="/")
     assert result.stdout == f"False {resources.PACKAGE}/__init__.py\n", result.stderr
@@ -126,12 +127,12 @@ def test_python_that_no_first_line_can_name(monkeypatch: pytest.MonkeyPatch, pyt
     monkeypatch.setattr(sys, "executable", python)
     args = argparse.Namespace(config_dir="/c", state_dir="/s", cache_dir="/k", log_file="/l")
     with pytest.raises(ConfigError, match="make the virtual environment at another place"):
-        register.executable_text("createRuntime", args)
+        register.executable("createRuntime", args)
 
 
 def test_longest_first_line_that_the_kernel_takes(tmp_path: Path) -> None:
     """The limit is the kernel's: one byte more and it looks for an interpreter whose name is cut."""
-    room = register._FIRST_LINE - len("#! -IS\n") - len(f"{tmp_path}//x")
+    room = pack.FIRST_LINE - len("#! -IS\n") - len(f"{tmp_path}//x")
     python = tmp_path / ("d" * room) / "x"
     python.parent.mkdir()
     python.symlink_to("/bin/echo")

@@ -303,3 +303,9 @@ def test_a_launcher_that_no_profile_has() -> None:
 def test_a_scope_that_means_nothing() -> None:
     with pytest.raises(Refusal, match="known are rank and node"):
         request(container(annotations={LAUNCHER_SCOPE: "core"}), Site())
+
+
+def test_each_need_of_the_schema_is_known() -> None:
+    schema = json.loads(resources.find("schemas/profile.schema.json").read_text())
+    needs = schema["properties"]["job"]["properties"]["needs"]["items"]["properties"]["what"]["enum"]
+    assert {name[len("need_"):] for name in dir(job._Decision) if name.startswith("need_")} == {*needs}

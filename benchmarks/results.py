@@ -1,0 +1,43 @@
+"""What was measured, as a file that can be committed, and the next run beside it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).with_name("results")
+
+
+def last() -> dict[str, Any]:
+    """The newest committed result, {} if there is none."""
+    files = sorted(RESULTS.glob("*.json"))
+    found: dict[str, Any] = json.loads(files[-1].read_text()) if files else {}
+    return found
+
+
+def save(document: dict[str, Any]) -> Path:
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{document['time'][:10]}.json"
+    path.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
+    return path
+
+
+def beside(rows: dict[str, dict[str, float]], before: dict[str, Any]) -> list[str]:
+    """Of each row that both have: the ratios to the bare interpreter by CPU time, then and now, and what has become of them."""
+    lines = []
+    for name, row in rows.items():
+        old = before.get("rows", {}).get(name)
+        if old and old.get("x_cpu") and row.get("x_cpu"):
+            change = row["x_cpu"] / old["x_cpu"]
+            mark = "" if 0.95 <= change <= 1.05 else "  better" if change < 1 else "  WORSE"
+            calls = f", {old['calls']:.0f} -> {row['calls']:.0f} calls" if old.get("calls") and row.get("calls") else ""
+            lines.append(f"{name:44} {old['x_cpu']:6.2f} -> {row['x_cpu']:6.2f}   {change:5.2f} x{mark}{calls}")
+    return lines
+
+
+def slope(points: list[tuple[float, float]]) -> float:
+    """Of the straight line through these points (least squares)."""
+    x = sum(point[0] for point in points) / len(points)
+    y = sum(point[1] for point in points) / len(points)
+    return sum((a - x) * (b - y) for a, b in points) / sum((a - x) ** 2 for a, _ in points)

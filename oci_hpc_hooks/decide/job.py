@@ -195,6 +195,8 @@ class _Decision:
 
     def need_descriptor(self) -> tuple[str, str]:
         number = self.number("PMI_FD", -1)
+        if self.job["scope"] == "node":
+            return "", ""  # each rank brings its own, by podman exec
         if number < 0 or 3 <= number < 3 + self.now.preserved:
             return "", ""
         passed = f"passes on {self.now.preserved} from 3 up" if self.now.preserved else "passes on none"

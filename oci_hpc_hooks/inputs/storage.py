@@ -147,7 +147,7 @@ def _container_record(roots: list[tuple[str, str]], container_id: str) -> tuple[
             if record is not None:
                 return driver, record
     driver = roots[0][1]
-    for root in _monitor_options("--runroot"):
+    for root in _engine_options("--runroot"):
         record = _record_in(f"{root}/{driver}-containers/volatile-containers.json", container_id)
         if record is not None:
             return driver, record
@@ -191,7 +191,7 @@ def _image_name(record: dict[str, object]) -> str:
 def _stores(roots: list[str], rootfs: str) -> Iterator[str]:
     """Directories that may hold the image, what is cheap to find out first. An id is a digest, so their order decides nothing."""
     yield from roots
-    for option in _monitor_options("--imagestore", "--storage-opt"):
+    for option in _engine_options("--imagestore", "--storage-opt"):
         # --imagestore A, --storage-opt additionalimagestore=A,B, --storage-opt overlay.imagestore=A
         key, _, paths = ("imagestore", "", option) if option.startswith("/") else option.partition("=")
         if key.endswith("imagestore"):
@@ -208,15 +208,24 @@ def _stores(roots: list[str], rootfs: str) -> Iterator[str]:
         break
 
 
-def _monitor_options(*names: str) -> list[str]:
-    """The values of podman's options in the command line of conmon, which starts the runtime, which starts us.
+def _engine_options(*names: str) -> list[str]:
+    """The values that podman was given for these options, or has found in any storage.conf.
 
-    conmon is told how to call podman when the container has ended, with every storage option that podman itself works with, from
-    its own command line or from any storage.conf: ``--exit-command-arg --storage-opt --exit-command-arg NAME=VALUE``.
+    conmon, which starts the runtime, which starts us, is told how to call podman when the container has ended, with every storage option
+    that podman itself works with: ``--exit-command-arg --storage-opt --exit-command-arg NAME=VALUE``. At precreate there is no conmon
+    yet: podman itself has started us, and only its own command line tells (podman-hpc names its stores there). What follows the image in
+    it are words of the caller's too, so they need not be told apart.
     """
-    arguments = container.command_line(container.parent(posix.getppid()))
-    podman = [value for mark, value in zip(arguments, arguments[1:]) if mark == "--exit-command-arg"]
-    return [value for name, value in zip(podman, podman[1:]) if name in names]
+    words = container.command_line(posix.getppid())
+    if not words or words[0].rpartition("/")[2] != "podman":
+        arguments = container.command_line(container.parent(posix.getppid()))
+        words = [value for mark, value in zip(arguments, arguments[1:]) if mark == "--exit-command-arg"]
+    found = []
+    for word, following in zip(words, [*words[1:], ""]):
+        name, equals, value = word.partition("=")
+        if name in names:
+            found.append(value if equals else following)
+    return found
 
 
 def _stores_of_mount(rootfs: str) -> list[str]:

@@ -11,6 +11,7 @@
 #   build/site/trixie        Debian 13's libmpich12 and what it needs, in one folder; wants GLIBC_2.38
 #   build/site/trixie-libc   Debian 13's libc6, which has that
 #   build/site/mpich3, 4     PyPI's mpich 3.4 and 4.1; trixie-openmpi: Debian 13's Open MPI, modules in a folder of their own
+#   build/podman-hpc         a virtual environment with podman-hpc, its hook, and the mksquashfs.static that it wants
 #   build/images/arm64       Debian 12 for arm64, unpacked only: MPICH, mpihello, and a Python that runs this project
 #   build/site/mpich5-arm64  PyPI's mpich 5 for arm64
 #   build/qemu-aarch64       runs the programs of both (Debian 13's: it knows openat2)
@@ -21,7 +22,7 @@
 #   tests/bed/images.sh           everything that the tests need
 #   tests/bed/images.sh matrix    what only the matrix of images and site MPIs needs
 #   tests/bed/images.sh NAME...   bookworm, bookworm-openmpi, bookworm-both, bookworm-abi, bullseye, musl, static, registry,
-#                                 mpich5, openmpi4, openmpi5, trixie, trixie-libc, arm64, chroot, python39
+#                                 mpich5, openmpi4, openmpi5, trixie, trixie-libc, podman-hpc, arm64, chroot, python39
 set -euo pipefail
 umask 022
 
@@ -66,7 +67,7 @@ make_once() {
 recipe_of() {
     local text tool source
     text=$(declare -f "$1")
-    for tool in compile_mpi compile_openmpi compile_hello compile_abi conda slim with_dependencies sysroot_of unpack one_file \
+    for tool in compile_mpi compile_openmpi compile_hello compile_abi conda slim with_dependencies sysroot_of unpack one_file source_of \
         apt_in debian rootfs_tar wheel with_cache closure_of; do # who calls another stands before it
         [[ $text == *"$tool "* ]] && text+=$(declare -f "$tool")
     done
@@ -190,6 +191,20 @@ one_file() {
     dpkg-deb --fsys-tarfile "$downloads"/*.deb | tar -xO "./$3" >"$4.new"
     chmod 755 "$4.new"
     mv "$4.new" "$4"
+    rm -rf "$downloads"
+}
+
+# source_of SUITE PACKAGE FOLDER: the upstream source of one of the suite's packages
+source_of() {
+    local suite=$1 package=$2 folder=$3 state=$BUILD/cache/apt-$1-source downloads
+    mkdir -p "$state/lists/partial" "$state/archives/partial" "$folder"
+    : >"$state/status"
+    echo "deb-src [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $MIRROR $suite main" >"$state/sources.list"
+    touch "$state/ready" # apt_in is not to write another list
+    downloads=$(mktemp -d "$BUILD/cache/source.XXXX")
+    quietly apt_in "$suite-source" update
+    (cd "$downloads" && quietly apt_in "$suite-source" source --tar-only --download-only "$package")
+    tar -C "$folder" --strip-components=1 -xf "$downloads"/*.orig.tar.*
     rm -rf "$downloads"
 }
 
@@ -352,6 +367,22 @@ build_trixie-libc() {
     unpack trixie site/trixie-libc libc6
 }
 
+# As its own Makefile installs it. To squash an image it runs a mksquashfs inside of it, which therefore must be static and which no
+# distribution has so; the option -xattrs-exclude that it gives came with 4.6, and Debian 12 has 4.5.
+build_podman-hpc() {
+    local source=cache/squashfs-tools library=cache/lz4
+    rm -rf "$source" "$library"
+    /usr/bin/python3 -m venv podman-hpc
+    quietly podman-hpc/bin/pip install --disable-pip-version-check podman-hpc==1.2.2
+    quietly podman-hpc/bin/python -m podman_hpc.configure_hooks
+    source_of trixie squashfs-tools "$source"
+    unpack bookworm "$library" liblz4-dev zlib1g-dev
+    quietly make -C "$source/squashfs-tools" mksquashfs LZ4_SUPPORT=1 EXTRA_CFLAGS="-I$BUILD/$library/usr/include" \
+        EXTRA_LDFLAGS="-static -L$BUILD/$library/$LIBDIR"
+    install -m 755 "$source/squashfs-tools/mksquashfs" podman-hpc/bin/mksquashfs.static
+    rm -rf "$source" "$library"
+}
+
 # Another machine's root file system. Nothing of it runs while it is made, so it has no /etc/ld.so.cache. The compiler is
 # Debian's own for that machine, unpacked beside it and thrown away.
 build_arm64() {
@@ -473,7 +504,8 @@ build_trixie-openmpi() {
 # ---------------------------------------------------------------- main
 
 if [ $# = 0 ]; then
-    set -- mpich5 openmpi4 openmpi5 bookworm bookworm-openmpi bookworm-both bookworm-abi bullseye musl static registry trixie trixie-libc arm64 chroot python39
+    set -- mpich5 openmpi4 openmpi5 bookworm bookworm-openmpi bookworm-both bookworm-abi bullseye musl static registry trixie trixie-libc \
+        podman-hpc arm64 chroot python39
 fi
 [ "$*" != matrix ] || set -- "${MATRIX[@]}"
 for target in "$@"; do
@@ -484,6 +516,7 @@ for target in "$@"; do
             make_once "$target" "images/$target" "images/$target.tar" ;;
         registry|mpi4py-wheel|fortran|fortran-openmpi) make_once "$target" "images/$target" ;;
         mpich3|mpich4|mpich5|openmpi4|openmpi5|trixie|trixie-libc|trixie-openmpi) make_once "$target" "site/$target" ;;
+        podman-hpc) make_once podman-hpc podman-hpc ;;
         chroot) make_once chroot chroots/bullseye ;;
         python39) make_once python39 chroots/python39 ;;
         arm64) make_once arm64 images/arm64 site/mpich5-arm64 qemu-aarch64 ;;

@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -69,10 +70,19 @@ mount -t tmpfs -o mode=1777 tmpfs /tmp
 mount -t tmpfs -o mode=755 tmpfs "$spool"
 mount --bind "$hosts" /etc/hosts
 mount -t mqueue mqueue /dev/mqueue
+mkdir /dev/shm/devices                   # open to everybody, as udev's rules have them
+for device in fuse:229 net/tun:200; do
+    [ -e "/dev/${device%:*}" ] || continue
+    mknod -m 666 /dev/shm/devices/new c 10 "${device#*:}"
+    mount --bind /dev/shm/devices/new "/dev/${device%:*}"
+    rm /dev/shm/devices/new
+done
+rmdir /dev/shm/devices
 for place in "$@"; do                    # run folder, store, owner
     IFS=: read -r run store uid gid <<<"$place"
     mount -t tmpfs -o "mode=755,uid=$uid,gid=$gid" tmpfs "$run"
     install -d -m 700 -o "$uid" -g "$gid" "$run/xdg" "$disk/$uid"
+    if [ -d "/run/user/$uid" ]; then mount -t tmpfs -o "mode=700,uid=$uid,gid=$gid" tmpfs "/run/user/$uid"; fi
     mount --bind "$disk/$uid" "$store"
 done
 exec catatonit -- /usr/sbin/slurmd -D -f "$SLURM_CONF" -N "$node"
@@ -265,9 +275,14 @@ class NodeAccount(Account):
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports on the loopback device that nobody listens on now."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+    """Ports that are free now on every address, and not of those that the kernel gives to whoever connects to something: such a one may be
+    somebody's again before the daemon that it is meant for has started."""
+    first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    ports = [*range(20000, first), *range(last + 1, 65536)] or [*range(20000, 65536)]
+    found: set[int] = set()
+    while len(found) < count:
+        port = random.choice(ports)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            found.add(port)
+    return [*found]

@@ -1,7 +1,7 @@
 """What breaks, and how, if one thing is left out of the lines of test_wire_up.py: this is what users see today.
 
-Each case is one run of two ranks on one node whose only difference to a good one is named. The outcomes are the launchers' and MPIs'
-own: an error that names something else, ranks that each think they are alone and end well, a start that never ends.
+Each case is one run of two ranks, on one node but for one case, whose only difference to a good one is named. The outcomes are the
+launchers' and MPIs' own: an error that names something else, ranks that each think they are alone and end well, a start that never ends.
 """
 
 from __future__ import annotations
@@ -32,6 +32,11 @@ class Fails:
 
 
 @dataclasses.dataclass(frozen=True)
+class NeverEnds:
+    """After all the work is done, until somebody ends it."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Alone:
     """Every rank is rank 0 of 1 and ends well: two programs do the same work, and nothing says so."""
 
@@ -55,6 +60,8 @@ class Case:
     site: Optional[Path] = None
     user: str = "root"
     launcher: str = ""  # pmix for openmpi, pmi2 for mpich
+    nodes: int = 1
+    program: tuple[str, ...] = ()  # arguments of pingpong
     quick: bool = False
 
 
@@ -104,6 +111,8 @@ MPICH = {
     "mpi-pmix": Case(Alone(), launcher="pmix", quick=True),
     "hydra-network": Case(Fails("Unable to connect to n1"), without="--net", launcher="hydra", quick=True),
     "hydra-variables": Case(Alone(), without="--env=PMI_", launcher="hydra"),
+    # Over UCX's TCP: rank 0 asks for a last answer, gets it and waits in the launcher's barrier; then rank 1 asks, and nobody answers.
+    "two-nodes": Case(NeverEnds(), nodes=2, program=("late",)),
     # The site's 5.0, which copies from the memory of the other process
     "5-ipc": Case(Fails(or_never_ends=True), without="--ipc", site=MPICH5),
     "5-pid": Case(Fails("process_vm_readv failed"), without="--pid", site=MPICH5, quick=True),
@@ -148,10 +157,13 @@ def test_precondition(slurm: Slurm, programs: Path, hooks_of: HooksOf, name: str
             result = slurm.inside("n1", HYDRA, "-n", "2", "-pmi-port", *command, account=engine.account, timeout=30)
         else:
             shim = PMI_FD_TO_3 if launcher == "pmi2" else ()
-            result = slurm.srun(f"--mpi={launcher.split()[0]}", "--nodes=1", "--ntasks=2", "--kill-on-bad-exit=1", *shim, *command,
-                                account=engine.account, timeout=15)  # fmt: skip
-    except subprocess.TimeoutExpired:
-        assert isinstance(case.outcome, Fails) and case.outcome.or_never_ends
+            result = slurm.srun(f"--mpi={launcher.split()[0]}", f"--nodes={case.nodes}", "--ntasks=2", "--kill-on-bad-exit=1", *shim,
+                                *command, *case.program, account=engine.account, timeout=15)  # fmt: skip
+    except subprocess.TimeoutExpired as stopped:
+        if isinstance(case.outcome, NeverEnds):
+            assert (stopped.stdout or b"").count(b" 3 messages right;") == 2, stopped.stdout
+        else:
+            assert isinstance(case.outcome, Fails) and case.outcome.or_never_ends
         return
     said = f"{result.stdout}{result.stderr}"
     places = [(rank.number, rank.of) for rank in ranks(result)]

@@ -47,9 +47,9 @@ class Start:
         self._programs = programs
         self._hooks_of = hooks_of
 
-    def __call__(self, engine: Engine, family: str, site: Optional[Path], *options: str) -> list[str]:
+    def __call__(self, engine: Engine, family: str, site: Optional[Path], *options: str, image: str = "") -> list[str]:
         hooks = self._hooks_of(engine, site) if site else None
-        return podman(engine, IMAGE[family], self._programs / family, options, hooks)
+        return podman(engine, image or IMAGE[family], self._programs / family, options, hooks)
 
 
 @pytest.fixture
@@ -99,8 +99,14 @@ def test_pmix_on_two_nodes(slurm: Slurm, engine: Engine, start: Start, site: Opt
 
 
 @engines("rootless", ("runc", "rootless"))
-@sites(None, MPICH5, quick=(None,))
+@sites(None, MPICH5, quick=(MPICH5,))
 def test_pmi2_on_two_nodes(slurm: Slurm, engine: Engine, start: Start, site: Optional[Path]) -> None:
-    command = start(engine, "mpich", site, *PMI)
-    result = slurm.srun("--mpi=pmi2", "--nodes=2", "--ntasks-per-node=2", *PMI_FD_TO_3, *command, account=engine.account)
-    assert_wired(result, VERSIONS["mpich", site], [2, 2])
+    # Debian 12's own may never end on several nodes (test_preconditions.py), and never does where ranks are late. It is Debian 13's here,
+    # which only the matrix builds.
+    image, version = (IMAGE["mpich"], VERSIONS["mpich", site]) if site else ("debian13-mpich", "4.2.1")
+    try:
+        command = start(engine, "mpich", site, *PMI, image=image)
+    except FileNotFoundError as missing:
+        pytest.skip(str(missing))
+    result = slurm.srun("--mpi=pmi2", "--nodes=2", "--ntasks-per-node=2", *PMI_FD_TO_3, *command, "late", account=engine.account)
+    assert_wired(result, version, [2, 2])

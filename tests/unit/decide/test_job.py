@@ -118,7 +118,7 @@ def test_no_directory_no_shared_memory_of_the_server() -> None:
 
 
 def test_a_container_for_all_ranks_of_a_node_gets_no_ranks_variables() -> None:
-    outcome = job.decide(asked(*MPICH, scope="node"), start(PMI2, private=("ipc", "pid", "user"), shm=1 << 30))
+    outcome = job.decide(asked(*MPICH, scope="node"), start(PMI2, private=("ipc", "pid", "user"), shm=1 << 30, preserved=0))
     assert (outcome.variables, outcome.refusal, outcome.findings) == ({}, ("", ""), [])
     assert job.decide(asked(scope="node"), start(PMIX)).directories
 

@@ -155,6 +155,17 @@ def test_stores_that_podman_names_to_its_monitor(captured: Callable[[str], Captu
     assert image(real).store == str(other)
 
 
+@pytest.mark.parametrize("option", ["--storage-opt additionalimagestore=/nowhere,{0}", "--imagestore={0}", "--imagestore {0}"])
+def test_stores_of_the_podman_that_starts_a_precreate_hook(captured: Callable[[str], Captured], option: str) -> None:
+    real = captured("root-crun")
+    other = real.graphroot.parent / "squashed"
+    other.mkdir()
+    (real.graphroot / "overlay-images").rename(other / "overlay-images")
+    arguments = ["/usr/bin/podman", "run", "--rm", *option.format(other).split(" "), "IMAGE", "sh", "--imagestore"]
+    (real.runtime / "cmdline").write_bytes(b"".join(argument.encode() + b"\0" for argument in arguments))
+    assert image(real).store == str(other)
+
+
 def test_mountinfo_with_blanks_and_the_newer_mount_call(captured: Callable[[str], Captured]) -> None:
     real = captured("root-crun-additional-store")
     no_way_to_other_stores(real)

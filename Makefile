@@ -2,7 +2,7 @@
 PYTHON := build/venv/bin/python
 PYTEST := $(PYTHON) -m pytest --durations=10
 
-.PHONY: help demo test test-all unit python39 lint shell bench matrix setup images images-matrix clean
+.PHONY: help demo test test-all unit python39 lint shell bench storm matrix setup images images-matrix clean
 .NOTPARALLEL:
 
 help: ## this list
@@ -35,8 +35,11 @@ shell: setup ## a shell in which podman and oci-hpc-hooks work on this machine
 	@tests/bed/images.sh mpich5 bookworm
 	@$(PYTHON) tests/bed/bed.py shell
 
-bench: setup images ## what a hook costs, side by side
-	@$(PYTHON) tests/bed/bed.py exec $(PYTHON) benchmarks/hook_start.py
+bench: setup images ## what a hook costs, side by side (SAVE=--save: as the result that later ones are compared with)
+	@$(PYTHON) tests/bed/bed.py exec $(PYTHON) benchmarks/hook_start.py $(SAVE)
+
+storm: setup images ## 1 to 128 containers at once: what fails, and what is left behind
+	@$(PYTHON) tests/bed/bed.py exec $(PYTHON) benchmarks/storm.py
 
 matrix: setup images images-matrix ## every image with every MPI of a site, for real, into docs/compatibility.md (20 minutes)
 	@$(PYTHON) -m tests.matrix.matrix

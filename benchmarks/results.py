@@ -30,7 +30,7 @@ def beside(rows: dict[str, dict[str, float]], before: dict[str, Any]) -> list[st
         old = before.get("rows", {}).get(name)
         if old and old.get("x_cpu") and row.get("x_cpu"):
             change = row["x_cpu"] / old["x_cpu"]
-            mark = "" if 0.95 <= change <= 1.05 else "  better" if change < 1 else "  WORSE"
+            mark = "" if 0.93 <= change <= 1.07 else "  better" if change < 1 else "  WORSE"
             calls = f", {old['calls']:.0f} -> {row['calls']:.0f} calls" if old.get("calls") and row.get("calls") else ""
             lines.append(f"{name:44} {old['x_cpu']:6.2f} -> {row['x_cpu']:6.2f}   {change:5.2f} x{mark}{calls}")
     return lines

@@ -37,6 +37,7 @@ shell: setup ## a shell in which podman and oci-hpc-hooks work on this machine
 
 bench: setup images ## what a hook costs, side by side (SAVE=--save: as the result that later ones are compared with)
 	@$(PYTHON) tests/bed/bed.py exec $(PYTHON) benchmarks/hook_start.py $(SAVE)
+	@$(PYTHON) -m benchmarks.plot
 
 storm: setup images ## 1 to 128 containers at once: what fails, and what is left behind
 	@$(PYTHON) tests/bed/bed.py exec $(PYTHON) benchmarks/storm.py

@@ -9,16 +9,16 @@ from typing import Any
 RESULTS = Path(__file__).with_name("results")
 
 
-def last() -> dict[str, Any]:
-    """The newest committed result, {} if there is none."""
-    files = sorted(RESULTS.glob("*.json"))
+def last(kind: str = "") -> dict[str, Any]:
+    """The newest committed result of the benchmark whose files begin like this, {} if there is none."""
+    files = sorted(RESULTS.glob(f"{kind}[0-9]*.json"))
     found: dict[str, Any] = json.loads(files[-1].read_text()) if files else {}
     return found
 
 
-def save(document: dict[str, Any]) -> Path:
+def save(document: dict[str, Any], kind: str = "") -> Path:
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{document['time'][:10]}.json"
+    path = RESULTS / f"{kind}{document['time'][:10]}.json"
     path.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
     return path
 

@@ -2,7 +2,7 @@
 PYTHON := build/venv/bin/python
 PYTEST := $(PYTHON) -m pytest --durations=10
 
-.PHONY: help demo test test-all unit python39 lint shell bench bench-application matrix setup images images-apps images-matrix clean
+.PHONY: help demo test test-all unit python39 lint shell bench bench-application bench-scale matrix setup images images-apps images-matrix clean
 .NOTPARALLEL:
 
 help: ## this list
@@ -38,8 +38,11 @@ shell: setup ## a shell in which podman and oci-hpc-hooks work on this machine
 bench: setup images ## what a hook costs, side by side
 	@$(PYTHON) tests/bed/bed.py exec $(PYTHON) benchmarks/hook_start.py
 
-bench-application: setup images-apps ## LAMMPS, HPCC, NetPIPE and the start of ranks: native, and in containers (8 minutes)
-	@$(PYTHON) tests/bed/bed.py exec $(PYTHON) benchmarks/application.py
+bench-application: setup images-apps ## LAMMPS, HPCC, NetPIPE and the start of ranks: native, and in containers (8 minutes; ARGUMENTS=--short)
+	@$(PYTHON) tests/bed/bed.py exec $(PYTHON) benchmarks/application.py $(ARGUMENTS)
+
+bench-scale: setup images ## what 10,000 nodes ask of shared file systems: counts, not times
+	@$(PYTHON) tests/bed/bed.py exec $(PYTHON) benchmarks/scale.py $(ARGUMENTS)
 
 matrix: setup images images-matrix ## every image with every MPI of a site, for real, into docs/compatibility.md (20 minutes)
 	@$(PYTHON) -m tests.matrix.matrix

@@ -433,6 +433,7 @@ def main() -> int:
     parser.add_argument("--messages", type=int, default=1000, help="of each size, of NetPIPE (default: %(default)s)")
     parser.add_argument("--short", action="store_true", help="two small rounds of everything, starts of 2 and 4 ranks")
     parser.add_argument("--runtime", choices=bed.RUNTIMES, default="crun")
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/performance.md")
     parser.add_argument("--save", action="store_true", help="write the figures to benchmarks/results, to be committed")
     options = parser.parse_args()
     if options.short:
@@ -451,6 +452,8 @@ def main() -> int:
     if before:
         print(f"\nBeside {before['time']} ({before['machine']}): ratios then and now\n")
         print("\n".join(beside(document["rows"], before)))
+    if options.write:
+        results.write(Path(__file__).name, report)
     if options.save:
         print(f"\nwritten: {results.save(document, KIND)}")
     print(f"\n{time.monotonic() - began:.0f} s")
@@ -470,10 +473,10 @@ def measure(ground: Ground, options: argparse.Namespace, began: float) -> tuple[
     names = {"openmpi": "Open MPI", "mpich": "MPICH"}
     report = [told, ""]
     report += [f"- {names[family]}: {found[OWN]} in the image, {found[INJECTED]} the site's" for family, found in versions.items()]
-    report += ["", f"## Two ranks, {rounds} rounds: median (least–most); of s and us less is better, of the others more", ""]
+    report += ["", f"### Two ranks, {rounds} rounds: median (least–most); of s and us less is better, of the others more", ""]
     report += program_table(rows)
     report += ["", "What was computed:", "", *words]
-    report += ["", f"## From srun --mpi=pmix to the last rank's return from MPI_Init, seconds, {start_rounds} rounds", ""]
+    report += ["", f"### From srun --mpi=pmix to the last rank's return from MPI_Init, seconds, {start_rounds} rounds", ""]
     report += start_table(start_rows)
     document = {"machine": told, "time": time.strftime("%FT%TZ", time.gmtime()), "rounds": rounds, "start_rounds": start_rounds,
                 "versions": versions, "computed": computed, "rows": {**rows, **start_rows}, "runtime": ground.engine.runtime,

@@ -2,7 +2,8 @@
 PYTHON := build/venv/bin/python
 PYTEST := $(PYTHON) -m pytest --durations=10
 
-.PHONY: help demo test test-all unit python39 lint shell bench storm matrix setup images images-matrix clean
+.PHONY: help demo test test-all unit python39 lint shell bench storm bench-application bench-scale matrix setup images images-apps \
+	images-matrix clean
 .NOTPARALLEL:
 
 help: ## this list
@@ -42,6 +43,12 @@ bench: setup images ## what a hook costs, side by side (SAVE=--save: as the resu
 storm: setup images ## 1 to 128 containers at once: what fails, and what is left behind
 	@$(PYTHON) tests/bed/bed.py exec $(PYTHON) benchmarks/storm.py
 
+bench-application: setup images-apps ## LAMMPS, HPCC, NetPIPE and the start of ranks: native, and in containers (8 minutes; ARGUMENTS=--short)
+	@$(PYTHON) tests/bed/bed.py exec $(PYTHON) benchmarks/application.py $(ARGUMENTS)
+
+bench-scale: setup images ## what 10,000 nodes ask of shared file systems: counts, not times
+	@$(PYTHON) tests/bed/bed.py exec $(PYTHON) benchmarks/scale.py $(ARGUMENTS)
+
 matrix: setup images images-matrix ## every image with every MPI of a site, for real, into docs/compatibility.md (20 minutes)
 	@$(PYTHON) -m tests.matrix.matrix
 
@@ -50,6 +57,9 @@ setup: ## packages, virtual environment, the user hpcuser
 
 images: setup ## root file systems of the images, site MPIs
 	@tests/bed/images.sh
+
+images-apps: setup ## those that only bench-application needs
+	@tests/bed/images.sh apps
 
 images-matrix: setup ## those that only the matrix needs
 	@tests/bed/images.sh matrix

@@ -9,7 +9,7 @@ from typing import Dict, NoReturn, Sequence, Tuple, Union
 from oci_hpc_hooks import record
 from oci_hpc_hooks.apply.rootfs import Stale
 from oci_hpc_hooks.decide import plan as decide_plan
-from oci_hpc_hooks.decide.request import NOBODY, OVERRIDE, request
+from oci_hpc_hooks.decide.request import OVERRIDE, override, request, wishes
 from oci_hpc_hooks.errors import ConfigError, HookError, Precondition, Refusal
 from oci_hpc_hooks.inputs import describe, image, inventory
 from oci_hpc_hooks.linux.paths import Root
@@ -33,7 +33,7 @@ def run(service: Service, trouble: Union[HookError, OSError, None] = None) -> No
     """
     container = describe.to_container(service.start.state, service.start.config, service.start.image)
     try:
-        wish = request(container, Site()).mpi
+        asked = request(container, Site())
     except Refusal as refusal:
         refuse(service, refusal)
     try:
@@ -46,8 +46,10 @@ def run(service: Service, trouble: Union[HookError, OSError, None] = None) -> No
         refuse(service, lacking, lacking.findings)
     except (HookError, OSError) as error:
         told = error if isinstance(error, HookError) else HookError(f"{type(error).__name__}: {error}")
-        if wish is not None and wish.value != NOBODY and wish.explicit:
-            refuse(service, HookError(told.what, origin=told.origin or wish.origin, remedy=told.remedy, who=told.who))
+        wish = next((wish for wish in wishes(asked) if wish.explicit), None)
+        if wish is not None:
+            refuse(service, HookError(told.what, origin=told.origin or wish.origin, remedy=told.remedy, who=told.who),
+                   instead=override(asked))
         skipped = Finding(WARNING, "skipped", told.what, told.origin, told.remedy, told.who)
         service.log(NOTHING, "cold", findings=[record.finding_document(skipped)])
 
@@ -121,11 +123,11 @@ def watch(path: str) -> Watched:
     return Watched(path, FileId(status.st_ino, status.st_size, status.st_mtime_ns))
 
 
-def refuse(service: Service, error: HookError, findings: Sequence[Dict[str, str]] = ()) -> NoReturn:
+def refuse(service: Service, error: HookError, findings: Sequence[Dict[str, str]] = (), instead: str = OVERRIDE) -> NoReturn:
     """Ends the start: the sentence goes to the log, and by way of the exception to the person."""
     remedy = error.remedy
     if "--annotation org.supercontainers." not in remedy:
-        remedy += ("; " if remedy else "") + f"to start without injection give {OVERRIDE}"
+        remedy += ("; " if remedy else "") + f"to start without injection give {instead}"
     told = Told(error.what, origin=error.origin, remedy=remedy, who=error.who)
     service.log(REFUSED, "cold", message=str(told), findings=list(findings))
     raise told from None

@@ -118,6 +118,7 @@ class Wish:
     origin: str  # "annotation org.supercontainers.mpi=mpich", "label …", "site default …"
     explicit: bool  # an annotation or label: may be refused; defaults and auto are skipped with a note instead
     by_image: bool = False  # the word of the image's author: a label, or an annotation of the manifest
+    kind: str = "mpi"  # of what: the key of a profile's ``provides``
 
 
 #: A container serves one rank, or all of a node, which come into it by ``podman exec``: then no rank's variables are its own.
@@ -133,6 +134,7 @@ class Request:
     glibc: Optional[Wish] = None  # the image's claim about its own glibc, checked against ELF
     findings: Tuple[Finding, ...] = ()
     cpu: Optional[Wish] = None  # the claim for which microarchitecture the image was built, as archspec would call it
+    gpu: Tuple[Wish, ...] = ()  # one for each of its stacks
     launcher: Optional[Wish] = None  # "auto", "none", or names of launchers with commas between: the caller or the site says so
     scope: str = RANK  # whom the container serves
 
@@ -154,6 +156,7 @@ class SiteProfile:
     name: str
     search: Tuple[str, ...] = ()  # directories looked in before those of the profile
     variants: Tuple[Variant, ...] = ()
+    root: str = ""  # the directory that stands for "/" in the profile's paths: of a driver that is installed in a folder of its own
 
 
 @dataclass(frozen=True)
@@ -221,7 +224,7 @@ class Profile:
 
     name: str
     description: str
-    provides: Mapping[str, str]  # {"mpi": "mpich"} or {"launcher": "pmix"}
+    provides: Mapping[str, str]  # {"mpi": "mpich"}, {"gpu": "opencl"} or {"launcher": "pmix"}
     libraries: Tuple[ProfileLibrary, ...] = ()
     search: Tuple[str, ...] = ()  # directories that may hold the libraries, and their dependencies, before the node's own ld.so.cache
     plugins: Tuple[str, ...] = ()  # directories of modules that are dlopened, "$ORIGIN" = directory of the first library
@@ -231,6 +234,10 @@ class Profile:
     sets: Tuple[LibrarySet, ...] = ()
     devices: Tuple[str, ...] = ()  # device nodes, shell patterns in the last part
     job: Job = Job()
+    companions: Tuple[str, ...] = ()  # patterns of more libraries, "$VERSION" = what stands behind ".so." in the first one's real name
+    icds: Tuple[str, ...] = ()  # patterns of files that name a library each, which comes too; as "files" they are at their own path
+    files: Tuple[str, ...] = ()  # patterns of files that appear at their own path
+    verified: Mapping[str, str] = field(default_factory=dict)  # by what it has been tried, for people
 
 
 # ---------------------------------------------------------------------------------------------------------------- inventory
@@ -246,6 +253,7 @@ class HostLibrary:
     replaces: Tuple[str, ...]
     file: FileId
     elf: ElfFacts
+    optional: bool = False  # left out of a container where it does not fit
 
 
 @dataclass(frozen=True)
@@ -255,6 +263,9 @@ class HostFile:
     path: str
     real: str
     file: FileId
+    required: bool = False  # the profile is of no use without it
+    glibc: str = ""  # of a program: the glibc release that it needs, "" = any
+    library: str = ""  # the name of the library that it names, without which it is of no use
 
 
 @dataclass(frozen=True)
@@ -284,6 +295,8 @@ class ResolvedProfile:
     sets: Tuple[ResolvedSet, ...] = ()  # those that come with the libraries
     devices: Tuple[str, ...] = ()  # as in the profile: which of them there are is seen at each start
     job: Job = Job()
+    files: Tuple[HostFile, ...] = ()  # ``path``: where they appear
+    names: Tuple[str, ...] = ()  # of a GPU stack: every library that the profile names, whether this node has it or not
 
     @property
     def title(self) -> str:
@@ -470,7 +483,7 @@ class Plan:
 
     verdict: str  # PROVED, UNPROVED, REFUSED or NOTHING
     findings: Tuple[Finding, ...]
-    profile: str = ""
+    profile: str = ""  # with more than one: "mpich, opencl"
     tree: Tuple[Bind, ...] = ()
     in_place: Tuple[Bind, ...] = ()
     modules: Tuple[Cover, ...] = ()
@@ -481,7 +494,8 @@ class Plan:
     tree_make: str = ""  # "dev": a directory in the runtime's own /dev tmpfs; "create": in the rootfs; "": over an existing empty one
     tried: Optional[Plan] = None  # of a refusal: what the first finding of it is about, where the decision came that far
     drop_in: Optional[DropIn] = None  # the cache is a file in the container's own layer, with this one; None = it is bound
-    devices: Tuple[str, ...] = ()  # patterns of device nodes
-    every_device: bool = False  # the caller or the site has asked for them; else only those that anybody may open
+    devices: Tuple[str, ...] = ()  # patterns of device nodes that the caller or the site has asked for
+    files: Tuple[Bind, ...] = ()  # at their own path, over the image's or beside what is there
+    open_devices: Tuple[str, ...] = ()  # those that only the image has asked for: of them what anybody may open
     job: Optional[JobPlan] = None
     variant: str = ""  # of the profile, "" = its own libraries

@@ -39,7 +39,7 @@ def build(plan: Plan, facts: Optional[ImageFacts], watched: Sequence[Watched], k
     cache = ldcache.serialize(plan.cache) if plan.cache is not None and plan.cache_target else b""
     covered = {bind.target for bind in plan.in_place}  # checked when they are opened to be mounted over
     files = [file for file in facts.files.values() if file.path not in covered] if facts else []
-    sources = {bind.source for bind in (*plan.tree, *plan.in_place)}  # checked when they are opened to be mounted
+    sources = {bind.source for bind in (*plan.tree, *plan.in_place, *plan.files)}  # checked when they are opened to be mounted
     record: Dict[str, Any] = {
         "version": replay.RECORD_VERSION,
         "key": key,
@@ -50,6 +50,7 @@ def build(plan: Plan, facts: Optional[ImageFacts], watched: Sequence[Watched], k
         "dirs": _directories(plan.tree),
         "tree": [[bind.source, *_row(bind.source_file), bind.target] for bind in plan.tree],
         "in_place": [[bind.source, *_row(bind.source_file), bind.target, *_row(bind.over)] for bind in plan.in_place],
+        "files": [[bind.source, *_row(bind.source_file), bind.target] for bind in plan.files],
         "modules": [[cover.folder, cover.target, cover.inode, cover.mtime_ns] for cover in plan.modules],
         "cache": {"target": plan.cache_target, "over": _row(plan.cache_over) if plan.cache_over else None,
                   "drop_in": [plan.drop_in.path, plan.drop_in.text] if plan.drop_in else None} if cache else None,
@@ -58,9 +59,9 @@ def build(plan: Plan, facts: Optional[ImageFacts], watched: Sequence[Watched], k
         "image_files": [[file.path, *_row(file.file)] for file in files],
         "image_dirs": [[folder.path, folder.inode, folder.mtime_ns] for folder in facts.directories] if facts else [],
         "findings": [finding_document(finding) for finding in plan.findings],
-        "why": _why((*plan.tree, *plan.in_place)),
+        "why": _why((*plan.tree, *plan.in_place, *plan.files)),
         "devices": list(plan.devices),
-        "every_device": plan.every_device,
+        "open_devices": list(plan.open_devices),
         "job": dataclasses.asdict(plan.job) if plan.job is not None else None,
     }
     if facts is not None and facts.cache_file is not None and not cache:
@@ -85,7 +86,7 @@ def files(record: Mapping[str, Any], cache_as: str = "") -> List[Dict[str, Any]]
     reasons = {number: why for why, numbers in record.get("why", {}).items() for number in numbers}
     at = record["tree_at"]
     rows = [(row[0], f"{at}/{row[4]}", "tree", row[1:4]) for row in record["tree"]]
-    rows += [(row[0], row[4], "in place", row[1:4]) for row in record["in_place"]]
+    rows += [(row[0], row[4], "in place", row[1:4]) for row in (*record["in_place"], *record["files"])]
     found = [{"source": source, "target": target, "how": how, "why": reasons.get(number, ""), "id": tuple(identity)}
              for number, (source, target, how, identity) in enumerate(rows)]
     found += [{"source": f"{at}/{row[0]}", "target": row[1], "how": "in place", "why": COVER, "id": ()} for row in record["modules"]]
@@ -170,7 +171,7 @@ def knows(places: report.Places, begins: str, root: Root) -> bool:
 def _still_holds(record: Dict[str, Any], root: Root) -> bool:
     try:
         replay.check_host(record)
-        for path, *row in (row[:4] for row in (*record["tree"], *record["in_place"])):
+        for path, *row in (row[:4] for row in (*record["tree"], *record["in_place"], *record["files"])):
             if not rootfs.same_file(os.stat(path), *row):
                 return False
         rootfs.check_image(record, root)

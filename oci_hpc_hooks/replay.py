@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from oci_hpc_hooks.wireup import WireUp
 
 #: Goes into every key: a plan remembered by another version of the record is not found.
-RECORD_VERSION = 3
+RECORD_VERSION = 4
 
 #: What a program could be given by its environment that changes what its loader does.
 LOADER_VARIABLES = ("PATH=", "LD_", "GLIBC_TUNABLES=")
@@ -70,7 +70,7 @@ class Service:
         """Applies a plan that was found on this path, and says so in the log. Raises as :func:`rootfs.inject`, and Precondition."""
         self.journal = report.open_log(self.places)
         more: WireUp | None = None
-        if record["job"] is not None or record["devices"]:
+        if record["job"] is not None or record["devices"] or record["open_devices"]:
             from oci_hpc_hooks import wireup
 
             more = wireup.wire_up(self.start, record)
@@ -80,7 +80,8 @@ class Service:
             what = f"the loader's cache is mounted, not a file of the container's own, and ldconfig inside fails: {because}"
             note = {"severity": "note", "code": "loader-cache", "what": what, "origin": "", "remedy": "", "who": ""}
             findings = [*findings, note]
-        self.log(record["verdict"], path, profile=record["profile"], files=len(record["tree"]) + len(record["in_place"]),
+        self.log(record["verdict"], path, profile=record["profile"],
+                 files=len(record["tree"]) + len(record["in_place"]) + len(record["files"]),
                  loader_cache=way, findings=findings, **(more.told if more else {}))
 
     def apply(self, record: dict[str, Any], cache: bytes, more: WireUp | None) -> tuple[str, str]:

@@ -37,7 +37,7 @@ def wire_up(start: Start, record: dict[str, Any]) -> WireUp:
     """What this start gets. Raises Precondition where ranks could not work in it and somebody has asked for them, InputError for a
     config.json that is not what the specification says."""
     made = WireUp()
-    devices = launcher.devices(record["devices"], record["every_device"])
+    devices = list(dict.fromkeys([*launcher.devices(record["devices"], True), *launcher.devices(record["open_devices"], False)]))
     made.mounts += [(DEVICE, path) for path in devices]
     if devices:
         made.told["devices"] = devices

@@ -43,7 +43,7 @@ def inject(config: dict[str, Any], record: dict[str, Any], cache_file: str, size
     tree = [(row[0], row[4]) for row in record["tree"]]
     if record["tree_at"]:
         mounts += _tree(record["tree_at"], tree, size)
-    mounts += [_file(row[0], row[4]) for row in record["in_place"]]
+    mounts += [_file(row[0], row[4]) for row in (*record["in_place"], *record["files"])]
     for folder, target, *_ in record["modules"]:
         mounts += _tree(target, [(source, name[len(folder) + 1:]) for source, name in tree if name.startswith(folder + "/")], size)
     if cache_file:

@@ -138,18 +138,33 @@ class Injection:
             fd = self.keep(open_unchanged(self.root, target, inode, size, mtime_ns))
             self.refuse_shared(fd, target)
             self.in_place.append((source, fd))
-        self.covers: list[tuple[str, int, str]] = []
+        self.covers: list[tuple[str, int, list[str]]] = []
         for folder, target, inode, mtime_ns in record["modules"]:
+            names: list[str] = []
             if inode:
-                name = ""
                 fd = self.keep(open_directory(self.root, target, inode, mtime_ns))
             else:
-                path, name = target.rsplit("/", 1)
-                fd = self.keep(self.root.open(path or "/"))
+                fd, names = self.open_parent(target)
                 self.refuse_volume(fd, target)
             self.refuse_shared(fd, target)
-            self.covers.append((folder, fd, name))
+            self.covers.append((folder, fd, names))
+        self.open_files()
         self.open_cache_target()
+
+    def open_files(self) -> None:
+        """What appears at its own path: over the file that is there, else beside what is there."""
+        self.own: list[tuple[str, int, list[str]]] = []
+        for source, *_, path in self.record["files"]:
+            names: list[str] = []
+            target = self.root.find(path)
+            if target < 0:
+                target, names = self.open_parent(path)
+                self.refuse_volume(target, path)
+            elif not S_ISREG(posix.fstat(self.keep(target)).st_mode):
+                raise Refusal(f"{path} is wanted as a file and is something else in the container", who="image author",
+                              remedy=f"remove {path} from the image")
+            self.refuse_shared(target, path)
+            self.own.append((source, target, names))
 
     def open_tree_place(self) -> None:
         """The same for the directory that the tree is mounted on, or made in."""
@@ -240,7 +255,7 @@ class Injection:
         record = self.record
         if len(record["tree"]) > PLENTY:
             raise_descriptor_limit()
-        self.sources = [self.open_source(*row[:4]) for row in record["in_place"]]
+        self.sources = [self.open_source(*row[:4]) for row in (*record["in_place"], *record["files"])]
         if not record["tree_at"]:
             return
         self.tree = self.keep(mounts.new_tmpfs(MARK, len(self.cache) + tree_size(record), label))
@@ -344,10 +359,14 @@ class Injection:
             mounts.make_read_only(self.tree)
         for source, (_, target) in zip(self.sources, self.in_place):
             self.mount(source, target)
-        for folder, target, name in self.covers:
-            if name:
+        for folder, target, names in self.covers:
+            for name in names:
                 target = self.create(target, name, directory=True)
             self.mount(self.keep(mounts.clone(self.tree, folder)), target)
+        for source, (_, target, names) in zip(self.sources[len(self.in_place):], self.own):
+            for name in names:
+                target = self.create(target, name, directory=name is not names[-1])
+            self.mount(source, target)
         for _, source, target, names in self.extras:
             directory = S_ISDIR(posix.fstat(source).st_mode)
             for name in names:
@@ -486,7 +505,7 @@ def prepare(record: dict[str, Any], cache: bytes, root: Root, table: mounts.Moun
         injection.open_targets()
         if record["tree_make"] != "dev":
             injection.open_tree_place()
-        for path, *row in [row[:4] for row in (*record["tree"], *record["in_place"])]:
+        for path, *row in [row[:4] for row in (*record["tree"], *record["in_place"], *record["files"])]:
             try:
                 fd = posix.open(path, O_PATH | posix.O_NOFOLLOW | posix.O_CLOEXEC)
             except OSError:

@@ -167,7 +167,8 @@ def decide(container: Container, root: Root, offers: Inventory) -> Answer:
 def _offer(offers: Inventory, plan: Plan) -> Dict[str, str]:
     """What another system would give, in short."""
     name = plan.profile or (plan.tried.profile if plan.tried else "")
-    mpi = next((profile.libraries[0].real for profile in offers.profiles if profile.name == name and profile.libraries), "")
+    mpi = next((profile.libraries[0].real for profile in offers.profiles
+                if profile.name in name.split(", ") and "mpi" in profile.provides and profile.libraries), "")
     return {"machine": offers.machine, "libc_version": offers.libc_version, "mpi": mpi}
 
 

@@ -42,9 +42,9 @@ def parts_of(plan: Plan, facts: Optional[ImageFacts], container: Container, root
     """The parts of the decision. Raises OSError and HookError for files that cannot be read."""
     made, cache = record.build(plan, None, (), "")
     files = record.files(made)
-    contents = {bind.source: _content(bind.source) for bind in (*plan.tree, *plan.in_place)}
+    contents = {bind.source: _content(bind.source) for bind in (*plan.tree, *plan.in_place, *plan.files)}
     drop_in = plan.drop_in.text if plan.drop_in else ""
-    devices = launcher.devices(plan.devices, plan.every_device)
+    devices = sorted({*launcher.devices(plan.devices, True), *launcher.devices(plan.open_devices, False)})
     job = dataclasses.asdict(plan.job) if plan.job else {}
     job.pop("origin", None)
     return {

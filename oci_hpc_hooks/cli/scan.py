@@ -44,6 +44,9 @@ def execute(args: argparse.Namespace) -> int:
 
 def _lines(profile: ResolvedProfile, notes: Mapping[str, Sequence[str]]) -> Iterator[str]:
     """A profile and, indented below it, its variants."""
+    if profile.problems and "gpu" in profile.provides:  # most nodes have one stack at most
+        yield f"{profile.name}: not available: {profile.problems[0]}"
+        return
     told = "not available" if profile.problems else "available"
     yield f"variant {profile.variant}: {told}" if profile.variant else f"{profile.name}: {told} (profile {profile.source})"
     for problem in profile.problems:

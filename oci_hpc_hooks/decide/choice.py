@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
 from oci_hpc_hooks.decide import abi
+from oci_hpc_hooks.decide.layers import host_file
 from oci_hpc_hooks.elf import glibc, mpi
 from oci_hpc_hooks.model import NOTE, WARNING, ElfFacts, Finding, HostLibrary, ImageFacts, ImageFile, Plan, ResolvedProfile, ResolvedSet
 
@@ -51,6 +52,11 @@ class Choice:
         return tuple(module for one in self.sets for module in one.modules)
 
 
+def stack(profile: ResolvedProfile) -> str:
+    """What a profile brings, for people: "MPI", "opencl stack"."""
+    return "MPI" if "mpi" in profile.provides else f"{profile.provides.get('gpu', '')} stack"
+
+
 def copies(profile: ResolvedProfile, facts: ImageFacts) -> Dict[str, List[ImageFile]]:
     """The image's own copies by the host library (its path) that would take their place."""
     wanted: Dict[str, HostLibrary] = {}
@@ -85,6 +91,13 @@ def has_copies(profile: ResolvedProfile, facts: ImageFacts) -> bool:
     )
 
 
+def is_used(profile: ResolvedProfile, facts: ImageFacts) -> bool:
+    """Whether something in the image needs a library of the profile, or the image has one of them: reason enough to bring the others."""
+    names = {*profile.names}
+    return (any(names.intersection(file.elf.needed) for file in facts.files.values())
+            or any(names.intersection(folder.names) for folder in facts.directories))
+
+
 def choose(facts: ImageFacts, profile: ResolvedProfile, keep_pmix: bool = True) -> Choice:
     """MPI itself, then the dependencies that the image does not serve better. Raises No.
 
@@ -96,8 +109,14 @@ def choose(facts: ImageFacts, profile: ResolvedProfile, keep_pmix: bool = True) 
     in_place: List[Tuple[HostLibrary, ImageFile]] = []
     others: List[ImageFile] = []
     chosen: Dict[str, HostLibrary] = {}
+    optional = [library for library in profile.libraries if library.optional]
     for index, library in enumerate(profile.libraries):
+        if library.optional:
+            continue
         theirs = found.get(library.path, [])
+        brought = any(host_file(copy.path) for copy in theirs)
+        if library.role == "replace":
+            theirs = _without_brought(library, theirs)
         if library.role == "add" and not theirs:
             chosen[library.name] = library
         if library.role != "replace":
@@ -107,18 +126,57 @@ def choose(facts: ImageFacts, profile: ResolvedProfile, keep_pmix: bool = True) 
             if copy not in mine:
                 others.append(copy)
                 findings.append(Finding(NOTE, "other-family", f"{copy.path} of the image is of another MPI family and is left alone"))
-        if index == 0 and not mine:
+        # Bindings for languages come where the image has its own; a driver comes as a whole.
+        whole = "gpu" in profile.provides
+        if index == 0 and not mine and not whole and not brought:
             _refuse_other_family(profile, theirs)
             findings.append(Finding(NOTE, "no-copy", f"the image has no copy of {library.name}: it is added to the loader's cache"))
-        if index == 0 or mine:
+        if index == 0 or mine or whole:
             chosen[library.name] = library
             in_place += [(library, copy) for copy in mine]
     rules = _Dependencies(facts, profile, found, keep_pmix)
     rules.add([name for library in chosen.values() for name in library.elf.needed], chosen, in_place)
+    findings += _take_optional(optional, facts, rules, chosen, in_place)
     findings += [Finding(NOTE, "image-kept", f"the image's own {name} serves both sides and is kept") for name in rules.kept]
     findings += _take_sets(profile, facts, rules, chosen, in_place)
     sets = tuple(one for one in profile.sets if one.libraries[0] in chosen)
     return Choice(tuple(chosen.values()), tuple(in_place), (*others, *rules.staying_copies), tuple(findings), sets=sets)
+
+
+def _take_optional(libraries: Sequence[HostLibrary], facts: ImageFacts, rules: _Dependencies, chosen: Dict[str, HostLibrary],
+                   in_place: List[Tuple[HostLibrary, ImageFile]]) -> Iterator[Finding]:
+    """Libraries of a driver that may stay away: each comes with all that it needs, or not at all."""
+    for library in libraries:
+        theirs = rules.found.get(library.path, [])
+        if library.role == "add" and theirs:
+            continue
+        trial = {**chosen, library.name: library}
+        try:
+            mine = _without_brought(library, theirs)
+            places = [*in_place, *((library, copy) for copy in mine)]
+            rules.add(library.elf.needed, trial, places)
+            unfit = next((one for name, one in trial.items() if name not in chosen and not _fits_libc(one, facts)), None)
+            why = f"{unfit.name} (the site's {unfit.path}) needs a newer glibc than the image's" if unfit is not None else ""
+        except No as no:
+            why = no.what
+        if why:
+            yield Finding(NOTE, "left-out", f"{library.name} (the site's {library.path}) does not come: {why}")
+            continue
+        chosen.update(trial)
+        in_place[:] = places
+
+
+def _without_brought(library: HostLibrary, theirs: Sequence[ImageFile]) -> List[ImageFile]:
+    """The copies that are the image's. Raises No if an earlier decision has brought another library of that name."""
+    for copy in theirs:
+        if host_file(copy.path) not in ("", library.real):
+            raise _two_of_one(library, copy)
+    return [copy for copy in theirs if not host_file(copy.path)]
+
+
+def _two_of_one(library: HostLibrary, copy: ImageFile) -> No:
+    return No("two-profiles", f"{library.name} is wanted from {library.path}, and what this container also asks for brings another one, "
+              f"{host_file(copy.path)}", "let one of the two profiles find it where the other does (search in site.json)", "site admin")
 
 
 def _refuse_other_family(profile: ResolvedProfile, theirs: Sequence[ImageFile]) -> None:
@@ -149,6 +207,8 @@ class _Dependencies:
             name = queue.pop(0)
             if name in chosen or name in self.kept or name not in self.by_name or glibc.is_c_runtime(name):
                 continue
+            if self.is_brought(name):
+                continue
             stays = self.keep_pmix and name.startswith(mpi.PMIX_SONAME)
             if not stays and self.whose(name) == abi.IMAGE:
                 self.kept.append(name)
@@ -166,7 +226,20 @@ class _Dependencies:
                 queue += filter(self.copies, self.sets[name].libraries)
 
     def copies(self, name: str) -> List[ImageFile]:
-        return self.found.get(self.by_name[name].path, []) if name in self.by_name else []
+        found = self.found.get(self.by_name[name].path, []) if name in self.by_name else []
+        return [copy for copy in found if not host_file(copy.path)]
+
+    def is_brought(self, name: str) -> bool:
+        """Whether an earlier decision has brought it. Raises No if that one does not serve here."""
+        library = self.by_name[name]
+        for copy in self.found.get(library.path, ()):
+            if not host_file(copy.path):
+                continue
+            lacks = {*library.elf.verdef} - {*copy.elf.verdef} or {*library.elf.exports} - {*copy.elf.exports}
+            if host_file(copy.path) != library.real and lacks:
+                raise _two_of_one(library, copy)
+            return True
+        return False
 
     def whose(self, name: str) -> str:
         """Raises No if neither side's copy serves both."""
@@ -195,7 +268,7 @@ class _Dependencies:
         if whose is None:
             raise No("shared-dependency", f"both sides bring {library.name} and neither copy serves both: {why} "
                      f"(site: {library.path}, image: {copy.path})",
-                     f"build the site's MPI with a private {library.name}, or take it out of the image", "site admin")
+                     f"build the site's {stack(self.profile)} with a private {library.name}, or take it out of the image", "site admin")
         return whose
 
     def _serves_site(self, theirs: ElfFacts, name: str, members: Sequence[str]) -> bool:

@@ -6,10 +6,10 @@ The rest is decided at each start, by :mod:`oci_hpc_hooks.decide.job`.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import List, Tuple
+from typing import Dict, List, Sequence, Tuple
 
 from oci_hpc_hooks.decide.job import OVERRIDE
-from oci_hpc_hooks.decide.request import AUTO, LAUNCHER, NOBODY
+from oci_hpc_hooks.decide.request import AUTO, LAUNCHER, NOBODY, wishes
 from oci_hpc_hooks.elf import mpi
 from oci_hpc_hooks.model import ERROR, NOTE, PROVED, REFUSED, UNPROVED, Finding, Inventory, Job, JobPlan, Plan, Request, ResolvedProfile
 
@@ -20,9 +20,9 @@ def with_job(made: Plan, request: Request, inventory: Inventory) -> Plan:
     """The plan for a container's libraries, with the devices that go with them and what it gets of a job."""
     if made.verdict == REFUSED:
         return made
-    chosen = next((profile for profile in inventory.profiles if profile.name == made.profile), None)
-    if chosen is not None and request.mpi is not None:
-        made = replace(made, devices=chosen.devices, every_device=not request.mpi.by_image)
+    served = [profile for profile in inventory.profiles if profile.name in made.profile.split(", ")]
+    made = _with_devices(made, request, served)
+    chosen = next((profile for profile in served if "mpi" in profile.provides), None)
     wish = request.launcher
     if wish is None or wish.value == NOBODY:
         return made
@@ -50,6 +50,19 @@ def with_job(made: Plan, request: Request, inventory: Inventory) -> Plan:
             mpi.COPIES_MEMORY in library.elf.imports for library in chosen.libraries
             if library.role == "replace" or library.name.startswith(mpi.OPENMPI_INNER)),
     ))
+
+
+def _with_devices(made: Plan, request: Request, served: Sequence[ResolvedProfile]) -> Plan:
+    """On the word of the image alone, of a profile's devices only those come that anybody may open."""
+    by_image = {(wish.kind, wish.value) for wish in wishes(request) if wish.by_image}
+    devices: Dict[str, bool] = {}
+    for profile in served:
+        ((kind, value),) = profile.provides.items()
+        closed = not by_image.isdisjoint(((kind, value), (kind, AUTO)))
+        for pattern in profile.devices:
+            devices[pattern] = devices.get(pattern, True) and closed
+    return replace(made, devices=tuple(pattern for pattern, closed in devices.items() if not closed),
+                   open_devices=tuple(pattern for pattern, closed in devices.items() if closed))
 
 
 def _protocols(profile: ResolvedProfile) -> Tuple[str, ...]:

@@ -6,7 +6,7 @@ import posixpath
 from dataclasses import dataclass
 from typing import Dict, FrozenSet, Iterable, Iterator, List, Mapping, Sequence, Tuple
 
-from oci_hpc_hooks.decide import abi, loader_cache, proof
+from oci_hpc_hooks.decide import abi, layers, loader_cache, proof
 from oci_hpc_hooks.decide.plan import TREE_IN_DEV, TREE_IN_ROOTFS
 from oci_hpc_hooks.elf import glibc, loader
 from oci_hpc_hooks.errors import ImageError
@@ -138,7 +138,7 @@ class _Laid:
         return LinkMap(program, tuple(map(self._link, found.objects)), tuple(edges))
 
     def _link(self, loaded: loader.Loaded) -> Link:
-        source = proof.host_file(loaded.identity)
+        source = layers.host_file(loaded.identity)
         if source:
             provider = RUNTIME if self._libraries[source].role == "runtime" else HOST
             bind = self._tree.get(posixpath.normpath(loaded.path)) or self._in_place[source]
@@ -154,10 +154,10 @@ def _offered(inventory: Inventory, profile: str) -> Tuple[Dict[str, HostLibrary]
     offers = [one for offer in inventory.profiles for one in (offer, *offer.variants)]
     offers += [inventory.c_runtime] if inventory.c_runtime is not None else []
     libraries: Dict[str, HostLibrary] = {}
-    for offer in sorted(offers, key=lambda offer: offer.name != profile):
+    for offer in sorted(offers, key=lambda offer: offer.name not in profile.split(", ")):
         for library in (*offer.libraries, *offer.plugins, *(module for one in offer.sets for module in one.modules)):
             libraries.setdefault(library.real, library)
-    return libraries, frozenset(library.name for offer in offers if offer.name == profile for library in offer.libraries)
+    return libraries, frozenset(library.name for offer in offers if offer.name in profile.split(", ") for library in offer.libraries)
 
 
 def _edges(found: loader.LinkMap, failing: Iterable[Tuple[str, str, str, bool]]) -> Iterator[Edge]:

@@ -8,16 +8,27 @@ from __future__ import annotations
 
 import posixpath
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 
 from oci_hpc_hooks.decide import abi, loader_cache
 from oci_hpc_hooks.decide import cpu as processor
-from oci_hpc_hooks.decide.choice import Choice, No, choose, has_copies, lost_functions, must_fit_launcher, needs_launcher
+from oci_hpc_hooks.decide.choice import (
+    Choice,
+    No,
+    choose,
+    has_copies,
+    is_used,
+    lost_functions,
+    must_fit_launcher,
+    needs_launcher,
+    stack,
+)
 from oci_hpc_hooks.decide.launcher import with_job
+from oci_hpc_hooks.decide.layers import laid_over
 from oci_hpc_hooks.decide.proof import PMIX_TOO_OLD, prove
-from oci_hpc_hooks.decide.request import AUTO, NOBODY, OVERRIDE
+from oci_hpc_hooks.decide.request import AUTO, OVERRIDES, STACKS, wishes
 from oci_hpc_hooks.decide.runtime import Replaced, lay_over
 from oci_hpc_hooks.errors import ImageError
 from oci_hpc_hooks.model import (
@@ -48,13 +59,25 @@ TREE_IN_DEV = "/dev/.oci-hpc"
 TREE_IN_ROOTFS = "/.oci-hpc"
 
 
+@dataclass(frozen=True)
+class _Served:
+    """What has been decided so far, wish by wish: each is decided in the image as those before it have left it."""
+
+    image: ImageFacts  # untouched
+    facts: ImageFacts  # with all that is in ``plan``
+    plan: Plan
+    choices: Tuple[Tuple[ResolvedProfile, Choice], ...] = ()
+    verdict: str = NOTHING  # of the last wish alone
+
+
 def candidates(request: Request, inventory: Inventory) -> Tuple[ResolvedProfile, ...]:
     """The profiles that could answer the request, in the site's order of preference."""
-    if request.mpi is None or request.mpi.value == NOBODY:
-        return ()
-    family = request.mpi.value
-    offers = [profile for profile in inventory.profiles if profile.provides.get("mpi")]
-    return tuple(profile for profile in offers if family in (AUTO, profile.provides["mpi"]))
+    return tuple({profile.name: profile for wish in wishes(request) for profile in _offers(wish, inventory)}.values())
+
+
+def _offers(wish: Wish, inventory: Inventory) -> Tuple[ResolvedProfile, ...]:
+    return tuple(profile for profile in inventory.profiles if wish.kind in profile.provides
+                 and wish.value in (AUTO, profile.provides[wish.kind]))
 
 
 def plan(container: Container, request: Request, inventory: Inventory, facts: ImageFacts) -> Plan:
@@ -64,24 +87,44 @@ def plan(container: Container, request: Request, inventory: Inventory, facts: Im
 
 def _plan_libraries(container: Container, request: Request, inventory: Inventory, facts: ImageFacts) -> Plan:
     facts = loader_cache.without_ours(facts, (TREE_IN_DEV, TREE_IN_ROOTFS))
-    wish = request.mpi
     findings = [*request.findings, *_claims(request, facts)]
-    if wish is None or wish.value == NOBODY:
-        return Plan(NOTHING, tuple(findings))
-    possible = candidates(request, inventory)
+    served = _Served(facts, facts, Plan(NOTHING, ()))
+    for wish in wishes(request):
+        for one in _spelled_out(wish, inventory, facts):
+            served = _serve(container, request, inventory, served, one)
+            findings += [finding for finding in served.plan.findings if not served.choices[1:] or finding not in findings]
+            if served.plan.verdict == REFUSED:
+                return replace(served.plan, findings=tuple(findings))
+    return replace(served.plan, findings=tuple(findings))
+
+
+def _spelled_out(wish: Wish, inventory: Inventory, facts: ImageFacts) -> Tuple[Wish, ...]:
+    """A wish for whatever the image uses of the site's stacks of GPUs, as one for each; of MPIs an image has one."""
+    if wish.kind == "mpi" or wish.value != AUTO:
+        return (wish,)
+    found = dict.fromkeys(profile.provides[wish.kind] for profile in _offers(wish, inventory)
+                          if not profile.problems and is_used(profile, facts))
+    return tuple(replace(wish, value=value) for value in found) or (wish,)
+
+
+def _serve(container: Container, request: Request, inventory: Inventory, served: _Served, wish: Wish) -> _Served:
+    """One wish more. The plan has the findings of this one alone."""
+    possible = _offers(wish, inventory)
+    findings: List[Finding] = []
     if wish.value == AUTO:
-        possible = tuple(profile for profile in possible if has_copies(profile, facts))
+        possible = tuple(profile for profile in possible if wish.kind == "mpi" and has_copies(profile, served.facts))
         if not possible:
-            note = Finding(NOTE, "nothing-to-replace", "the image has no MPI that this site could replace", wish.origin)
-            return Plan(NOTHING, (*findings, note))
+            what = "MPI that this site could replace" if wish.kind == "mpi" else "library by which one of this site's GPU stacks is used"
+            return _left(served, Finding(NOTE, "nothing-to-replace", f"the image has no {what}", wish.origin))
     try:
-        findings += processor.gate(request, facts, inventory.cpu)
+        findings += processor.gate(request, served.image, inventory.cpu)
     except No as no:
-        return _refuse(replace(wish, origin=request.cpu.origin if request.cpu else wish.origin), inventory, findings, no)
+        origin = request.cpu.origin if request.cpu else wish.origin
+        return _refuse(served, replace(wish, origin=origin), inventory, findings, no)
     refusals: List[No] = []
     for profile in possible:
         try:
-            made = _plan_with_fitting_libc(container, facts, profile, inventory)
+            made = _plan_with_fitting_libc(container, served, profile, inventory)
         except No as no:
             refusals.append(no)
             continue
@@ -89,30 +132,45 @@ def _plan_libraries(container: Container, request: Request, inventory: Inventory
             refusals.append(No("image-unreadable", f"the loader cannot be followed in this image: {error.what}",
                                "rebuild the image", "image author"))
             continue
-        findings += [replace(finding, origin=finding.origin or wish.origin) for finding in made.findings]
+        findings += [replace(finding, origin=finding.origin or wish.origin) for finding in made.plan.findings]
         if made.verdict == UNPROVED and inventory.site.unproved == "refuse":
-            return _refuse(wish, inventory, findings, No(
-                "unproved", "it cannot be proved before the start that the program would load the site's MPI, and this site refuses such",
-                "start the MPI program itself, not through a script", "user", tried=made))
-        return replace(made, findings=tuple(findings))
+            return _refuse(served, wish, inventory, findings, No(
+                "unproved", f"it cannot be proved before the start that the program would load the site's {stack(profile)}, and this site "
+                "refuses such", "start the MPI program itself, not through a script" if wish.kind == "mpi" else
+                "start the program itself, not through a script", "user", tried=made.plan))
+        return replace(made, plan=replace(made.plan, findings=tuple(findings)))
     if not refusals:
-        offered = ", ".join(sorted({profile.provides["mpi"] for profile in inventory.profiles if "mpi" in profile.provides}))
-        refusals = [No("no-profile", f"{wish.value} is wanted; this site offers {offered or 'no MPI'}",
-                        f"use an image built for {offered}" if offered else "add a profile and run oci-hpc-hooks scan",
-                        "user" if offered else "site admin")]
-    return _refuse(wish, inventory, findings, *refusals)
+        refusals = [_not_offered(wish, inventory)]
+        if wish.by_image and wish.kind == "gpu" and wish.value not in STACKS.values():
+            return _left(served, Finding(WARNING, "unknown-value", refusals[0].what, wish.origin, refusals[0].remedy, "image author"))
+    return _refuse(served, wish, inventory, findings, *refusals)
 
 
-def _refuse(wish: Wish, inventory: Inventory, findings: Sequence[Finding], *refusals: No) -> Plan:
-    """Only an explicit wish is ever refused; a default or auto that does not fit is skipped with a note."""
+def _left(served: _Served, *findings: Finding) -> _Served:
+    return replace(served, plan=replace(served.plan, findings=findings), verdict=NOTHING)
+
+
+def _not_offered(wish: Wish, inventory: Inventory) -> No:
+    offered = ", ".join(sorted({profile.provides[wish.kind] for profile in inventory.profiles if wish.kind in profile.provides}))
+    nothing = "no MPI" if wish.kind == "mpi" else "no stack of GPUs"
+    return No("no-profile", f"{wish.value} is wanted; this site offers {offered or nothing}",
+              f"use an image built for {offered}" if offered else "add a profile and run oci-hpc-hooks scan",
+              "user" if offered else "site admin")
+
+
+def _refuse(served: _Served, wish: Wish, inventory: Inventory, findings: Sequence[Finding], *refusals: No) -> _Served:
+    """Only an explicit wish is ever refused; a default or auto that does not fit is skipped with a note, and the others stay served."""
     run_without = not wish.explicit or inventory.site.on_refusal == "run-without"
     severity = ERROR if not run_without else WARNING if wish.explicit else NOTE
     found = [
         Finding(severity, no.code, no.what, wish.origin,
-                no.remedy if run_without else no.remedy + f"; to start without injection give {OVERRIDE}", no.who)
+                no.remedy if run_without else no.remedy + f"; to start without injection give {OVERRIDES[wish.kind]}", no.who)
         for no in refusals
     ]
-    return Plan(NOTHING if run_without else REFUSED, (*findings, *found), tried=refusals[0].tried)
+    if not run_without:
+        return replace(served, plan=Plan(REFUSED, (*findings, *found), tried=refusals[0].tried))
+    return _left(served, *findings, *found) if served.choices else replace(
+        served, plan=Plan(NOTHING, (*findings, *found), tried=refusals[0].tried))
 
 
 def _claims(request: Request, facts: ImageFacts) -> Iterator[Finding]:
@@ -131,20 +189,21 @@ def _claims(request: Request, facts: ImageFacts) -> Iterator[Finding]:
 TOO_OLD = ("glibc-too-old", "version-missing", "shared-dependency")
 
 
-def _plan_with_fitting_libc(container: Container, facts: ImageFacts, profile: ResolvedProfile, inventory: Inventory) -> Plan:
+def _plan_with_fitting_libc(container: Container, served: _Served, profile: ResolvedProfile, inventory: Inventory) -> _Served:
     """The plan for one profile. Only where the image is too old for it: by the first of its variants that fits, the one that needs
     the oldest glibc in front, or with the site's C runtime, where that is allowed. Raises No, ImageError."""
     try:
-        return _plan_profile(container, facts, profile, inventory)
+        return _plan_profile(container, served, profile, inventory)
     except No as no:
         if no.code not in TOO_OLD:
             raise
         too_old = no
-    steps = [(variant.title, partial(_plan_variant, container, facts, variant, inventory, too_old))
+    steps = [(variant.title, partial(_plan_variant, container, served, variant, inventory, too_old))
              for variant in sorted(profile.variants, key=lambda variant: abi.version_key(variant.glibc))]
     runtime = inventory.c_runtime
-    if runtime is not None and too_old.code in ("glibc-too-old", "shared-dependency"):
-        with_runtime = partial(_plan_with_runtime, container, facts, profile, inventory, runtime)
+    already = any(choice.runtime for _, choice in served.choices)
+    if runtime is not None and too_old.code in ("glibc-too-old", "shared-dependency") and not already:
+        with_runtime = partial(_plan_with_runtime, container, served, profile, inventory, runtime)
         steps.append((f"the site's C runtime ({runtime.source})", with_runtime))
     failed: List[Finding] = []
     remedies = [too_old.remedy]
@@ -156,60 +215,80 @@ def _plan_with_fitting_libc(container: Container, facts: ImageFacts, profile: Re
             if no.code != too_old.code:
                 remedies.append(no.remedy)
             continue
-        return replace(made, findings=(*failed, *made.findings))
+        return _told(made, *failed)
     raise No(too_old.code, "; ".join([too_old.what, *(finding.what for finding in failed)]), "; or ".join(dict.fromkeys(remedies)),
              too_old.who, tried=too_old.tried)
 
 
-def _plan_variant(container: Container, facts: ImageFacts, variant: ResolvedProfile, inventory: Inventory, too_old: No) -> Plan:
-    made = _plan_profile(container, facts, variant, inventory)
-    taken = Finding(NOTE, "variant", f"{variant.title} is taken, which needs glibc {variant.glibc or 'of any release'}: of the profile "
-                    f"itself, {too_old.brief}")
-    return replace(made, findings=(taken, *made.findings), variant=variant.variant)
+def _told(made: _Served, *first: Finding) -> _Served:
+    return replace(made, plan=replace(made.plan, findings=(*first, *made.plan.findings)))
 
 
-def _plan_with_runtime(container: Container, facts: ImageFacts, profile: ResolvedProfile, inventory: Inventory,
-                       runtime: ResolvedProfile) -> Plan:
-    over, replaced, findings = lay_over(facts, runtime)
+def _plan_variant(container: Container, served: _Served, variant: ResolvedProfile, inventory: Inventory, too_old: No) -> _Served:
+    made = _plan_profile(container, served, variant, inventory)
+    made = replace(made, plan=replace(made.plan, variant=", ".join(filter(None, (served.plan.variant, variant.variant)))))
+    return _told(made, Finding(NOTE, "variant", f"{variant.title} is taken, which needs glibc {variant.glibc or 'of any release'}: of the "
+                               f"profile itself, {too_old.brief}"))
+
+
+def _plan_with_runtime(container: Container, served: _Served, profile: ResolvedProfile, inventory: Inventory,
+                       runtime: ResolvedProfile) -> _Served:
+    over, replaced, findings = lay_over(served.facts, runtime)
     try:
-        made = _plan_profile(container, over, profile, inventory, replaced)
+        made = _plan_profile(container, replace(served, facts=over), profile, inventory, replaced)
     except No as no:
         raise No(no.code, no.what, no.remedy, no.who, "it is too old as well" if no.code == "glibc-too-old" else "") from None
     in_place = [Bind(library.real, library.file, copy.path, "the site's C runtime, over the image's", copy.file)
                 for library, copy in replaced]
-    return replace(made, findings=(*findings, *made.findings), in_place=(*made.in_place, *in_place))
+    return _told(replace(made, plan=replace(made.plan, in_place=(*made.plan.in_place, *in_place))), *findings)
 
 
-def _plan_profile(container: Container, facts: ImageFacts, profile: ResolvedProfile, inventory: Inventory,
-                  replaced: Replaced = ()) -> Plan:
+def _plan_profile(container: Container, served: _Served, profile: ResolvedProfile, inventory: Inventory,
+                  replaced: Replaced = ()) -> _Served:
     """The plan for one profile, in an image whose C runtime is ``replaced`` or its own. Raises No, ImageError."""
     try:
-        return _plan_choice(container, facts, profile, inventory, replaced, keep_pmix=True)
+        return _plan_choice(container, served, profile, inventory, replaced, keep_pmix=True)
     except No as no:
         if no.code != PMIX_TOO_OLD:
             raise
-        return _plan_choice(container, facts, profile, inventory, replaced, keep_pmix=False)
+        return _plan_choice(container, served, profile, inventory, replaced, keep_pmix=False)
 
 
-def _plan_choice(container: Container, facts: ImageFacts, profile: ResolvedProfile, inventory: Inventory, replaced: Replaced,
-                 keep_pmix: bool) -> Plan:
+def _plan_choice(container: Container, served: _Served, profile: ResolvedProfile, inventory: Inventory, replaced: Replaced,
+                 keep_pmix: bool) -> _Served:
     if profile.problems:
         raise No("profile-unavailable", f"{profile.title} is not available on this node: {profile.problems[0]}",
                  f"mend what {profile.source or profile.name} names and run oci-hpc-hooks scan", "site admin",
                  f"the scan says: {profile.problems[0]}")
+    facts = served.facts
     _gates(facts, profile)
-    choice = replace(choose(facts, profile, keep_pmix), runtime=replaced)
-    if not choice.libraries:
+    choice = choose(facts, profile, keep_pmix)
+    drivers = {file.library for file in profile.files if file.library}
+    if drivers and drivers.isdisjoint(library.name for library in choice.libraries):
+        # None of them fits: let the ladder say why, or find a way.
+        insisted = [replace(library, optional=library.optional and library.name not in drivers) for library in profile.libraries]
+        profile = replace(profile, libraries=tuple(insisted))
+        choice = choose(facts, profile, keep_pmix)
+    choice = replace(choice, runtime=replaced)
+    if not choice.libraries and not profile.files:
         all_there = Finding(NOTE, "all-there", f"the image has everything that profile {profile.name} would add")
-        return Plan(NOTHING, (*choice.findings, all_there))
+        return _left(served, *choice.findings, all_there)
     tree_root, tree_make = _tree_place(container, facts)
-    cache = loader_cache.merged(facts, choice, tree_root)
+    choices = _with_runtime((*served.choices, (profile, choice)))
+    whole = _whole(choices)
+    cache = loader_cache.merged(served.image, whole, tree_root)
     modules = _modules(profile, choice, facts)
     directories, missing = _set_directories(choice, facts)
-    made = replace(_actions(profile, choice, facts), modules=(*modules, *directories), cache=cache, tree_root=tree_root,
+    made = replace(_actions(profile, choice, served.image), modules=(*modules, *directories), cache=cache, tree_root=tree_root,
                    tree_make=tree_make)
+    made, told = _with_files(made, container, profile, choice, facts)
+    missing += told
+    made = _together(served.plan, made)
+    after = _after(facts, choice, cache, tree_root)
     try:
         proved, findings = prove(facts, profile, choice, cache, tree_root, inventory.cpu)
+        for earlier in choices[:-1]:
+            prove(after, *earlier, cache, tree_root, inventory.cpu)
         must_fit_launcher(choice, facts.programs, keep_pmix)
     except No as no:
         no.tried = made
@@ -217,7 +296,7 @@ def _plan_choice(container: Container, facts: ImageFacts, profile: ResolvedProfi
     drop_in = None
     if inventory.site.loader_cache == "file":
         try:
-            cache, drop_in = _cache_as_file(container, facts, profile, choice, cache, tree_root, proved, inventory.cpu)
+            cache, drop_in = _cache_as_file(container, served, choices, after, cache, tree_root, proved, inventory.cpu)
         except (No, ImageError) as no:
             findings.append(Finding(NOTE, "loader-cache", "the loader's cache is mounted, not a file of the container's own, and ldconfig "
                                                           f"inside fails: {no.what}"))
@@ -228,7 +307,64 @@ def _plan_choice(container: Container, facts: ImageFacts, profile: ResolvedProfi
     if facts.cache is None and facts.cache_file is not None:
         findings.append(Finding(NOTE, "cache-unreadable", f"{facts.cache_path} of the image is no loader cache and is replaced: "
                                 f"{facts.unreadable.get(facts.cache_real, 'it cannot be read')}"))
-    return replace(made, verdict=PROVED if proved else UNPROVED, findings=tuple(findings), cache=cache, drop_in=drop_in)
+    verdict = PROVED if proved and served.plan.verdict != UNPROVED else UNPROVED
+    made = replace(made, verdict=verdict, findings=tuple(findings), cache=cache, drop_in=drop_in)
+    return _Served(served.image, replace(after, cache=cache), made, choices, PROVED if proved else UNPROVED)
+
+
+def _with_runtime(choices: Tuple[Tuple[ResolvedProfile, Choice], ...]) -> Tuple[Tuple[ResolvedProfile, Choice], ...]:
+    """A C runtime that one of them brings is there for all."""
+    runtime = next((choice.runtime for _, choice in choices if choice.runtime), ())
+    return tuple((profile, replace(choice, runtime=runtime)) for profile, choice in choices)
+
+
+def _whole(choices: Sequence[Tuple[ResolvedProfile, Choice]]) -> Choice:
+    """All that is chosen, as one."""
+    parts = [choice for _, choice in choices]
+    return Choice(
+        libraries=tuple({library.path: library for part in parts for library in part.libraries}.values()),
+        in_place=tuple(pair for part in parts for pair in part.in_place),
+        others=tuple(dict.fromkeys(copy for part in parts for copy in part.others)),
+        findings=(),
+        runtime=parts[-1].runtime,
+        sets=tuple({one.name: one for part in parts for one in part.sets}.values()),
+    )
+
+
+def _after(facts: ImageFacts, choice: Choice, cache: LdCache, tree_root: str) -> ImageFacts:
+    tree = {tree_root + library.path: library for library in (*choice.libraries, *choice.modules)}
+    return laid_over(facts, tree, {copy.path: library for library, copy in choice.in_place}, cache)
+
+
+def _together(before: Plan, more: Plan) -> Plan:
+    """Two plans as one: nothing is done to one target twice. Raises No where the two would put different things there."""
+    if before.verdict == NOTHING:
+        return more
+    for old, new in ((before.tree, more.tree), (before.in_place, more.in_place), (before.files, more.files)):
+        sources = {bind.target: bind.source for bind in old}
+        for bind in new:
+            if sources.get(bind.target, bind.source) != bind.source:
+                raise No("two-profiles", f"profile {before.profile} and profile {more.profile} would both put a file at {bind.target}: "
+                         f"{sources[bind.target]} and {bind.source}", "switch one of them off (profiles in site.json)", "site admin")
+    folders = {cover.target: cover.folder for cover in before.modules}
+    for cover in more.modules:
+        if folders.get(cover.target, cover.folder) != cover.folder:
+            raise No("two-profiles", f"profile {before.profile} and profile {more.profile} would both cover {cover.target}",
+                     "switch one of them off (profiles in site.json)", "site admin")
+    return replace(
+        more,
+        profile=f"{before.profile}, {more.profile}",
+        variant=before.variant,
+        tree=_once(before.tree, more.tree),
+        in_place=_once(before.in_place, more.in_place),
+        files=_once(before.files, more.files),
+        modules=(*before.modules, *(cover for cover in more.modules if cover.target not in folders)),
+    )
+
+
+def _once(old: Tuple[Bind, ...], new: Tuple[Bind, ...]) -> Tuple[Bind, ...]:
+    there = {bind.target for bind in old}
+    return (*old, *(bind for bind in new if bind.target not in there))
 
 
 def _actions(profile: ResolvedProfile, choice: Choice, facts: ImageFacts) -> Plan:
@@ -249,11 +385,43 @@ def _actions(profile: ResolvedProfile, choice: Choice, facts: ImageFacts) -> Pla
     )
 
 
+def _with_files(made: Plan, container: Container, profile: ResolvedProfile, choice: Choice,
+                facts: ImageFacts) -> Tuple[Plan, List[Finding]]:
+    """Files that appear at their own path: one by one in a directory that the image has, else as a directory of the tree. Raises No."""
+    there = {directory.path for directory in facts.directories if directory.inode}
+    findings: List[Finding] = []
+    covers = {cover.target: cover for cover in made.modules}
+    tree: List[Bind] = []
+    single: List[Bind] = []
+    names = {library.name for library in choice.libraries}
+    for file in profile.files:
+        if file.library and file.library not in names:
+            continue  # its driver does not come, and why is told
+        folder = posixpath.dirname(file.path)
+        why = f"{posixpath.basename(file.path)} of {profile.title}, at its own path"
+        lacking = ""
+        if file.glibc and abi.version_key(file.glibc) > abi.version_key(abi.libc_version(facts)):
+            lacking = f"it needs glibc {file.glibc}, and the image's is {abi.libc_version(facts)}"
+        elif folder in there and (facts.resolved.get(file.path) or not container.read_only):
+            single.append(Bind(file.real, file.file, file.path, why))
+        elif folder not in there and folder in facts.makeable:
+            tree.append(Bind(file.real, file.file, file.path.lstrip("/"), why))
+            covers.setdefault(folder, Cover(folder.lstrip("/"), folder, 0, 0))
+        else:
+            lacking = "no such file can be made in this container"
+        if lacking and file.required:
+            raise No("no-place", f"the site's {file.real} is wanted as {file.path}, and {lacking}",
+                     f"add an empty file {file.path} to the image, or make its root filesystem writable", "image author")
+        if lacking:
+            findings.append(Finding(NOTE, "left-out", f"{file.path} of the site does not come: {lacking}"))
+    return replace(made, tree=_once(made.tree, tuple(tree)), files=tuple(single), modules=tuple(covers.values())), findings
+
+
 def _gates(facts: ImageFacts, profile: ResolvedProfile) -> None:
     """Step 1 of the ladder: can the image run glibc libraries of this machine at all?"""
     if facts.libc is None or not facts.loader:
         if facts.musl:
-            raise No("musl", f"the image is built on musl ({facts.musl}), and the site's MPI needs glibc",
+            raise No("musl", f"the image is built on musl ({facts.musl}), and the site's {stack(profile)} needs glibc",
                      "use an image built on glibc (Debian, Ubuntu, Rocky, SUSE …)", "image author")
         what = "the image has no glibc (no dynamic loader and libc.so.6)"
         if facts.entrypoint == "static":
@@ -278,15 +446,19 @@ def _tree_place(container: Container, facts: ImageFacts) -> Tuple[str, str]:
              "directory that the site's files could be mounted over", "add an empty directory /mnt to the image", "image author")
 
 
-def _cache_as_file(container: Container, facts: ImageFacts, profile: ResolvedProfile, choice: Choice, bound: LdCache, tree_root: str,
-                   proved: bool, cpu: Optional[Cpu]) -> Tuple[LdCache, DropIn]:
+def _cache_as_file(container: Container, served: _Served, choices: Sequence[Tuple[ResolvedProfile, Choice]], after: ImageFacts,
+                   bound: LdCache, tree_root: str, proved: bool, cpu: Optional[Cpu]) -> Tuple[LdCache, DropIn]:
     """The cache as a file of the container's own, if with it, and with what ldconfig would make of it, all is as with one that is
-    ``bound``: ``proved`` or not. Raises No, ImageError."""
+    ``bound``: the last of ``choices`` ``proved`` or not, and the others as good as ``after`` it. Raises No, ImageError."""
+    facts, choice = served.image, _whole(choices)
     why = loader_cache.obstacle(container, facts, choice, tree_root)
     if not why:
         cache = loader_cache.merged(facts, choice, tree_root, stays=True)
-        others = (cache, loader_cache.rebuilt(facts, choice, tree_root))
-        if all(prove(facts, profile, choice, other, tree_root, cpu)[0] == proved for other in others if other != bound):
+        others = [other for other in (cache, loader_cache.rebuilt(facts, choice, tree_root)) if other != bound]
+        for other in others:
+            for earlier in choices[:-1]:
+                prove(after, *earlier, other, tree_root, cpu)
+        if all(prove(served.facts, *choices[-1], other, tree_root, cpu)[0] == proved for other in others):
             return cache, loader_cache.drop_in(facts, choice, tree_root)
         why = "after an ldconfig there would be no proof any more"
     raise No("loader-cache", why, "", "")

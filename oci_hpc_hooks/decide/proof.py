@@ -9,6 +9,8 @@ from typing import Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, 
 from oci_hpc_hooks.decide import abi
 from oci_hpc_hooks.decide import cpu as processor
 from oci_hpc_hooks.decide.choice import Choice, No
+from oci_hpc_hooks.decide.layers import HOST as _HOST
+from oci_hpc_hooks.decide.layers import host_file
 from oci_hpc_hooks.decide.runtime import must_be_openable, must_not_be_coupled, some
 from oci_hpc_hooks.elf import hwcaps, loader, mpi
 from oci_hpc_hooks.errors import ImageError
@@ -16,8 +18,6 @@ from oci_hpc_hooks.model import NOTE, WARNING, Cpu, ElfFacts, Finding, HostLibra
 
 PMIX_TOO_OLD = "pmix-too-old"
 TRIES_LIMIT = 4 * loader.MAX_TRIES  # for one proof; those of real images make some 10,000
-
-_HOST = "host:"  # marks the identity of a host file in the simulated tree; image paths start with "/"
 
 
 class View:
@@ -34,18 +34,20 @@ class View:
         self._tries = 0
         self.unknown: Set[str] = set()
 
-    def simulate(self, path: str, search: loader.Search) -> loader.LinkMap:
+    def simulate(self, path: str, search: loader.Search, opened: Sequence[str] = ()) -> loader.LinkMap:
         """Raises ImageError, also where all together would cost too much: a hostile image has many programs, and many homes of copies."""
         if self._tries > TRIES_LIMIT:
             raise ImageError(f"the image's loader would try more than {TRIES_LIMIT} paths")
-        link_map = loader.simulate(path, self, search)
+        link_map = loader.simulate(path, self, search, opened)
         self._tries += link_map.tries
         return link_map
 
     def resolve(self, path: str) -> str:
         if self._tree and path.startswith(self._tree_root + "/"):
-            library = self._tree.get(posixpath.normpath(path))
-            return _HOST + library.real if library else ""
+            path = posixpath.normpath(path)
+            library = self._tree.get(path)
+            brought = self._facts.resolved.get(path, "")  # by a decision before this one
+            return _HOST + library.real if library else brought if host_file(brought) else ""
         real = self._facts.resolved.get(path)
         if real is None:
             folder, name = posixpath.split(path)
@@ -58,15 +60,15 @@ class View:
 
     def is_directory(self, path: str) -> bool:
         if self._tree and path.startswith(self._tree_root + "/"):
-            return any(library.startswith(path + "/") for library in self._tree)
+            return any(library.startswith(path + "/") for library in self._tree) or path in self._there
         folder, name = posixpath.split(path)
         if path not in self._names and name in self._names.get(folder, (name,)):
             self.unknown.add(path)
         return path in self._there
 
     def facts(self, identity: str) -> Optional[ElfFacts]:
-        if identity.startswith(_HOST):
-            return self._host.get(identity)
+        if identity in self._host:
+            return self._host[identity]
         file = self._facts.files.get(identity)
         return file.elf if file else None
 
@@ -85,11 +87,6 @@ def release_of(runtime: Iterable[ElfFacts]) -> str:
     """The glibc release of a C runtime, "" where it has no libc."""
     libc = next((elf for elf in runtime if elf.soname == "libc.so.6"), None)
     return abi.newest(libc.verdef, "GLIBC_")[6:] if libc else ""
-
-
-def host_file(identity: str) -> str:
-    """The path on the host of what :class:`View` has put there, "" for a file of the image."""
-    return identity[len(_HOST):] if identity.startswith(_HOST) else ""
 
 
 def lacks(program: str, facts: ImageFacts, release: str = "") -> frozenset[str]:
@@ -156,8 +153,9 @@ class _Proof:
                 raise No(unfit[0].code, f"no module of the site's {one.name} set loads in this image: {unfit[0].brief}", unfit[0].remedy,
                          unfit[0].who)
 
-    def loads_mpi(self, program: str) -> bool:
-        """Whether a program loads MPI, which then is the site's in every case. Raises No if it would be another, or would not load."""
+    def loads_ours(self, program: str) -> bool:
+        """Whether a program loads MPI, or what else the profile is about, which then is the site's in every case. Raises No if it would be
+        another, or would not load."""
         if program in self.facts.unreadable:
             raise ImageError(self.facts.unreadable[program])
         if program in self.facts.foreign:
@@ -177,6 +175,7 @@ class _Proof:
             self._must_have_functions(link_map)
             _must_be_one_build(program, link_map)
             uses = self._takes_ours(program, link_map) or uses
+            self._must_open(program, search, lacked)
             try:
                 _must_have_pmix(link_map)
             except No as no:
@@ -186,16 +185,29 @@ class _Proof:
                                               remedy="leave that directory out of LD_LIBRARY_PATH", who="user")
         return uses
 
+    def _must_open(self, program: str, search: loader.Search, lacked: frozenset[str]) -> None:
+        """A driver's libraries are opened by their names, by programs that are not linked to them: that must lead to the site's too, beside
+        all that the program has loaded already. Raises No."""
+        if "mpi" in self.profile.provides:
+            return
+        opened = [library.name for library in self.choice.libraries if library.role in ("replace", "add")]
+        link_map = self.view.simulate(program, search, opened)
+        self._must_load(link_map, lacked)
+        self._takes_ours(program, link_map)
+
     def _takes_ours(self, program: str, link_map: loader.LinkMap) -> bool:
         wanted = self.profile.provides.get("mpi", "")
         names = self.choice.names
+        # Of a loader such as libOpenCL, which finds drivers, the image may keep its own.
+        kept = {*self.profile.names}
         uses = False
         for loaded in link_map.objects:
             family = mpi.family(loaded.facts)
-            if family not in ("", wanted):
+            if wanted and family not in ("", wanted):
                 raise No("family", f"{wanted} is wanted, and {program} loads {loaded.path}, which is {family} by its symbols",
                          "correct the label, or start the program that it means", "image author")
             library = names.get(loaded.name) or names.get(loaded.facts.soname)
+            uses = uses or loaded.name in kept
             if library is None or library.role == "dependency":
                 continue
             uses = True
@@ -233,6 +245,10 @@ class _Proof:
                      "not have", "build the program with an MPI that is no newer than the site's, or let the site offer a newer one, with "
                      "C++ and Fortran libraries of its own", "image author")
 
+    @property
+    def _offer(self) -> str:
+        return "an MPI" if "mpi" in self.profile.provides else f"{self.profile.provides.get('gpu')} libraries"
+
     def _refuse_version(self, loaded: Mapping[str, loader.Loaded], gaps: Sequence[loader.VersionGap]) -> None:
         worst = max(gaps, key=lambda gap: (gap.version.startswith("GLIBC_"), abi.version_key(gap.version)))
         needing = _describe(loaded, worst.needed_by)
@@ -243,7 +259,7 @@ class _Proof:
             actual = abi.libc_version(self.facts)
             needs = f"{needing} needs {worst.version} of {provider.facts.soname}"
             raise No("glibc-too-old", f"{needs}, and the image's glibc is {actual} ({self.facts.libc.path})",
-                     f"rebuild the image on a distribution with {wanted}, or let the site offer an MPI built "
+                     f"rebuild the image on a distribution with {wanted}, or let the site offer {self._offer} built "
                      f"against glibc {actual} or older (variants in site.json), or bring its own C runtime (c_runtime in site.json)",
                      "image author", needs)
         raise No("version-missing", f"{needing} needs {worst.version} of {provider.facts.soname}, which {provider.path} does not define",
@@ -298,7 +314,7 @@ def prove(facts: ImageFacts, profile: ResolvedProfile, choice: Choice, cache: Ld
     loading = 0
     for program in facts.programs:
         try:
-            loading += proof.loads_mpi(program)
+            loading += proof.loads_ours(program)
         except ImageError as error:
             findings.append(Finding(NOTE, "program-unreadable", f"{program}: {error.what}"))
     findings += proof.notes.values()
@@ -309,12 +325,13 @@ def prove(facts: ImageFacts, profile: ResolvedProfile, choice: Choice, cache: Ld
         return not unknown, findings
     if facts.entrypoint == "static" and not facts.programs:
         findings.append(Finding(WARNING, "static-program", "the program is linked statically: no library of the site can reach it",
-                                remedy="link it dynamically with MPI", who="image author"))
+                                remedy="link it dynamically" + (" with MPI" if "mpi" in profile.provides else ""), who="image author"))
         return False, findings
+    first = (*choice.libraries, *profile.libraries)[0].name
     findings.append(Finding(
-        NOTE, "unproved", f"no program of the command line loads {choice.libraries[0].name} itself (entrypoint: {facts.entrypoint}); "
+        NOTE, "unproved", f"no program of the command line loads {first} itself (entrypoint: {facts.entrypoint}); "
         "every copy in the image and the loader's cache lead to the site's"))
-    return False, [*findings, *_consumers(proof, facts)]
+    return False, [*findings, *(_consumers(proof, facts) if "mpi" in profile.provides else ())]
 
 
 def _consumers(proof: _Proof, facts: ImageFacts) -> List[Finding]:
@@ -323,7 +340,7 @@ def _consumers(proof: _Proof, facts: ImageFacts) -> List[Finding]:
     findings = []
     for path in facts.consumers:
         try:
-            if proof.loads_mpi(path):
+            if proof.loads_ours(path):
                 good.append(path)
         except No as no:
             if no.code == PMIX_TOO_OLD:

@@ -18,6 +18,10 @@ MPI_KEYS = (MPI, "org.supercontainers.mpi.implementation", "org.supercontainers.
 MPI_SWITCH = "com.hooks.mpi.enabled"
 MPI_MODE = "org.supercontainers.mpi.portability.mode"
 
+#: Which stacks of GPUs, and the keys that only say whether the image needs a GPU.
+GPU = "org.supercontainers.gpu"
+GPU_SWITCHES = ("org.supercontainers.hardware.gpu.available", "org.supercontainers.hardware.gpu.enabled")
+
 #: What of the job a container gets, and whom it serves. Of the caller and the site alone: an image gets no directory or variable by asking.
 LAUNCHER = "org.supercontainers.launcher"
 LAUNCHER_SCOPE = "org.supercontainers.launcher.scope"
@@ -41,7 +45,29 @@ FAMILIES = {
     AUTO: AUTO, "unknown": AUTO, NOBODY: NOBODY,
 }
 
+#: The same for GPUs. Any other word is the name that a profile gives to what it provides.
+STACKS = {
+    "cuda": "cuda", "nvidia": "cuda",
+    "rocm": "rocm", "hip": "rocm", "amd": "rocm",
+    "opencl": "opencl", "ocl": "opencl",
+    "levelzero": "levelzero", "level-zero": "levelzero", "level_zero": "levelzero", "ze": "levelzero",
+    AUTO: AUTO, "unknown": AUTO, NOBODY: NOBODY,
+}
+
 OVERRIDE = f"--annotation {MPI}=none"
+OVERRIDES = {"mpi": OVERRIDE, "gpu": f"--annotation {GPU}=none"}
+
+
+def wishes(asked: Request) -> Tuple[Wish, ...]:
+    """What is asked for of the site's libraries, in the order in which it is served."""
+    found = (*(() if asked.mpi is None else (asked.mpi,)), *asked.gpu)
+    return tuple(wish for wish in found if wish.value != NOBODY)
+
+
+def override(asked: Request) -> str:
+    """The options with which a container starts without any of what it asks for explicitly."""
+    kinds = dict.fromkeys(wish.kind for wish in wishes(asked) if wish.explicit)
+    return " ".join(OVERRIDES[kind] for kind in kinds) or OVERRIDE
 
 
 class _Source:
@@ -59,6 +85,7 @@ def request(container: Container, site: Site) -> Request:
     mpi: Optional[Wish] = None
     glibc: Optional[Wish] = None
     cpu: Optional[Wish] = None
+    gpu: Tuple[Wish, ...] = ()
     launcher: Optional[Wish] = None
     scope = ""
     for source in _sources(container, site):
@@ -76,7 +103,8 @@ def request(container: Container, site: Site) -> Request:
                     glibc = Wish(source.values[key].strip(), f"{source.kind} {key}={source.values[key]}", False)
                     break
         cpu = cpu or _cpu(source)
-    return Request(mpi=mpi, glibc=glibc, findings=tuple(findings), cpu=cpu, launcher=launcher, scope=scope or RANK)
+        gpu = gpu or _gpu(source)
+    return Request(mpi=mpi, glibc=glibc, findings=tuple(findings), cpu=cpu, gpu=gpu, launcher=launcher, scope=scope or RANK)
 
 
 def _sources(container: Container, site: Site) -> Iterator[_Source]:
@@ -99,12 +127,33 @@ def _not_for_images(source: _Source) -> Iterator[Finding]:
 
 def _launcher(source: _Source) -> Optional[Wish]:
     """The launchers that one source names. podman takes a comma in --annotation for the beginning of the next one, hence "+"."""
-    names = source.values.get(LAUNCHER, "").lower().replace("+", " ").replace(",", " ").split()
+    names = _words(source.values.get(LAUNCHER, ""))
     if not names:
         return None
     value = NOBODY if NOBODY in names else AUTO if AUTO in names else ",".join(dict.fromkeys(names))
     explicit = source.kind == "annotation" and value != AUTO
     return Wish(value, f"{source.kind} {LAUNCHER}={source.values[LAUNCHER]}", explicit)
+
+
+def _words(text: str) -> List[str]:
+    return list(dict.fromkeys(text.lower().replace("+", " ").replace(",", " ").split()))
+
+
+def _gpu(source: _Source) -> Tuple[Wish, ...]:
+    """The GPU stacks that one source asks for, () if it says nothing of them; "none" and "auto" stand alone."""
+    by_image = source.who == "image author"
+    for key in (GPU, *GPU_SWITCHES):
+        text = source.values.get(key, "")
+        words = _words(text)
+        origin = f"{source.kind} {key}={text}"
+        if key in GPU_SWITCHES:
+            words = [NOBODY] if words[:1] in (["false"], ["no"], ["0"]) else [AUTO] if words else []
+        stacks = list(dict.fromkeys(STACKS.get(word, word) for word in words))
+        stacks = next(([word] for word in (NOBODY, AUTO) if word in stacks), stacks)
+        if stacks:
+            explicit = source.kind != "site default"
+            return tuple(Wish(stack, origin, explicit and stack != AUTO, by_image, "gpu") for stack in stacks)
+    return ()
 
 
 def _scope(source: _Source) -> str:

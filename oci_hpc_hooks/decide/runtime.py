@@ -12,6 +12,7 @@ from typing import Iterable, Iterator, List, Sequence, Set, Tuple
 
 from oci_hpc_hooks.decide import abi
 from oci_hpc_hooks.decide.choice import No, copies
+from oci_hpc_hooks.decide.layers import host_file
 from oci_hpc_hooks.decide.request import OVERRIDE
 from oci_hpc_hooks.elf import glibc
 from oci_hpc_hooks.model import NOTE, WARNING, Bystanders, ElfFacts, Finding, HostLibrary, ImageFacts, ImageFile, ResolvedProfile
@@ -53,7 +54,8 @@ def _must_be_newer(facts: ImageFacts, runtime: ResolvedProfile, replaced: Replac
 
 def _left_behind(facts: ImageFacts, places: Set[str]) -> Iterator[Finding]:
     """What shares internals with the image's own C runtime and stays, as getent and iconv do: mostly it works."""
-    coupled = [path for path, file in sorted(facts.files.items()) if path not in places and glibc.uses_internals(file.elf.verneed)]
+    coupled = [path for path, file in sorted(facts.files.items())
+               if path not in places and glibc.uses_internals(file.elf.verneed) and not host_file(path)]
     # Not always beside libc: before the /usr merge that was in /lib, and they in /usr/lib.
     coupled += [folder.path for folder in facts.directories if folder.names and posixpath.basename(folder.path) == "gconv"]
     if coupled:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import posixpath
 from dataclasses import dataclass, field, replace
-from typing import Dict, Iterator, List, Optional, Protocol, Tuple
+from typing import Dict, Iterator, List, Optional, Protocol, Sequence, Tuple
 
 from oci_hpc_hooks.elf import ldcache
 from oci_hpc_hooks.elf.hwcaps import NONE, Hwcaps
@@ -89,15 +89,16 @@ class VersionGap:
     fatal: bool
 
 
-def simulate(program: str, view: View, search: Search) -> LinkMap:
+def simulate(program: str, view: View, search: Search, opened: Sequence[str] = ()) -> LinkMap:
     """The link map that ld.so builds for ``program`` (an absolute path) before anything of it runs.
 
     A shared object without PT_INTERP may stand for the program: what comes out is what it loads when a program that has neither
-    DT_RPATH nor loaded anything of it before calls dlopen on this path.
+    DT_RPATH nor loaded anything of it before calls dlopen on this path. ``opened`` are names that the program itself opens then, with
+    dlopen, one after the other.
 
     Raises :class:`ImageError` if the program is no dynamically linked ELF file, or needs more than ``MAX_OBJECTS`` objects.
     """
-    return _Simulation(program, view, search).run()
+    return _Simulation(program, view, search).run(opened)
 
 
 def unsatisfied(link_map: LinkMap) -> Tuple[VersionGap, ...]:
@@ -169,12 +170,24 @@ class _Simulation:
             self._by_name[facts.soname] = self._main
         self._library_path = self._directories(search.library_path, self._main)
 
-    def run(self) -> LinkMap:
+    def run(self, opened: Sequence[str]) -> LinkMap:
         self._list(self._main)
         interp = self._interp()
         for name in self._search.preload:
             self._preload(name)
-        at = 0
+        self._load(0)
+        for name in opened:
+            found = self._need(self._expand(name, self._main), self._main)
+            if found is not None and not found.listed:
+                self._list(found)
+                self._load(len(self._listed) - 1)
+        if interp is not None:
+            self._list(interp)
+        return LinkMap(tuple([self._final(item) for item in self._listed]), tuple(self._missing), tuple(self._broken),
+                       self._tries)
+
+    def _load(self, at: int) -> None:
+        """What the objects from there on need."""
         while at < len(self._listed):  # grows on the way: breadth first
             wanting = self._listed[at]
             if wanting.done:
@@ -186,10 +199,6 @@ class _Simulation:
                 if found is not None:
                     self._list(found)
             self._filtees(wanting, at)
-        if interp is not None:
-            self._list(interp)
-        return LinkMap(tuple([self._final(item) for item in self._listed]), tuple(self._missing), tuple(self._broken),
-                       self._tries)
 
     def _list(self, item: _Object) -> None:
         if not item.listed:

@@ -70,7 +70,7 @@ def gather(root: Root, container: Container, profiles: Sequence[ResolvedProfile]
     started = tuple(tree.loaded)
     library_dirs = [*search.default_dirs, *library_path, *_cache_dirs(search.cache)]
     consumers: Tuple[str, ...] = ()
-    if not _uses(loaded, copies):
+    if copies.replaced and not _uses(loaded, copies):
         consumers = find_consumers(root, copies.replaced, path_dirs, library_dirs)
         _follow(tree, consumers, search, copies)
         interps = {path: tree.files[path].elf.interp for path in consumers if path in tree.files}
@@ -99,8 +99,10 @@ def gather(root: Root, container: Container, profiles: Sequence[ResolvedProfile]
         asked = [tree.files[program].elf.execstack for program in programs if program in tree.files]
         allowed = "glibc.rtld.execstack=2" in env.get("GLIBC_TUNABLES", "") or (bool(asked) and all(asked))
         around = bystanders.find(root, path_dirs, library_dirs, started, static, allowed)
+    for place in sorted(copies.own_paths):
+        tree.resolve(place)  # on a read-only root filesystem, only what is there can be covered
     return ImageFacts(
-        makeable=() if container.read_only else _makeable(root, missing),
+        makeable=() if container.read_only else _makeable(root, missing, copies.made_folders),
         libc=tree.files[libc.path] if libc else None,  # maybe with its symbols by now
         libc_version=own.libc_version,
         loader=own.interp,
@@ -136,7 +138,9 @@ class _Copies:
         profiles = [offer for profile in profiles for offer in (profile, *profile.variants)]
         self.libraries = [library for profile in profiles for library in profile.libraries]
         self.names: Set[str] = set()
-        self.replaced = {name for library in self.libraries if library.role == "replace" for name in (library.name, *library.replaces)}
+        # What programs are linked to, so that those that use it can be told. A driver is opened by its name.
+        self.replaced = {name for profile in profiles if "gpu" not in profile.provides for library in profile.libraries
+                         if library.role == "replace" for name in (library.name, *library.replaces)}
         self.compared: Set[str] = set()  # symbol by symbol: MPI itself, and what has no versions that could be compared
         for library in self.libraries:
             self.names |= {library.name, *library.replaces}
@@ -156,7 +160,12 @@ class _Copies:
         self.asked |= {name for group in sets for module in group.modules for name in module.elf.needed}
         self.asked |= {name for group in sets for name in group.libraries}
         paths = [module.path for group in sets for module in group.modules] + [file.path for group in sets for file in group.files]
-        self.set_folders = {posixpath.dirname(path) for path in paths}
+        self.own_paths = {file.path for profile in profiles for file in profile.files}
+        self.set_folders = {posixpath.dirname(path) for path in (*paths, *self.own_paths)}
+        of_gpus = [group for profile in profiles if "gpu" in profile.provides for group in profile.sets]
+        self.made_folders = {posixpath.dirname(path) for path in self.own_paths}  # with all directories above them
+        self.made_folders |= {posixpath.dirname(file.path) for group in of_gpus for file in group.files}
+        self.made_folders |= {posixpath.dirname(module.path) for group in of_gpus for module in group.modules}
         # Beside a copy in the image, where that one has its own.
         self.module_folders |= {posixpath.basename(posixpath.dirname(module.path)) for group in sets for module in group.modules}
 
@@ -401,14 +410,19 @@ def _stem(soname: str) -> str:
     return soname.partition(".so")[0] + ".so"
 
 
-def _makeable(root: Root, missing: Iterable[str]) -> Tuple[str, ...]:
-    """Of paths that are no directories, those where one could be made: nothing is there, and the parent is on the root filesystem.
+def _makeable(root: Root, missing: Iterable[str], deep: Set[str]) -> Tuple[str, ...]:
+    """Of paths that are no directories, those where one could be made: nothing is there, and the parent is on the root filesystem. Of those
+    in ``deep`` parents may be missing too.
 
     The parent is not watched: engines write into /etc at every start.
     """
     found = []
     for path in missing:
         parent, there = root.find(posixpath.dirname(path)), root.find(path)
+        above = posixpath.dirname(path)
+        while parent < 0 and path in deep and above != "/":
+            above = posixpath.dirname(above)
+            parent = root.find(above)
         try:
             if there < 0 <= parent and stat.S_ISDIR(os.fstat(parent).st_mode) and mount_id(parent) == mount_id(root.fd):
                 found.append(path)

@@ -31,7 +31,7 @@ from oci_hpc_hooks.model import (
 )
 
 NAME = "inventory.json"
-VERSION = 3
+VERSION = 4
 LIMIT = 32 << 20
 
 _SCAN_AGAIN = "run oci-hpc-hooks scan"
@@ -164,7 +164,7 @@ def _cpu(found: Dict[str, Any]) -> Cpu:
 def _site(found: Dict[str, Any]) -> Site:
     profiles = tuple(
         SiteProfile(entry["name"], tuple(entry["search"]),
-                    tuple(Variant(variant["name"], tuple(variant["search"])) for variant in entry["variants"]))
+                    tuple(Variant(variant["name"], tuple(variant["search"])) for variant in entry["variants"]), entry["root"])
         for entry in found["profiles"]
     )
     return Site(profiles, found["defaults"], found["on_refusal"], found["unproved"], found["c_runtime"], tuple(found["c_runtime_search"]),
@@ -185,6 +185,8 @@ def _profile(found: Dict[str, Any]) -> ResolvedProfile:
         sets=tuple(map(_set, found["sets"])),
         devices=tuple(found["devices"]),
         job=_job(found["job"]),
+        files=tuple(map(_host_file, found["files"])),
+        names=tuple(found["names"]),
     )
 
 
@@ -208,8 +210,12 @@ def _set(found: Dict[str, Any]) -> ResolvedSet:
         private=found["private"],
         libraries=tuple(found["libraries"]),
         modules=tuple(map(_library, found["modules"])),
-        files=tuple(HostFile(file["path"], file["real"], FileId(**file["file"])) for file in found["files"]),
+        files=tuple(map(_host_file, found["files"])),
     )
+
+
+def _host_file(found: Dict[str, Any]) -> HostFile:
+    return HostFile(found["path"], found["real"], FileId(**found["file"]), found["required"], found["glibc"], found["library"])
 
 
 def _library(found: Dict[str, Any]) -> HostLibrary:
@@ -221,6 +227,7 @@ def _library(found: Dict[str, Any]) -> HostLibrary:
         replaces=tuple(found["replaces"]),
         file=FileId(**found["file"]),
         elf=_elf(found["elf"]),
+        optional=found["optional"],
     )
 
 

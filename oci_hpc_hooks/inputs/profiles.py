@@ -30,8 +30,12 @@ def semantic_problems(document: Dict[str, Any], file: str) -> List[Problem]:
     for key in ("libraries", "search", "plugins", "immovable", "variants", "sets") if "launcher" in document.get("provides", ()) else ():
         if key in document:
             problems.append(Problem(file, f"$.{key}", "a profile of a launcher brings no libraries; give them to the profile of an MPI"))
-    if "mpi" in document.get("provides", ()) and "libraries" not in document:
-        problems.append(Problem(file, "$", 'the key "libraries" is missing: a profile that provides an MPI names its libraries'))
+    for kind, what in (("mpi", "an MPI"), ("gpu", "a stack of GPUs")):
+        if kind in document.get("provides", ()) and "libraries" not in document:
+            problems.append(Problem(file, "$", f'the key "libraries" is missing: a profile that provides {what} names its libraries'))
+    for key in ("companions", "icds", "files") if "gpu" not in document.get("provides", ("gpu",)) else ():
+        if key in document:
+            problems.append(Problem(file, f"$.{key}", "only a profile of a GPU stack brings these"))
     seen: Dict[str, str] = {}
     for index, library in enumerate(document.get("libraries", ())):
         at = f"$.libraries[{index}]"

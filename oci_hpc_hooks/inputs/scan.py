@@ -7,6 +7,7 @@ the node's ld.so.conf. The C runtime is never part of it: in a container that is
 from __future__ import annotations
 
 import fnmatch
+import json
 import os
 import re
 import stat
@@ -43,6 +44,7 @@ CACHE = "/etc/ld.so.cache"
 CPUINFO = "/proc/cpuinfo"
 
 _MOST_NAMES = 100_000  # in one directory
+_ICD_LIMIT = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,11 @@ def scan(configuration: Configuration) -> Scan:
     notes: Dict[str, Tuple[str, ...]] = {}
     for profile in configuration.profiles:
         offers = []
-        for variant in (Variant("", (*configuration.search(profile.name), *profile.search)), *configuration.variants(profile)):
-            resolution = _Resolution(node, profile, variant)
+        root = configuration.root(profile.name)
+        root = os.path.realpath(root) if root else ""
+        own = (*configuration.search(profile.name), *(root + directory for directory in profile.search))
+        for variant in (Variant("", own), *configuration.variants(profile)):
+            resolution = _Resolution(node, profile, variant, root)
             offers.append(resolution.run())
             notes[offers[-1].title] = tuple(resolution.notes)
         resolved.append(replace(offers[0], variants=tuple(offers[1:])))
@@ -208,6 +213,12 @@ class _Node:
         self.watch(path)
         return HostLibrary(name, path, real, role, replaces, file_id(os.stat(real)), _without_surplus(elf, role))
 
+    def matching(self, pattern: str) -> List[str]:
+        """The files that a path with shell patterns stands for, in the order of their names."""
+        folder, name = os.path.split(pattern)
+        found = [os.path.join(directory, one) for directory in self.expand(folder) for one in fnmatch.filter(self.listdir(directory), name)]
+        return [path for path in found if self.resolve(path)]
+
     def plain_file(self, path: str) -> HostFile:
         self.watch(path)
         real = self.resolve(path)
@@ -237,25 +248,32 @@ class _Program:
 class _Resolution:
     """One profile on this node, as such (a variant without a name) or as one of its variants."""
 
-    def __init__(self, node: _Node, profile: Profile, variant: Variant) -> None:
+    def __init__(self, node: _Node, profile: Profile, variant: Variant, root: str) -> None:
         self._node = node
         self._profile = profile
         self._variant = variant.name
+        self._root = root
         self._directories = list(dict.fromkeys(directory for pattern in variant.search for directory in node.expand(pattern)))
+        if root:
+            self._directories += [root + directory for directory in node.default_dirs if os.path.isdir(root + directory)]
         self.problems: List[str] = []
         self.notes: List[str] = []
 
     def run(self) -> ResolvedProfile:
-        libraries = self._named_libraries() if self._profile.libraries else []
         plugins: List[HostLibrary] = []
         sets: List[ResolvedSet] = []
+        files: List[HostFile] = []
         needed = ""
+        if "gpu" in self._profile.provides:
+            libraries, files = self._driver()
+        else:
+            libraries = self._named_libraries() if self._profile.libraries else []
         if libraries and not self.problems:
             self._refuse_immovable(os.path.dirname(libraries[0].path))
         if libraries and not self.problems:
             search = self._search(os.path.dirname(libraries[0].path))
             dependencies = self._closure(libraries, search)
-            needed = glibc.release_needed(library.elf.verneed for library in (*libraries, *dependencies.values()))
+            needed = glibc.release_needed(library.elf.verneed for library in (*libraries, *dependencies.values()) if not library.optional)
             plugins = self._plugins(libraries, dependencies, search)
             sets = self._sets(libraries, dependencies, search)
             libraries += dependencies.values()
@@ -263,15 +281,30 @@ class _Resolution:
             name=self._profile.name,
             provides=self._profile.provides,
             source=self._profile.source,
-            libraries=tuple(libraries),
-            plugins=tuple(plugins),
+            libraries=tuple(map(self._placed, libraries)),
+            plugins=tuple(map(self._placed, plugins)),
             problems=tuple(self.problems),
             variant=self._variant,
             glibc=needed,
-            sets=tuple(sets),
+            sets=tuple(replace(one, modules=tuple(map(self._placed, one.modules)), files=tuple(map(self._placed_file, one.files)))
+                       for one in sets),
             devices=self._profile.devices,
             job=self._profile.job,
+            files=tuple(map(self._placed_file, files)),
+            names=tuple(name for library in self._profile.libraries for name in (library.soname, *library.replaces))
+            if "gpu" in self._profile.provides else (),
         )
+
+    def _placed(self, library: HostLibrary) -> HostLibrary:
+        """Where a container has it: a root of the driver's own is "/" there."""
+        return replace(library, path=self._inside(library.path))
+
+    def _placed_file(self, file: HostFile) -> HostFile:
+        return replace(file, path=self._inside(file.path))
+
+    def _inside(self, path: str) -> str:
+        path = os.path.normpath(path)  # DT_RPATH may lead up and down again
+        return path[len(self._root):] if self._root and path.startswith(self._root + "/") else path
 
     # ---------------------------------------------------------------------------------------------- the profile's own
 
@@ -289,6 +322,84 @@ class _Resolution:
                 libraries.append(sibling)
         return libraries
 
+    # -------------------------------------------------------------------------------------------------- a driver's own
+
+    def _driver(self) -> Tuple[List[HostLibrary], List[HostFile]]:
+        """The libraries that the profile, files for neutral loaders, and the driver's release name; and files at their own path."""
+        libraries: List[HostLibrary] = []
+        home = version = ""
+        for wanted in self._profile.libraries:
+            beside = [os.path.join(home, name) for name in (wanted.soname, *wanted.replaces)] if home and wanted.role == "replace" else None
+            notes = len(self.notes)
+            found = self._find(wanted, self._candidates(wanted) if beside is None else beside)
+            if found is None:
+                self.notes[notes:] = [note for note in self.notes[notes:] if not note.startswith("there is no ")]  # of some release only
+                continue
+            libraries.append(replace(found, optional=not wanted.required))
+            if wanted.role == "replace" and not home:
+                home = os.path.dirname(found.path)
+                version = os.path.basename(found.real).partition(".so.")[2]
+        files = list(self._icds(libraries))
+        if self._profile.icds and not files:
+            self.problems.append(f"there is no driver: no file that names one in {', '.join(self._profile.icds)}")
+        if self.problems:
+            return libraries, files
+        for path in self._written(self._profile.companions, home, version):
+            self._add(libraries, path)
+        files += [self._own_file(path) for path in self._written(self._profile.files, home, version)]
+        return libraries, list({file.path: file for file in files}.values())
+
+    def _written(self, patterns: Sequence[str], home: str, version: str) -> Iterable[str]:
+        """The files that patterns of the profile stand for."""
+        for pattern in patterns:
+            if ("$VERSION" in pattern and "." not in version) or ("$ORIGIN" in pattern and not home):
+                self.notes.append(f"nothing of {pattern}: the release of the driver is not to be seen in the name of its first library")
+                continue
+            path = pattern.replace("$VERSION", version).replace("$ORIGIN", home)
+            yield from self._node.matching(os.path.normpath(path if "$ORIGIN" in pattern else self._root + path))
+
+    def _icds(self, libraries: List[HostLibrary]) -> Iterable[HostFile]:
+        """Files that name a driver for a neutral loader; that driver joins the libraries."""
+        for pattern in self._profile.icds:
+            for path in self._node.matching(self._root + pattern):
+                name = _named_in(path)
+                if name.startswith("/"):
+                    places = [self._root + os.path.normpath(name)]
+                else:
+                    places = list(self._candidates(ProfileLibrary(name, "replace"))) if name and "/" not in name else []
+                place = next(filter(self._node.resolve, places), "")
+                if place and self._add(libraries, place, "" if name.startswith("/") else name):
+                    known = next(library.name for library in libraries if library.real == self._node.resolve(place))
+                    yield replace(self._node.plain_file(path), required=True, library=known)
+                    if name.startswith("/"):  # it is opened by this path
+                        yield replace(self._node.plain_file(place), required=True, library=known)
+                else:
+                    self.notes.append(f"{path} is left out: it names {name or 'no library'}, which this node does not load")
+
+    def _add(self, libraries: List[HostLibrary], path: str, asked: str = "") -> bool:
+        """Adds a library unless it is there already; False where this node would not load it. ``asked`` is one more name of it."""
+        real = self._node.resolve(path)
+        if any(library.real == real for library in libraries):
+            return True
+        if not self._is_loadable(path):
+            return False
+        gaps = _gaps(self._simulate([path], self._search(os.path.dirname(path))))
+        if gaps:
+            self.notes.append(f"{path} is left out, this node does not load it either: {gaps[0]}")
+            return False
+        elf = self._node.facts(real)
+        name = elf.soname if elf is not None and elf.soname else os.path.basename(path)
+        also = (asked,) if asked not in ("", name) else ()
+        libraries.append(replace(self._node.library(name, path, real, "replace", also), optional=True))
+        return True
+
+    def _own_file(self, path: str) -> HostFile:
+        """A file at its own path; a program tells which glibc it needs."""
+        with open(self._node.resolve(path), "rb") as file:
+            elf = self._node.facts(self._node.resolve(path)) if file.read(4) == b"\x7fELF" else None
+        release = glibc.release_needed([elf.verneed]) if elf is not None else ""
+        return replace(self._node.plain_file(path), glibc=release)
+
     def _refuse_immovable(self, home: str) -> None:
         for written in self._profile.immovable:
             directory, pattern = os.path.split(os.path.normpath(written.replace("$ORIGIN", home)))
@@ -302,7 +413,7 @@ class _Resolution:
         for directory in self._directories:
             for name in names:
                 yield os.path.join(directory, name)
-        if self._variant:
+        if self._variant or self._root:
             return  # what the node's own loader has belongs to the profile as such
         for name in names:
             entry = ldcache.lookup(self._node.cache, name, self._node.flags, ())
@@ -332,7 +443,7 @@ class _Resolution:
         return None
 
     def _places(self, library: ProfileLibrary) -> str:
-        if library is not self._profile.libraries[0]:
+        if library is not self._profile.libraries[0] and (library.role == "replace" or "gpu" not in self._profile.provides):
             return f"the directory of {self._profile.libraries[0].soname}"
         whose = "variant" if self._variant else "profile"
         directories = ", ".join(self._directories) or f"the {whose}'s directories (none of them exists on this node)"
@@ -418,7 +529,7 @@ class _Resolution:
         """The sets that the libraries or modules need; what belongs to them joins the dependencies."""
         found = []
         for wanted in self._profile.sets:
-            center = next((library for library in dependencies.values() if library.name == wanted.when), None)
+            center = next((library for library in (*dependencies.values(), *libraries) if library.name == wanted.when), None)
             if center is not None:
                 found.append(self._set(wanted, center, libraries, dependencies, search))
         return found
@@ -440,7 +551,8 @@ class _Resolution:
         files: List[HostFile] = []
         for written in wanted.directories:
             # As the library was built to spell it: on merged systems the loader's cache says /lib where that says /usr/lib.
-            directory = os.path.normpath(written.replace("$ORIGIN", os.path.realpath(os.path.dirname(center.path))))
+            absolute = self._root if written.startswith("/") else ""
+            directory = os.path.normpath(absolute + written.replace("$ORIGIN", os.path.realpath(os.path.dirname(center.path))))
             found = self._modules(directory, [center], dependencies, search)
             modules += found
             others = [f"{directory}/{name}" for name in self._node.listdir(directory)]
@@ -497,6 +609,19 @@ def _without_surplus(elf: ElfFacts, role: str) -> ElfFacts:
         exports = elf.exports
     imports = tuple(name for name in elf.imports if name.startswith(mpi.PMIX) or name == mpi.COPIES_MEMORY)
     return replace(elf, exports=exports, imports=imports)
+
+
+def _named_in(path: str) -> str:
+    """The library that a file for a vendor-neutral loader names: an OpenCL ICD by its first line, those of EGL and Vulkan in JSON."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            text = file.read(_ICD_LIMIT).strip()
+        if not text.startswith("{"):
+            return text.partition("\n")[0].strip()
+        found = json.loads(text)["ICD"]["library_path"]
+        return found if isinstance(found, str) else ""
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def _gaps(loaded: loader.LinkMap) -> List[str]:

@@ -25,6 +25,10 @@ class Configuration:
         """The site's own directories for this profile."""
         return next((entry.search for entry in self.site.profiles if entry.name == name), ())
 
+    def root(self, name: str) -> str:
+        """What stands for "/" in this profile's paths, "" for "/" itself."""
+        return next((entry.root for entry in self.site.profiles if entry.name == name), "")
+
     def variants(self, profile: Profile) -> Tuple[Variant, ...]:
         """The profile's variants; of one that the site names too, the site's directories come first."""
         site = next((entry.variants for entry in self.site.profiles if entry.name == profile.name), ())
@@ -65,8 +69,15 @@ def configuration(config_dir: str, *, fixed: Sequence[str] = (), shipped: Path =
         problems.extend(semantic_problems(decided, known, path))
     if problems:
         raise Invalid(problems)
-    launchers = sorted(name for name, profile in known.items() if profile is not None and "launcher" in profile.provides)
-    names = dict.fromkeys([*([entry.name for entry in decided.profiles] or sorted({*known} - {*launchers})), *launchers])
+    named = [entry.name for entry in decided.profiles]
+    kinds = {name: next(iter(profile.provides.items())) for name, profile in known.items() if profile is not None}
+    # Naming an MPI says that the others are off, and nothing of GPUs; naming one stack of GPUs says nothing of the others, which do not
+    # exclude each other. Nor do launchers, so that all of them are on.
+    groups = {name: ("mpi", "") if kind == "mpi" else (kind, value) for name, (kind, value) in kinds.items()}
+    chosen = {groups[name] for name in named if kinds[name][0] != "launcher"}
+    others = [name for name, group in groups.items() if group not in chosen]
+    others.sort(key=lambda name: (("mpi", "gpu", "launcher").index(kinds[name][0]), name))
+    names = dict.fromkeys([*named, *others])
     enabled = [found for found in map(known.get, names) if found]
     return Configuration(decided, tuple(enabled), tuple(consulted))
 
@@ -85,5 +96,8 @@ def semantic_problems(decided: Site, known: Dict[str, Optional[Profile]], file: 
         if entry.name in seen:
             problems.append(Problem(file, at, f"the profile {entry.name!r} is named twice; keep one"))
         seen[entry.name] = entry
+        profile = known.get(entry.name)
+        if entry.root and profile is not None and "gpu" not in profile.provides:
+            problems.append(Problem(file, f"{at}.root", "only a profile of a GPU stack can have a root of its own"))
         problems += profiles.repeated_variants([variant.name for variant in entry.variants], f"{at}.variants", file)
     return problems

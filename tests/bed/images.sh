@@ -13,6 +13,11 @@
 #   build/images/apps-openmpi, apps-mpich  for benchmarks/application.py: Debian's LAMMPS, HPCC and NetPIPE, and mpibench
 #   build/site/mpich3, 4     PyPI's mpich 3.4 and 4.1; trixie-openmpi: Debian 13's Open MPI, modules in a folder of their own
 #   build/podman-hpc         a virtual environment with podman-hpc, its hook, and the mksquashfs.static that it wants
+#   build/images/opencl-SUITE  an OpenCL loader and clhello over as little as possible of Debian 11, 12 and 13
+#   build/site/pocl          the root of a node whose OpenCL driver is PyPI's PoCL 3.0 in /opt/pocl (glibc 2.15, a compiler of its own)
+#   build/site/pocl-trixie   the same with Debian 13's PoCL in the places of the distribution; wants a newer glibc than Debian 12's
+#   build/site/nvidia-535, 550  the root of a node with NVIDIA's driver as Debian 12 and 13 have it (non-free), unpacked only
+#   build/site/rocm          the same with Debian 12's ROCm runtime
 #   build/images/arm64       Debian 12 for arm64, unpacked only: MPICH, mpihello, and a Python that runs this project
 #   build/site/mpich5-arm64  PyPI's mpich 5 for arm64
 #   build/qemu-aarch64       runs the programs of both (Debian 13's: it knows openat2)
@@ -24,7 +29,8 @@
 #   tests/bed/images.sh matrix    what only the matrix of images and site MPIs needs
 #   tests/bed/images.sh apps      what only `make bench-application` needs
 #   tests/bed/images.sh NAME...   bookworm, bookworm-openmpi, bookworm-both, bookworm-abi, bullseye, musl, static, registry,
-#                                 mpich5, openmpi4, openmpi5, trixie, trixie-libc, podman-hpc, arm64, chroot, python39
+#                                 mpich5, openmpi4, openmpi5, trixie, trixie-libc, podman-hpc, opencl-bullseye, opencl-bookworm,
+#                                 opencl-trixie, pocl, pocl-trixie, nvidia-535, nvidia-550, rocm, arm64, chroot, python39
 set -euo pipefail
 umask 022
 
@@ -69,7 +75,7 @@ make_once() {
 recipe_of() {
     local text tool source
     text=$(declare -f "$1")
-    for tool in compile_mpi compile_openmpi compile_bench compile_hello compile_abi conda slim with_dependencies sysroot_of unpack one_file \
+    for tool in nvidia opencl compile_mpi compile_openmpi compile_bench compile_hello compile_abi conda slim with_dependencies sysroot_of unpack one_file \
         source_of \
         apt_in debian rootfs_tar wheel with_cache closure_of; do # who calls another stands before it
         [[ $text == *"$tool "* ]] && text+=$(declare -f "$tool")
@@ -102,14 +108,15 @@ rootfs_tar() {
     mv "$tar.new" "$tar"
 }
 
-# apt_in SUITE COMMAND...: apt-get for another suite than this machine's, with state of its own
+# apt_in SUITE COMMAND...: apt-get for another suite than this machine's, with state of its own; SUITE/COMPONENT for more than main
 apt_in() {
-    local suite=$1 state=$BUILD/cache/apt-$1
+    local suite=${1%%/*} components=main state=$BUILD/cache/apt-${1/\//-}
+    [ "$suite" = "$1" ] || components="main contrib ${1#*/}"
     shift
     if [ ! -e "$state/ready" ]; then
         mkdir -p "$state/lists/partial" "$state/archives/partial"
         : >"$state/status"
-        echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $MIRROR $suite main" >"$state/sources.list"
+        echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $MIRROR $suite $components" >"$state/sources.list"
     fi
     local options=(
         -q -o Dir::State="$state" -o Dir::State::status="$state/status" -o Dir::State::lists="$state/lists"
@@ -291,6 +298,21 @@ conda() {
     rootfs_tar "$folder" "$folder.tar"
 }
 
+# opencl SUITE: an image whose only GPU library is a neutral loader, with a program that computes
+opencl() {
+    local suite=$1 folder=images/opencl-$1
+    slim "$suite" "$folder" ocl-icd-libopencl1 binutils # PoCL calls ld for what it has compiled,
+    for name in gcc gcc_s c; do ar rc "$folder/usr/lib/lib$name.a"; done # and with compilers' libraries, of which it uses nothing
+    for dir in lib lib64; do [ -e "$folder/$dir" ] || ln -s "usr/$dir" "$folder/$dir"; done # Debian 13's packages know no other
+    sysroot_of "$suite" ocl-icd-libopencl1 opencl-c-headers
+    gcc -O2 -Wall --sysroot="$sysroot" -B "$sysroot/$LIBDIR" -Wl,--allow-shlib-undefined -o "$folder/usr/local/bin/clhello" \
+        "$HERE/src/clhello.c" "$sysroot/$LIBDIR/libOpenCL.so.1"
+    gcc -O2 -Wall --sysroot="$sysroot" -B "$sysroot/$LIBDIR" -o "$folder/usr/local/bin/dlcall" "$HERE/src/dlcall.c" -ldl
+    rm -rf "$sysroot"
+    with_cache "$folder"
+    rootfs_tar "$folder" "$folder.tar"
+}
+
 # ---------------------------------------------------------------- what is built
 
 build_bookworm() {
@@ -375,6 +397,50 @@ build_trixie() {
     [ -d "$tree/$LIBDIR/ucx" ] && cp -a "$tree/$LIBDIR/ucx" site/trixie/lib/
     rm -rf "$tree"
 }
+
+build_opencl-bullseye() { opencl bullseye; }
+build_opencl-bookworm() { opencl bookworm; }
+build_opencl-trixie() { opencl trixie; }
+
+# The wheel's library finds its own files from where it lies itself.
+build_pocl() {
+    local downloads=cache/pocl
+    rm -rf "$downloads"
+    quietly venv/bin/pip download --disable-pip-version-check --no-deps --only-binary :all: --dest "$downloads" pocl-binary-distribution==3.0
+    mkdir -p site/pocl/opt/pocl site/pocl/etc/OpenCL/vendors
+    venv/bin/python -m zipfile -e "$downloads"/*.whl site/pocl/opt/pocl
+    mv site/pocl/opt/pocl/pyopencl/.libs/pocl.icd site/pocl/etc/OpenCL/vendors/
+    chmod -R u+rwX,go+rX,go-w site/pocl
+    rm -rf "$downloads"
+}
+
+build_pocl-trixie() {
+    local tree=cache/pocl-trixie root=site/pocl-trixie
+    rm -rf "$tree"
+    with_dependencies trixie "$tree" 'libc6|libc6-.*|gcc-14-base|debconf|passwd|adduser|base-passwd|clang-.*|llvm-.*|lib.*-dev|binutils.*|lib32.*' \
+        pocl-opencl-icd
+    closure_of "$tree" "$root/$LIBDIR" libpocl.so.2
+    cp -a "$tree/$LIBDIR/pocl" "$root/$LIBDIR/"
+    mkdir -p "$root/etc" "$root/usr/share"
+    cp -a "$tree/etc/OpenCL" "$root/etc/"
+    cp -a "$tree/usr/share/pocl" "$root/usr/share/"
+    rm -rf "$tree"
+}
+
+# nvidia SUITE FOLDER PACKAGES...: a driver in the places of the distribution, which makes no links before it is configured
+nvidia() {
+    local suite=$1 folder=$2
+    shift 2
+    unpack "$suite/non-free" "$folder" libcuda1 libnvidia-ptxjitcompiler1 libnvidia-pkcs11-openssl3 libnvidia-nvvm4 libnvidia-ml1 \
+        libnvcuvid1 libnvidia-encode1 libnvoptix1 libnvidia-cfg1 libnvidia-fbc1 libnvidia-rtcore libnvidia-allocator1 \
+        libnvidia-eglcore libnvidia-glcore libnvidia-glvkspirv libegl-nvidia0 libglx-nvidia0 nvidia-egl-common nvidia-egl-icd \
+        nvidia-vulkan-common nvidia-vulkan-icd nvidia-opencl-common nvidia-opencl-icd nvidia-smi "$@"
+    rm -rf "$folder/usr/share/doc" "$folder/usr/share/lintian"
+}
+
+build_nvidia-535() { nvidia bookworm site/nvidia-535; }
+build_nvidia-550() { nvidia trixie site/nvidia-550 libnvidia-gpucomp; }
+build_rocm() { with_dependencies bookworm site/rocm 'libc6|gcc-.*|debconf|passwd|adduser|base-passwd' libhsa-runtime64-1 libamdhip64-5; }
 
 build_trixie-libc() {
     unpack trixie site/trixie-libc libc6
@@ -534,18 +600,20 @@ build_apps-mpich() {
 
 if [ $# = 0 ]; then
     set -- mpich5 openmpi4 openmpi5 bookworm bookworm-openmpi bookworm-both bookworm-abi bullseye musl static registry trixie trixie-libc \
-        podman-hpc arm64 chroot python39
+        podman-hpc opencl-bullseye opencl-bookworm opencl-trixie pocl pocl-trixie nvidia-535 nvidia-550 \
+        rocm arm64 chroot python39
 fi
 [ "$*" != matrix ] || set -- "${MATRIX[@]}"
 [ "$*" != apps ] || set -- apps-openmpi apps-mpich mpich5 openmpi5
 for target in "$@"; do
     case $target in
         bookworm) make_once bookworm images/bookworm images/bookworm.tar images/nocache.tar ;;
-        bookworm-openmpi|bookworm-both|bookworm-abi|bullseye|musl|static|\
+        bookworm-openmpi|bookworm-both|bookworm-abi|bullseye|musl|static|opencl-bullseye|opencl-bookworm|opencl-trixie|\
         bullseye-openmpi|debian13|debian13-openmpi|spack|conda|conda-openmpi|mpi4py|distroless|apps-openmpi|apps-mpich)
             make_once "$target" "images/$target" "images/$target.tar" ;;
         registry|mpi4py-wheel|fortran|fortran-openmpi) make_once "$target" "images/$target" ;;
-        mpich3|mpich4|mpich5|openmpi4|openmpi5|trixie|trixie-libc|trixie-openmpi) make_once "$target" "site/$target" ;;
+        mpich3|mpich4|mpich5|openmpi4|openmpi5|trixie|trixie-libc|trixie-openmpi|pocl|pocl-trixie|nvidia-535|nvidia-550|rocm)
+            make_once "$target" "site/$target" ;;
         podman-hpc) make_once podman-hpc podman-hpc ;;
         chroot) make_once chroot chroots/bullseye ;;
         python39) make_once python39 chroots/python39 ;;

@@ -41,7 +41,7 @@ def proposal(**more: Any) -> Dict[str, Any]:
 
 
 def record(**more: Any) -> Dict[str, Any]:
-    return {"tree_at": "", "dirs": [], "tree": [], "in_place": [], "modules": [], "cache": None, **more}
+    return {"tree_at": "", "dirs": [], "tree": [], "in_place": [], "files": [], "modules": [], "cache": None, **more}
 
 
 @pytest.mark.parametrize("path", [f"/libpod_parent/libpod-{ID}", f"machine.slice:libpod:{ID}", "", "/elsewhere"])

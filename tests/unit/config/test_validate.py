@@ -101,7 +101,8 @@ def test_shipped_profiles_are_valid() -> None:
     from oci_hpc_hooks.inputs import profiles, resources
 
     files = sorted(resources.PROFILES.glob("*.json"))
-    assert [file.stem for file in files] == ["hydra", "mpi-abi", "mpich", "munge", "openmpi", "pals", "pmi2", "pmix", "slurm"]
+    assert [file.stem for file in files] == ["cuda", "hydra", "levelzero", "mpi-abi", "mpich", "munge", "opencl", "openmpi",
+                                              "pals", "pmi2", "pmix", "rocm", "slurm"]
     for file in files:
         document = validate.check(file.read_bytes(), "profile", str(file))
         assert profiles.semantic_problems(document, str(file)) == []

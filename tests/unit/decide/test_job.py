@@ -267,7 +267,7 @@ def test_what_the_injected_mpi_speaks(profile: str, protocols: Tuple[str, ...]) 
     made = planned(Plan(PROVED, (), profile), annotations={LAUNCHER: "auto"}, labels={MPI: profile})
     assert made.job is not None
     assert (made.job.protocols, made.job.copies_memory, made.job.explicit, made.job.scope) == (protocols, True, True, "rank")
-    assert made.devices == shipped(profile).devices and not made.every_device
+    assert made.open_devices == shipped(profile).devices and not made.devices
 
 
 def test_who_may_ask() -> None:
@@ -275,7 +275,7 @@ def test_who_may_ask() -> None:
     wish = {LAUNCHER: "auto", LAUNCHER_SCOPE: "node"}
     made = planned(Plan(PROVED, (), "mpich"), labels={**wish, MPI: "mpich"}, manifest=wish)
     assert made.job is None and {finding.code for finding in request(container(labels=wish), Site()).findings} == {"not-for-images"}
-    assert planned(Plan(PROVED, (), "mpich"), annotations={MPI: "mpich"}).every_device
+    assert planned(Plan(PROVED, (), "mpich"), annotations={MPI: "mpich"}).devices == shipped("mpich").devices
     assert planned(Plan(NOTHING, ()), site=Site(defaults={LAUNCHER: "auto"})).job is not None
     assert planned(Plan(NOTHING, ()), site=Site(defaults={LAUNCHER: "auto"}), annotations={LAUNCHER: "none"}).job is None
 

@@ -219,9 +219,9 @@ def test_every_directory_with_a_copy_is_simulated(monkeypatch: pytest.MonkeyPatc
     searched = set()
     simulate = loader.simulate
 
-    def watch(program: str, view: loader.View, search: loader.Search) -> loader.LinkMap:
+    def watch(program: str, view: loader.View, search: loader.Search, opened: Sequence[str] = ()) -> loader.LinkMap:
         searched.add(search.library_path[:1])
-        return simulate(program, view, search)
+        return simulate(program, view, search, opened)
 
     monkeypatch.setattr(loader, "simulate", watch)
     decide(old_image().add(COPY, elf("libc.so.6", verdef=glibc_versions(28))).facts(APP), runtime())

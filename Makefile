@@ -2,7 +2,8 @@
 PYTHON := build/venv/bin/python
 PYTEST := $(PYTHON) -m pytest --durations=10
 
-.PHONY: help demo test test-all unit python39 lint shell bench matrix setup images images-matrix clean
+.PHONY: help demo test test-all unit python39 lint shell bench storm bench-application bench-scale matrix setup images images-apps \
+	images-matrix clean
 .NOTPARALLEL:
 
 help: ## this list
@@ -35,8 +36,18 @@ shell: setup ## a shell in which podman and oci-hpc-hooks work on this machine
 	@tests/bed/images.sh mpich5 bookworm
 	@$(PYTHON) tests/bed/bed.py shell
 
-bench: setup images ## what a hook costs, side by side
-	@$(PYTHON) tests/bed/bed.py exec $(PYTHON) benchmarks/hook_start.py
+bench: setup images ## what a hook costs, side by side (SAVE=--save: as the result that later ones are compared with)
+	@$(PYTHON) tests/bed/bed.py exec $(PYTHON) benchmarks/hook_start.py $(SAVE)
+	@$(PYTHON) -m benchmarks.plot
+
+storm: setup images ## 1 to 128 containers at once: what fails, and what is left behind
+	@$(PYTHON) tests/bed/bed.py exec $(PYTHON) benchmarks/storm.py
+
+bench-application: setup images-apps ## LAMMPS, HPCC, NetPIPE and the start of ranks: native, and in containers (8 minutes; ARGUMENTS=--short)
+	@$(PYTHON) tests/bed/bed.py exec $(PYTHON) benchmarks/application.py $(ARGUMENTS)
+
+bench-scale: setup images ## what 10,000 nodes ask of shared file systems: counts, not times
+	@$(PYTHON) tests/bed/bed.py exec $(PYTHON) benchmarks/scale.py $(ARGUMENTS)
 
 matrix: setup images images-matrix ## every image with every MPI of a site, for real, into docs/compatibility.md (20 minutes)
 	@$(PYTHON) -m tests.matrix.matrix
@@ -46,6 +57,9 @@ setup: ## packages, virtual environment, the user hpcuser
 
 images: setup ## root file systems of the images, site MPIs
 	@tests/bed/images.sh
+
+images-apps: setup ## those that only bench-application needs
+	@tests/bed/images.sh apps
 
 images-matrix: setup ## those that only the matrix needs
 	@tests/bed/images.sh matrix

@@ -472,7 +472,7 @@ def machine() -> str:
     version = subprocess.run(["podman", "--version"], capture_output=True, text=True, check=True, timeout=30).stdout.split()[-1]
     return (
         f"{model}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}; Linux {platform.release()}; "
-        f"Python {platform.python_version()} ({sys.executable}); podman {version}"
+        f"Python {platform.python_version()}; podman {version}"
     )
 
 

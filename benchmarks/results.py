@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).with_name("results")
+DOCUMENT = Path(__file__).resolve().parents[1] / "docs/performance.md"
 
 
-def last() -> dict[str, Any]:
-    """The newest committed result, {} if there is none."""
-    files = sorted(RESULTS.glob("*.json"))
+def last(kind: str = "") -> dict[str, Any]:
+    """The newest committed result of the benchmark whose files begin like this, {} if there is none."""
+    files = sorted(RESULTS.glob(f"{kind}[0-9]*.json"))
     found: dict[str, Any] = json.loads(files[-1].read_text()) if files else {}
     return found
 
 
-def save(document: dict[str, Any]) -> Path:
+def save(document: dict[str, Any], kind: str = "") -> Path:
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{document['time'][:10]}.json"
+    path = RESULTS / f"{kind}{document['time'][:10]}.json"
     path.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
     return path
+
+
+def write(program: str, lines: Sequence[str]) -> None:
+    """Put these lines into docs/performance.md, in place of what the marks of this program enclose there."""
+    begin, end = (f"<!-- benchmarks/{program}: {word} -->" for word in ("begin", "end"))
+    head, found, rest = DOCUMENT.read_text().partition(begin)
+    _, closed, tail = rest.partition(end)
+    if not found or not closed:
+        raise ValueError(f"{DOCUMENT}: no {begin} or no {end}")
+    DOCUMENT.write_text("\n".join([head + begin, "", *lines, "", end + tail]))
 
 
 def beside(rows: dict[str, dict[str, float]], before: dict[str, Any]) -> list[str]:
@@ -30,7 +42,7 @@ def beside(rows: dict[str, dict[str, float]], before: dict[str, Any]) -> list[st
         old = before.get("rows", {}).get(name)
         if old and old.get("x_cpu") and row.get("x_cpu"):
             change = row["x_cpu"] / old["x_cpu"]
-            mark = "" if 0.95 <= change <= 1.05 else "  better" if change < 1 else "  WORSE"
+            mark = "" if 0.93 <= change <= 1.07 else "  better" if change < 1 else "  WORSE"
             calls = f", {old['calls']:.0f} -> {row['calls']:.0f} calls" if old.get("calls") and row.get("calls") else ""
             lines.append(f"{name:44} {old['x_cpu']:6.2f} -> {row['x_cpu']:6.2f}   {change:5.2f} x{mark}{calls}")
     return lines

@@ -15,7 +15,6 @@ from __future__ import annotations
 import ast
 import importlib.util
 import marshal
-import os
 from binascii import crc32
 from importlib.machinery import ExtensionFileLoader
 from pathlib import Path
@@ -104,9 +103,8 @@ def byte_code() -> Tuple[bytes, bytes]:
     modules = {}
     extensions: Dict[str, str] = {}
     for name, source in sources.items():
-        status = os.stat(source.file)
         extensions.update(source.extensions)
-        modules[name] = (source.file, int(status.st_mtime), status.st_size, source.is_package, (*source.extensions, *source.needs))
+        modules[name] = (source.file, source.mtime, source.size, source.is_package, (*source.extensions, *source.needs))
     always = {name: _compiled(sources[name]) for name in _closure(START, sources)}
     rest = marshal.dumps({name: marshal.dumps(_compiled(source)) for name, source in sources.items() if name not in always})
     unpack = _compiled(_source("oci_hpc_hooks.unpack"))
@@ -126,6 +124,8 @@ class Source(NamedTuple):
     imports is under an ``if``, and is neither. ``extensions`` of the interpreter, with their files, are imported at its top too."""
 
     file: str
+    mtime: int
+    size: int
     tree: ast.Module
     is_package: bool
     needs: Tuple[str, ...]
@@ -149,13 +149,14 @@ def light_modules() -> Dict[str, Source]:
 
 def _source(name: str) -> Source:
     path = _file(name)
+    status = path.stat()  # before it is read: what changes in between is stale
     tree = ast.parse(path.read_bytes(), str(path))
     needs = dict.fromkeys([*_parents(name), *filter(_is_ours, _imports(tree.body))])
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
     later = dict.fromkeys([other for function in functions for other in _imports(ast.walk(function)) if _is_ours(other)])
     specs = [importlib.util.find_spec(other) for other in _imports(tree.body) if not _is_ours(other)]
     extensions = {spec.name: spec.origin for spec in specs if spec and isinstance(spec.loader, ExtensionFileLoader) and spec.origin}
-    return Source(str(path), tree, path.name == "__init__.py", tuple(needs), tuple(later), extensions)
+    return Source(str(path), int(status.st_mtime), status.st_size, tree, path.name == "__init__.py", tuple(needs), tuple(later), extensions)
 
 
 def _file(name: str) -> Path:

@@ -25,6 +25,8 @@ MEMLOCK_OF_A_RANK = 64 << 20
 #: The server's list of how clients may prove who they are, and the client's.
 SECURITY = "PMIX_SECURITY_MODE"
 CLIENT_SECURITY = "PMIX_MCA_psec"
+#: The same for where job data is kept. A client finds its own among the server's; told the whole list it complains of what it lacks.
+STORE = "PMIX_GDS_MODULE"
 CLIENT_STORE = "PMIX_MCA_gds"
 
 
@@ -130,7 +132,7 @@ class _Decision:
         if CLIENT_SECURITY in wanted and not self.outcome.sockets:
             modes = [mode for mode in wanted[CLIENT_SECURITY].split(",") if mode != "munge"]
             wanted[CLIENT_SECURITY] = ",".join(modes) or "native"
-        if CLIENT_STORE in wanted and not self.outcome.directories:
+        if STORE in wanted and not self.outcome.directories:
             wanted[CLIENT_STORE] = "hash"  # the server's shared memory lies in a directory that is not there
         new = {name: value for name, value in wanted.items() if name not in self.now.given}
         if self.now.can_set:

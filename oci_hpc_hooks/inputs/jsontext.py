@@ -316,8 +316,10 @@ def array(source: dict[str, object], key: str, where: str) -> list[object]:
 
 def strings(source: dict[str, object], key: str, where: str) -> list[str]:
     """The array of strings at *key*, an empty one when there is none. Raises InputError."""
-    path = at(where, key)
-    return [as_string(item, at(path, index)) for index, item in enumerate(array(source, key, where))]
+    found: list[str] = []
+    for index, item in enumerate(array(source, key, where)):
+        found.append(item if isinstance(item, str) and "\0" not in item else as_string(item, at(at(where, key), index)))
+    return found
 
 
 def string_map(source: dict[str, object], key: str, where: str) -> dict[str, str]:

@@ -114,6 +114,15 @@ class _LibcCall(CFuncPtr):
 
 _LIBC = dlopen(None, 0)  # type: ignore[arg-type]  # None: the process itself, as dlopen(3) has it
 _syscall = _Syscall(dlsym(_LIBC, "syscall"))
+_calls: dict[str, _LibcCall] = {}
+
+
+def _libc(name: str) -> _LibcCall:
+    """A function of libc."""
+    call = _calls.get(name)
+    if call is None:
+        call = _calls[name] = _LibcCall(dlsym(_LIBC, name))
+    return call
 
 
 def _fail(call: str) -> NoReturn:
@@ -153,7 +162,7 @@ def read_proc(path: str) -> bytes:
     try:
         data = b""
         while True:
-            part = posix.read(fd, 1 << 16)
+            part = posix.read(fd, 1 << 13)  # the kernel hands out a page or two at a time
             if not part:
                 return data
             data += part
@@ -250,31 +259,31 @@ def descriptor_of(pid: int, fd: int) -> int:
 
 def setns(fd: int, nstype: int) -> None:
     """setns(2): moves this process into the namespace that ``fd`` names."""
-    if _LibcCall(dlsym(_LIBC, "setns"))(fd, nstype) < 0:
+    if _libc("setns")(fd, nstype) < 0:
         _fail(f"setns({fd}, {nstype:#x})")
 
 
 def unshare(flags: int) -> None:
     """unshare(2): gives this process namespaces of its own."""
-    if _LibcCall(dlsym(_LIBC, "unshare"))(flags) < 0:
+    if _libc("unshare")(flags) < 0:
         _fail(f"unshare({flags:#x})")
 
 
 def statx_mount_id(fd: int) -> int:
     """stx_mnt_id of statx(2), Linux 5.8: the ID that /proc/PID/mountinfo gives the mount an open file lies on."""
     status = _Statx()
-    if _LibcCall(dlsym(_LIBC, "statx"))(fd, b"", AT_EMPTY_PATH, STATX_MNT_ID, status) < 0:
+    if _libc("statx")(fd, b"", AT_EMPTY_PATH, STATX_MNT_ID, status) < 0:
         _fail(f"statx({fd})")
     return int.from_bytes(bytes(status)[0x90:0x98], byteorder)
 
 
 def umount2(path: str, flags: int) -> None:
     """umount2(2)."""
-    if _LibcCall(dlsym(_LIBC, "umount2"))(fsencode(path), flags) < 0:
+    if _libc("umount2")(fsencode(path), flags) < 0:
         _fail(f"umount2({path!r}, {flags:#x})")
 
 
 def set_not_dumpable() -> None:
     """prctl(2) PR_SET_DUMPABLE 0: nobody but the host's root may look into this process or open its executable through /proc."""
-    if _LibcCall(dlsym(_LIBC, "prctl"))(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0:
+    if _libc("prctl")(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0:
         _fail("prctl(PR_SET_DUMPABLE, 0)")

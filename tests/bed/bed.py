@@ -90,6 +90,11 @@ IMAGES: Mapping[str, Recipe] = {
     "static-nolabel": Recipe(tar="static.tar"),
     "static": _labelled("static-nolabel", None, "statichello"),
     **{f"opencl-{suite}": Recipe(tar=f"opencl-{suite}.tar") for suite in ("bullseye", "bookworm", "trixie")},
+    # For benchmarks/application.py.
+    "apps-openmpi-nolabel": Recipe(tar="apps-openmpi.tar"),
+    "apps-openmpi": _labelled("apps-openmpi-nolabel", "2.36", "mpibench", mpi="openmpi"),
+    "apps-mpich-nolabel": Recipe(tar="apps-mpich.tar"),
+    "apps-mpich": _labelled("apps-mpich-nolabel", "2.36", "mpibench"),
     # For the matrix, which asks by annotation: no labels.
     "bullseye-openmpi": Recipe(tar="bullseye-openmpi.tar"),
     "debian13-mpich": Recipe(tar="debian13.tar"),

@@ -10,6 +10,7 @@
 #   build/site/openmpi4, 5   the same of Open MPI 4.1 and 5.0 (libmpi.so.40, lib/openmpi, share/openmpi)
 #   build/site/trixie        Debian 13's libmpich12 and what it needs, in one folder; wants GLIBC_2.38
 #   build/site/trixie-libc   Debian 13's libc6, which has that
+#   build/images/apps-openmpi, apps-mpich  for benchmarks/application.py: Debian's LAMMPS, HPCC and NetPIPE, and mpibench
 #   build/site/mpich3, 4     PyPI's mpich 3.4 and 4.1; trixie-openmpi: Debian 13's Open MPI, modules in a folder of their own
 #   build/podman-hpc         a virtual environment with podman-hpc, its hook, and the mksquashfs.static that it wants
 #   build/images/opencl-SUITE  an OpenCL loader and clhello over as little as possible of Debian 11, 12 and 13
@@ -26,6 +27,7 @@
 #
 #   tests/bed/images.sh           everything that the tests need
 #   tests/bed/images.sh matrix    what only the matrix of images and site MPIs needs
+#   tests/bed/images.sh apps      what only `make bench-application` needs
 #   tests/bed/images.sh NAME...   bookworm, bookworm-openmpi, bookworm-both, bookworm-abi, bullseye, musl, static, registry,
 #                                 mpich5, openmpi4, openmpi5, trixie, trixie-libc, podman-hpc, opencl-bullseye, opencl-bookworm,
 #                                 opencl-trixie, pocl, pocl-trixie, nvidia-535, nvidia-550, rocm, arm64, chroot, python39
@@ -73,7 +75,8 @@ make_once() {
 recipe_of() {
     local text tool source
     text=$(declare -f "$1")
-    for tool in nvidia opencl compile_mpi compile_openmpi compile_hello compile_abi conda slim with_dependencies sysroot_of unpack one_file source_of \
+    for tool in nvidia opencl compile_mpi compile_openmpi compile_bench compile_hello compile_abi conda slim with_dependencies sysroot_of unpack one_file \
+        source_of \
         apt_in debian rootfs_tar wheel with_cache closure_of; do # who calls another stands before it
         [[ $text == *"$tool "* ]] && text+=$(declare -f "$tool")
     done
@@ -170,6 +173,16 @@ compile_abi() {
         "$2/usr/local/lib/libmpi_abi.so.1"
     ldconfig -r "$2"
     rm -rf "$sysroot" "$work"
+}
+
+# compile_bench FOLDER HEADERS LIBRARY PACKAGES...: mpibench, as compile_hello does it
+compile_bench() {
+    local folder=$1 headers=$2 library=$3
+    shift 3
+    sysroot_of bookworm "$@"
+    gcc -O2 -Wall --sysroot="$sysroot" -B "$sysroot/$LIBDIR" -isystem "$sysroot/$headers" \
+        -Wl,--allow-shlib-undefined -o "$folder/usr/local/bin/mpibench" "$HERE/src/mpibench.c" "$sysroot/$LIBDIR/$library"
+    rm -rf "$sysroot"
 }
 
 # sysroot_of SUITE PACKAGES...: what a compiler needs of that suite, in $sysroot
@@ -571,6 +584,22 @@ build_trixie-openmpi() {
     rm -rf "$tree"
 }
 
+# ---------------------------------------------------------------- what is built for benchmarks/application.py
+
+# Debian links LAMMPS and HPCC with Open MPI alone. Potentials and examples (50 MB) are in no run of ours.
+build_apps-openmpi() {
+    debian bookworm images/apps-openmpi lammps hpcc netpipe-openmpi openmpi-bin openmpi-common
+    rm -rf images/apps-openmpi/usr/share/lammps
+    compile_bench images/apps-openmpi "$LIBDIR/openmpi/include" libmpi.so.40 libopenmpi3 libopenmpi-dev
+    rootfs_tar images/apps-openmpi images/apps-openmpi.tar
+}
+
+build_apps-mpich() {
+    debian bookworm images/apps-mpich netpipe-mpich2 mpich
+    compile_bench images/apps-mpich usr/include/x86_64-linux-gnu/mpich libmpich.so.12 libmpich12 libmpich-dev
+    rootfs_tar images/apps-mpich images/apps-mpich.tar
+}
+
 # ---------------------------------------------------------------- main
 
 if [ $# = 0 ]; then
@@ -579,11 +608,12 @@ if [ $# = 0 ]; then
         rocm arm64 chroot python39
 fi
 [ "$*" != matrix ] || set -- "${MATRIX[@]}"
+[ "$*" != apps ] || set -- apps-openmpi apps-mpich mpich5 openmpi5
 for target in "$@"; do
     case $target in
         bookworm) make_once bookworm images/bookworm images/bookworm.tar images/nocache.tar ;;
         bookworm-openmpi|bookworm-both|bookworm-abi|bullseye|musl|static|opencl-bullseye|opencl-bookworm|opencl-trixie|\
-        bullseye-openmpi|debian13|debian13-openmpi|spack|conda|conda-openmpi|mpi4py|distroless)
+        bullseye-openmpi|debian13|debian13-openmpi|spack|conda|conda-openmpi|mpi4py|distroless|apps-openmpi|apps-mpich)
             make_once "$target" "images/$target" "images/$target.tar" ;;
         registry|mpi4py-wheel|fortran|fortran-openmpi) make_once "$target" "images/$target" ;;
         mpich3|mpich4|mpich5|openmpi4|openmpi5|trixie|trixie-libc|trixie-openmpi|pocl|pocl-trixie|nvidia-535|nvidia-550|rocm)

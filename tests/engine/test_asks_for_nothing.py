@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from oci_hpc_hooks.inputs.inventory import VERSION
 from tests.bed import bed
 from tests.bed.bed import BUILD, Engine
 from tests.bed.site import Site
@@ -96,7 +97,8 @@ BROKEN: dict[str, tuple[Breakage, str]] = {
     "inventory is garbage": (inventory(lambda _: NOISE), "inventory.json"),
     "inventory is empty": (inventory(lambda _: b""), "inventory.json"),
     "inventory is truncated": (inventory(lambda data: data[: len(data) // 2]), "inventory.json"),
-    "inventory of another version": (inventory(lambda data: data.replace(b'"version": 2', b'"version": 99', 1)), "version 2"),
+    "inventory of another version": (inventory(lambda data: data.replace(b'"version": %d' % VERSION, b'"version": 99', 1)),
+                                     f"version {VERSION}"),
     "inventory of other types": (inventory(lambda data: data.replace(b'"libraries": [', b'"libraries": 7, "x": [', 1)), "whole inventory"),
     "inventory is world-writable": (lambda site: (site.state_dir / "inventory.json").chmod(0o666), "mode 0666"),
 }

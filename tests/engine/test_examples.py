@@ -43,7 +43,7 @@ def inventories(make_site: SiteMaker, scratch: Path) -> Iterator[Path]:
     yield scratch
 
 
-@pytest.mark.parametrize("example", [example for example in EXAMPLES if example[0].startswith("check")], ids=["one", "two"])
+@pytest.mark.parametrize("example", [example for example in EXAMPLES if example[0].startswith("check --inventory")], ids=["one", "two"])
 def test_check(inventories: Path, example: tuple[str, str]) -> None:
     engine = Engine("crun", "root")
     verb, arguments = command(example[0])
@@ -51,6 +51,18 @@ def test_check(inventories: Path, example: tuple[str, str]) -> None:
     program = str(bed.BUILD / "venv/bin/oci-hpc-hooks")
     done = engine.account.execute(program, verb, *arguments, cwd=str(inventories), timeout=120)
     assert same(done.stdout) == same(example[1])
+
+
+def test_digest(ready: ReadySite) -> None:  # noqa: F811
+    engine = Engine("crun", "root")
+    engine.load("bookworm-mpich")
+    (example,) = [example for example in EXAMPLES if example[0].startswith("check --digest")]
+    done = ready(engine).command(*shlex.split(example[0]))
+
+    def shape(word: str) -> str:
+        return re.sub(r"=\d+(\.|(?=,))", "=N", re.sub(r"\b[0-9a-f]{16}\b", "HASH", word))
+
+    assert shape(done.stdout.strip()) == shape(example[1].splitlines()[0]), done.stderr
 
 
 def test_explain(ready: ReadySite) -> None:  # noqa: F811
@@ -71,4 +83,4 @@ def test_explain(ready: ReadySite) -> None:  # noqa: F811
 
 
 def test_there_are_examples() -> None:
-    assert len(EXAMPLES) == 3
+    assert len(EXAMPLES) == 4

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from oci_hpc_hooks import pack
 from tests.bed import bed
 from tests.bed.bed import Engine, leaks
 from tests.bed.site import MPICH5, Site
@@ -156,9 +157,9 @@ def test_image_and_layer_are_unchanged(engine: Engine, site: Site) -> None:
 def broken(site: Site, folder: Path, number: int, end: str, timeout: int = 30) -> Path:
     """The site's hook with a fault in it: at its ``number``-th mount it does `end`. There is no other way to stop a process that works
     for 2 ms at a chosen place."""
-    executable = site.hooks_dir / "bin/oci-hpc-hooks-createruntime"
-    text = executable.read_text()
-    call = text.index("\nmain(")
+    data = (site.hooks_dir / "bin/oci-hpc-hooks-createruntime").read_bytes()
+    python, (text, code) = data[2:].split(b" ", 1)[0].decode(), pack.taken_apart(data)
+    call = text.index(b"\nmain(")
     fault = f"""
 from oci_hpc_hooks.apply import rootfs
 
@@ -176,7 +177,7 @@ rootfs.move_mount = fault
     folder.mkdir()
     descriptor = json.loads((site.hooks_dir / "oci-hpc-hooks.json").read_text())
     descriptor["hook"].update(path=str(folder / "hook"), args=[str(folder / "hook")], timeout=timeout)
-    (folder / "hook").write_text(text[:call] + fault + text[call:])
+    (folder / "hook").write_bytes(pack.joined(python, text[:call] + fault.encode() + text[call:], code))
     (folder / "hook").chmod(0o755)
     (folder / "hook.json").write_text(json.dumps(descriptor))
     return folder

@@ -81,7 +81,8 @@ def test_no_flags(slurm: Slurm, programs: Path, hooks_of: HooksOf, shim: Path, n
     assert slurm.containers() == []
 
 
-@pytest.mark.parametrize(("name", "user"), [("mpich.conf", "root"), ("mpich.conf", "rootless"), ("openmpi.conf", "rootless")])
+@pytest.mark.parametrize(("name", "user"), [("mpich.conf", "root"), ("mpich.conf", "rootless"),
+                                            pytest.param("openmpi.conf", "rootless", marks=pytest.mark.long)])
 def test_other_containers_start_as_ever(slurm: Slurm, hooks_of: HooksOf, scratch: Path, name: str, user: str) -> None:
     """Outside of a job: flags win over the file's keys, and what podman refuses with ``ipcns = "host"`` works."""
     engine = Engine("crun", user)

@@ -142,7 +142,7 @@ def test_with_the_podman_for_ranks(hpc: PodmanHpc, programs: Path, scratch: Path
 @pytest.mark.long
 def test_open_mpi_whose_ranks_are_root_inside(hpc: PodmanHpc, programs: Path) -> None:
     options = ["--rm", "--hpc", f"--volume={programs}:/ranks:ro"]
-    launcher = "srun --mpi=pmix --nodes=1 --ntasks=2 --kill-on-bad-exit=1"
+    launcher = "srun --mpi=pmix --nodelist=n1 --ntasks=2 --kill-on-bad-exit=1"
     result = hpc.run(line(options, IMAGE["openmpi"], ["/ranks/openmpi"], launcher))
     assert result.returncode != 0 and "give --userns=keep-id" in result.stderr
     keep_id = ["--userns=keep-id", "--storage-opt=overlay.mountopt=noacl"]

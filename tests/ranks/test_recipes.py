@@ -8,11 +8,12 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Optional
 
 import pytest
 
 from tests.bed.bed import BUILD, ROOT, Engine, Result, reference
-from tests.bed.site import MPICH5, Site
+from tests.bed.site import MPICH5, OPENMPI5, Site
 from tests.bed.slurm import Slurm
 from tests.engine.conftest import SiteMaker, make_site  # noqa: F401
 from tests.ranks.conftest import HooksOf
@@ -20,6 +21,7 @@ from tests.ranks.launch import NAMESPACES, ranks
 
 PAGE = (ROOT / "docs/slurm.md").read_text()
 RECIPES = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
+WITH_HOOKS = "--annotation org.supercontainers.launcher=auto"
 KILL = "--kill-on-bad-exit=1 "
 ABORT = """bash -c '"$@" || echo "cmd=abort exitcode=$?" >&$PMI_FD' bash"""
 
@@ -35,14 +37,16 @@ def family_of(recipe: str) -> str:
     return "openmpi" if "pmix" in recipe else "mpich"
 
 
-def run(slurm: Slurm, engine: Engine, recipe: str, programs: Path, path: Path, timeout: float = 60) -> Result:
-    """The recipe with the bed's places in it and the programs of `path` first."""
+def run(slurm: Slurm, engine: Engine, recipe: str, programs: Path, path: Path, hooks: Optional[Path] = None, timeout: float = 60) -> Result:
+    """The recipe with the bed's places in it and the programs of `path` first, and the site's hooks where there are `hooks`."""
     family = family_of(recipe)
     image = f"bookworm-{family}"
     engine.load(image)
     assert recipe.count("IMAGE PROGRAM") == 1
     line = recipe.replace("IMAGE PROGRAM", f"--volume {programs}:/ranks:ro {reference(image)} /ranks/{family}")
     line = line.replace("/var/spool/slurmd", str(slurm.spool)).replace("mpiexec.hydra", str(BUILD / "site/mpich5/bin/mpiexec.hydra"))
+    if hooks:
+        line = line.replace("podman run", f"podman --hooks-dir {hooks} run")
     line = f"PATH={path}:$PATH; " + line.replace("--ntasks", "--nodes=1 --ntasks")
     if "srun" in recipe:
         return slurm.execute("bash", "-c", line, account=engine.account, timeout=timeout)
@@ -52,8 +56,10 @@ def run(slurm: Slurm, engine: Engine, recipe: str, programs: Path, path: Path, t
 @pytest.mark.parametrize(("recipe", "user"), [
     pytest.param(recipe, user, id=f"{number}-{user}") for number, recipe in enumerate(RECIPES) for user in users(recipe)
 ])
-def test_recipe(slurm: Slurm, programs: Path, shim: Path, recipe: str, user: str) -> None:
-    result = run(slurm, Engine("crun", user), recipe, programs, shim)
+def test_recipe(slurm: Slurm, programs: Path, shim: Path, hooks_of: HooksOf, recipe: str, user: str) -> None:
+    engine = Engine("crun", user)
+    search = {"mpich": MPICH5, "openmpi": OPENMPI5}[family_of(recipe)]
+    result = run(slurm, engine, recipe, programs, shim, hooks_of(engine, search) / "podman" if WITH_HOOKS in recipe else None)
     size = int(re.findall(r"(?:--ntasks=|-n )(\d+)", recipe)[0])
     assert result.returncode == 0, f"{recipe}\n{result.stdout}{result.stderr}"
     said = [(rank.number, rank.of, rank.sharing) for rank in ranks(result)]
@@ -61,8 +67,9 @@ def test_recipe(slurm: Slurm, programs: Path, shim: Path, recipe: str, user: str
 
 
 def test_all_recipes_are_found() -> None:
-    assert len(RECIPES) == 6
-    assert sum(KILL in recipe for recipe in RECIPES) == 4
+    assert len(RECIPES) == 9
+    assert sum(KILL in recipe for recipe in RECIPES) == 7
+    assert sum(WITH_HOOKS in recipe for recipe in RECIPES) == 3
     assert sum(ABORT in recipe for recipe in RECIPES) == 1
 
 
@@ -91,7 +98,7 @@ def assert_refused(result: Result) -> None:
 
 
 ENDS = [(recipe.replace("--ntasks=4", "--ntasks=2"), user) for recipe in RECIPES for user in users(recipe)
-        if user == "root" and (KILL in recipe or ABORT in recipe)]  # fmt: skip
+        if user == "root" and WITH_HOOKS not in recipe and (KILL in recipe or ABORT in recipe)]  # fmt: skip
 
 
 @pytest.mark.parametrize("recipe", [

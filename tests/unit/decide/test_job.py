@@ -96,7 +96,7 @@ def test_at_createruntime_the_user_has_to_pass_variables_on() -> None:
 def test_families_of_variables_and_nothing_else() -> None:
     others = {"HOME": "/home/u", "AWS_SECRET_ACCESS_KEY": "x", "LD_PRELOAD": "/x.so", "SLURMX": "1", "MPICH_X": "no MPICH here"}
     outcome = job.decide(asked(*OPENMPI), start({**PMIX, **others, "UCX_TLS": "tcp"}))
-    assert set(outcome.variables) == ({*PMIX, "UCX_TLS", "PMIX_MCA_psec", "PMIX_MCA_gds"} - {"PMIX_PREFIX"})
+    assert set(outcome.variables) == ({*PMIX, "UCX_TLS", "PMIX_MCA_psec"} - {"PMIX_PREFIX"})
 
 
 def test_what_the_user_has_set_stays_and_what_the_image_has_set_does_not() -> None:
@@ -114,7 +114,7 @@ def test_munge_is_no_way_for_who_has_no_munge() -> None:
 def test_no_directory_no_shared_memory_of_the_server() -> None:
     without = {name: value for name, value in PMIX.items() if not name.endswith("TMPDIR")}
     assert job.decide(asked(), start(without)).variables["PMIX_MCA_gds"] == "hash"
-    assert job.decide(asked(), start(PMIX)).variables["PMIX_MCA_gds"] == "ds21,hash"
+    assert "PMIX_MCA_gds" not in job.decide(asked(), start(PMIX)).variables
 
 
 def test_a_container_for_all_ranks_of_a_node_gets_no_ranks_variables() -> None:
@@ -127,7 +127,7 @@ def test_where_variables_cannot_be_set_it_is_said_which_are_lacking() -> None:
     outcome = job.decide(asked(), start({**PMIX}, given={"PMIX_RANK": "3"}, can_set=False))
     (told,) = [finding for finding in outcome.findings if finding["code"] == "variables"]
     assert not outcome.variables and "PMIX_GDS_MODULE" in told["what"] and "--env 'SLURM_*'" in told["remedy"]
-    passed = dict(PMIX, PMIX_MCA_psec="native", PMIX_MCA_gds="hash")
+    passed = dict(PMIX, PMIX_MCA_psec="native")
     assert codes(job.decide(asked(), start(passed, given=passed, can_set=False))) == []
 
 

@@ -2,7 +2,7 @@
 PYTHON := build/venv/bin/python
 PYTEST := $(PYTHON) -m pytest --durations=10
 
-.PHONY: help demo test test-all unit python39 lint shell bench storm matrix setup images images-matrix clean
+.PHONY: help demo test test-all unit python39 lint shell bench storm matrix rpm setup images images-matrix clean
 .NOTPARALLEL:
 
 help: ## this list
@@ -43,6 +43,9 @@ storm: setup images ## 1 to 128 containers at once: what fails, and what is left
 
 matrix: setup images images-matrix ## every image with every MPI of a site, for real, into docs/compatibility.md (20 minutes)
 	@$(PYTHON) -m tests.matrix.matrix
+
+rpm: setup ## the RPM in build/rpm, and rpmlint's word on it
+	@packaging/rpm/build.sh
 
 setup: ## packages, virtual environment, the user hpcuser
 	@tests/bed/setup.sh

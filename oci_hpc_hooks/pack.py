@@ -15,6 +15,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import marshal
+import re
 from binascii import crc32
 from importlib.machinery import ExtensionFileLoader
 from pathlib import Path
@@ -96,6 +97,28 @@ def taken_apart(data: bytes) -> Tuple[bytes, bytes]:
     first, _, rest = data.partition(b"\n")
     size = int(first.rpartition(b"(")[2].rstrip(b")")) - len(first) - 1
     return rest[:size], rest[size:]
+
+
+def outdated(data: bytes) -> str:
+    """Why this executable imports modules from the package instead of taking those that are packed in it; empty if it does not, and for
+    one that has none. For executables that only root can have written, since marshal believes what it reads. The interpreter that
+    asks must be the one that the first line names."""
+    head = re.search(rb"code = f\.read\((\d+)\)\nif MAGIC_NUMBER == (b'.*'|b\".*\") and crc32\(code\) == (\d+):", data[:FIRST_LINE + 4096])
+    if head is None:
+        return ""
+    code = taken_apart(data)[1][:int(head[1])]
+    if ast.literal_eval(head[2].decode()) != importlib.util.MAGIC_NUMBER:
+        return "it was made for another release of Python"
+    if crc32(code) != int(head[3]):
+        return "it is damaged"
+    for file, mtime, size, *_ in marshal.loads(code)[1].values():
+        try:
+            status = Path(file).stat()
+        except OSError as error:
+            return f"{file}: {error.strerror}"
+        if (int(status.st_mtime), status.st_size) != (mtime, size):
+            return f"{file} has changed since"
+    return ""
 
 
 def byte_code(root: str = "") -> Tuple[bytes, bytes]:

@@ -132,6 +132,7 @@ def test_the_command(node: Node, rootful: Engine) -> None:
     for words, says in [
         (["validate", "/etc/oci-hpc-hooks/site.json"], "ok"),
         (["profiles", "list"], "mpich: on, available"),
+        (["doctor"], "all well"),
         (["check", image], "proved"),
         (["profiles", "draft", str(MPICH5 / "libmpi.so.12")], '"provides"'),
         (["register", "/var/hooks"], "/var/hooks/podman/oci-hpc-hooks-precreate.json"),

@@ -2,7 +2,7 @@
 PYTHON := build/venv/bin/python
 PYTEST := $(PYTHON) -m pytest --durations=10
 
-.PHONY: help demo test test-all unit python39 lint shell bench storm bench-application bench-scale matrix setup images images-apps \
+.PHONY: help demo test test-all unit python39 lint shell bench storm rpm bench-application bench-scale matrix setup images images-apps \
 	images-matrix clean
 .NOTPARALLEL:
 
@@ -51,6 +51,9 @@ bench-scale: setup images ## what 10,000 nodes ask of shared file systems: count
 
 matrix: setup images images-matrix ## every image with every MPI of a site, for real, into docs/compatibility.md (20 minutes)
 	@$(PYTHON) -m tests.matrix.matrix
+
+rpm: setup ## the RPM in build/rpm, and rpmlint's word on it
+	@packaging/rpm/build.sh
 
 setup: ## packages, virtual environment, the user hpcuser
 	@tests/bed/setup.sh

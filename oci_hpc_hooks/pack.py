@@ -15,6 +15,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import marshal
+import re
 from binascii import crc32
 from importlib.machinery import ExtensionFileLoader
 from pathlib import Path
@@ -62,11 +63,12 @@ main({stage!r}, config={config!r}, state={state!r}, cache={cache!r}, log={log!r}
 """
 
 
-def executable(python: str, path: Sequence[str], stage: str, config: str, state: str, cache: str, log: str) -> bytes:
-    """The file that the runtime starts for this stage. Raises ConfigError if no first line can name the interpreter."""
+def executable(python: str, path: Sequence[str], stage: str, config: str, state: str, cache: str, log: str, *, root: str = "") -> bytes:
+    """The file that the runtime starts for this stage. ``root`` is left off the names of our modules: the folder in which a package is
+    made, whose files lie elsewhere once it is installed. Raises ConfigError if no first line can name the interpreter."""
     start = _START.format(path=list(path), stage=stage, config=config, state=state, cache=cache, log=log)
     plain = (first_line(python) + _PLAIN + start).encode()
-    code, rest = byte_code()
+    code, rest = byte_code(root)
     text = _PACKED.format(length=len(code), magic=importlib.util.MAGIC_NUMBER, checksum=crc32(code)) + start
     packed = joined(python, text.encode(), code + rest)
     return packed if packed.index(b"\n") < FIRST_LINE else plain
@@ -97,9 +99,31 @@ def taken_apart(data: bytes) -> Tuple[bytes, bytes]:
     return rest[:size], rest[size:]
 
 
-def byte_code() -> Tuple[bytes, bytes]:
+def outdated(data: bytes) -> str:
+    """Why this executable imports modules from the package instead of taking those that are packed in it; empty if it does not, and for
+    one that has none. For executables that only root can have written, since marshal believes what it reads. The interpreter that
+    asks must be the one that the first line names."""
+    head = re.search(rb"code = f\.read\((\d+)\)\nif MAGIC_NUMBER == (b'.*'|b\".*\") and crc32\(code\) == (\d+):", data[:FIRST_LINE + 4096])
+    if head is None:
+        return ""
+    code = taken_apart(data)[1][:int(head[1])]
+    if ast.literal_eval(head[2].decode()) != importlib.util.MAGIC_NUMBER:
+        return "it was made for another release of Python"
+    if crc32(code) != int(head[3]):
+        return "it is damaged"
+    for file, mtime, size, *_ in marshal.loads(code)[1].values():
+        try:
+            status = Path(file).stat()
+        except OSError as error:
+            return f"{file}: {error.strerror}"
+        if (int(status.st_mtime), status.st_size) != (mtime, size):
+            return f"{file} has changed since"
+    return ""
+
+
+def byte_code(root: str = "") -> Tuple[bytes, bytes]:
     """What :func:`oci_hpc_hooks.unpack.install` is given: first what every start needs, then the code of the other modules."""
-    sources = light_modules()
+    sources = {name: source._replace(file=source.file[len(root):]) for name, source in light_modules().items()}
     modules = {}
     extensions: Dict[str, str] = {}
     for name, source in sources.items():
@@ -107,7 +131,8 @@ def byte_code() -> Tuple[bytes, bytes]:
         modules[name] = (source.file, source.mtime, source.size, source.is_package, (*source.extensions, *source.needs))
     always = {name: _compiled(sources[name]) for name in _closure(START, sources)}
     rest = marshal.dumps({name: marshal.dumps(_compiled(source)) for name, source in sources.items() if name not in always})
-    unpack = _compiled(_source("oci_hpc_hooks.unpack"))
+    first = _source("oci_hpc_hooks.unpack")
+    unpack = _compiled(first._replace(file=first.file[len(root):]))
     return marshal.dumps((unpack, modules, extensions, always, len(rest), crc32(rest))), rest
 
 

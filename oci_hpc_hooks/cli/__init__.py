@@ -22,6 +22,7 @@ VERBS: Dict[str, str] = {
     "validate": "hold configuration files against their schemas",
     "profiles": "draft a profile from a library of this node, or list those that there are",
     "register": "write the hook executables and descriptors of this installation",
+    "doctor": "look for what is wrong with this node or this installation, and say how to mend it",
     "last": "show what the hooks did last",
     "explain": "tell of one container what was done to it, and why",
 }

@@ -43,6 +43,7 @@ PACKAGES=(
     slurmctld slurmd slurm-client slurm-wlm-basic-plugins       # a batch system with PMIx and PMI-2, see slurm.py
     munge libpmix-dev                                           # slurmd opens libpmix.so, which only -dev has
     squashfuse inotify-tools                                    # what podman-hpc starts containers of squashed images with
+    rpm rpmlint cpio                                            # make rpm
     mount passwd util-linux procps strace acl                   # what a minimal Debian lacks, and looking at it
 )
 missing=()

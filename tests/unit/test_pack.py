@@ -209,3 +209,28 @@ def test_a_long_name_of_the_interpreter(tmp_path: Path) -> None:
         hook = Hook(folder, str(python))
         assert hook.file.read_bytes().startswith(b"#!%s -IS%s" % (str(python).encode(), b"cimport" if packed else b"\n"))
         assert hook.starts()
+
+
+def test_what_is_outdated(hook: Hook) -> None:
+    """As doctor asks: for as long as nothing is read from the package."""
+    fresh = hook.file.read_bytes()
+    assert pack.outdated(fresh) == "" and hook.modules()[1] == []
+    module = hook.package / "record.py"  # not packed
+    os.utime(module, (1, 1))
+    assert pack.outdated(fresh) == ""
+    module = hook.package / "warm.py"
+    os.utime(module, (1, 1))
+    assert pack.outdated(fresh) == f"{module} has changed since"
+    module.unlink()
+    assert pack.outdated(fresh) == f"{module}: No such file or directory"
+    assert pack.outdated(b"#!/usr/bin/python3 -IS\nimport sys\n") == ""
+
+
+def test_packed_in_a_folder_that_it_does_not_stay_in(tmp_path: Path) -> None:
+    """As a distribution's package is made: the modules are looked for where they will be."""
+    root = tmp_path / "root"
+    shutil.copytree(pack.PACKAGE, root / "lib/oci_hpc_hooks", ignore=shutil.ignore_patterns("__pycache__"))
+    make = MAKE.format(str(root / "lib"), sys.executable, []).replace("*[])", f"'createRuntime', 'e', 's', 'c', 'l', root={str(root)!r})")
+    data = subprocess.run([sys.executable, "-c", make], capture_output=True, check=True).stdout
+    assert str(root).encode() not in pack.taken_apart(data)[1]
+    assert pack.outdated(data) == "/lib/oci_hpc_hooks/__init__.py: No such file or directory"

@@ -125,8 +125,8 @@ def decided(image: Path, offers: Inventory) -> Plan:
 
 def test_scan(offers: Inventory) -> None:
     assert (offers.machine, offers.libc_version) == ("aarch64", "2.36")
-    mpich, *launchers = offers.profiles
-    assert not mpich.problems and all("launcher" in profile.provides for profile in launchers)
+    mpich, *others = offers.profiles
+    assert not mpich.problems and all("mpi" not in profile.provides for profile in others)
     assert {library.elf.machine for library in (*mpich.libraries, *mpich.plugins)} == {183}
     assert {"libmpi.so.12", "libfabric.so.1", "libucp.so.0"} <= {library.name for library in mpich.libraries}
     assert {Path(library.path).parent.name for library in mpich.plugins} == {"ucx", "libfabric"}

@@ -72,11 +72,11 @@ def main(stage: str, *, config: str, state: str, cache: str, log: str) -> NoRetu
         run(stage, (config, state, cache, log), began)
         status = 0
     except HookError as error:
-        complain(str(error))
+        complain(str(error), stage)
     except MemoryError:
-        complain("out of memory; the container was not touched.")
+        complain("out of memory; the container was not touched.", stage)
     except Exception as error:
-        complain(f"{type(error).__name__}: {error}. This is a defect of oci-hpc-hooks: please report it.")
+        complain(f"{type(error).__name__}: {error}. This is a defect of oci-hpc-hooks: please report it.", stage)
     posix._exit(status)  # nothing is left to tidy, and taking the interpreter down costs a millisecond
 
 
@@ -99,10 +99,10 @@ def words_of(annotations: Mapping[str, str], labels: Mapping[str, str], manifest
     return [(source, key, value) for source, values in sources for key, value in sorted(values.items()) if key.startswith(PREFIXES)]
 
 
-def complain(text: str) -> None:
+def complain(text: str, stage: str) -> None:
     from oci_hpc_hooks import report
 
-    report.complain(text)
+    report.complain(text, stage != container.PRECREATE)
 
 
 def site_defaults(folder: str) -> list[tuple[str, str]]:

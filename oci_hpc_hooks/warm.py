@@ -50,6 +50,9 @@ class Start:
                 self.state.annotations = container.annotations_of(self.config)
         self.rootfs = container.rootfs(self.config, self.state.bundle)
         self.image = storage.image_of(self.state.bundle, self.state.id, self.rootfs)
+        if self.image.doubtful:
+            # An engine may have taken annotations from its manifest (podman before 4.5.1): whose word they are cannot be told.
+            self.image.manifest_annotations = self.state.annotations
         # At precreate: what remains is done at createRuntime, where more may be known of the image.
         self.leave = bool(self.image.reason)
         self.words = words_of(self.state.annotations, self.image.labels, self.image.manifest_annotations)

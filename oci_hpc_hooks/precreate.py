@@ -12,7 +12,7 @@ from binascii import crc32
 
 from oci_hpc_hooks.apply import config, rootfs
 from oci_hpc_hooks.errors import HookError, InputError, KernelError
-from oci_hpc_hooks.inputs import container
+from oci_hpc_hooks.inputs import container, jsontext
 from oci_hpc_hooks.linux import mounts, namespaces, syscalls
 from oci_hpc_hooks.linux.paths import ABSENT, Root
 from oci_hpc_hooks.replay import Service, owned, volumes_of
@@ -119,14 +119,34 @@ def cache_file(path: str, cache: bytes) -> str:
     folder = posix.open(path, syscalls.O_PATH | posix.O_DIRECTORY | posix.O_NOFOLLOW | posix.O_CLOEXEC)
     if not owned(posix.fstat(folder)):
         raise PermissionError(syscalls.EPERM, "it belongs to another user, or others can write it")
-    name = f"{crc32(cache):08x}-{len(cache)}.ldcache"
+    number = 0
+    while True:
+        # A checksum can be forged by an image's author, and a container that is starting has another's file by its name: so a whole file is
+        # never replaced, and another cache of the same sum gets another name.
+        name = f"{crc32(cache):08x}-{len(cache)}-{number}.ldcache"
+        known = whole_file(folder, name, len(cache))
+        if known is None:
+            temporary = f"{name}.{posix.getpid()}"
+            rootfs.write_new(folder, temporary, cache, 0o644)
+            rootfs.rename(folder, temporary, name)
+        elif known != cache:
+            number += 1
+            continue
+        posix.close(folder)
+        return f"{path}/{name}"
+
+
+def whole_file(folder: int, name: str, size: int) -> bytes | None:
+    """The content of a file of our own, of this size; None if there is none. Raises OSError."""
     try:
-        status = posix.stat(name, dir_fd=folder, follow_symlinks=False)
-        known = owned(status) and S_ISREG(status.st_mode) and status.st_size == len(cache)
-    except FileNotFoundError:
-        known = False
-    if not known:
-        temporary = f"{name}.{posix.getpid()}"
-        rootfs.write_new(folder, temporary, cache, 0o644)
-        rootfs.rename(folder, temporary, name)
-    return f"{path}/{name}"
+        fd = posix.open(name, posix.O_RDONLY | posix.O_NOFOLLOW | posix.O_NONBLOCK | posix.O_CLOEXEC, dir_fd=folder)
+    except OSError as error:
+        if error.errno in (syscalls.ENOENT, syscalls.ELOOP):
+            return None
+        raise
+    try:
+        status = posix.fstat(fd)
+        whole = owned(status) and S_ISREG(status.st_mode) and status.st_size == size
+        return jsontext.read_fd(fd, name, size, size) if whole else None
+    finally:
+        posix.close(fd)

@@ -3,6 +3,9 @@
 runc prints what a failed hook wrote to stderr. crun connects hooks to /dev/null, and podman then shows only crun's own words; so under
 crun the sentence goes to crun's stderr (at podman's own stage precreate, to podman's), and a line is added to crun's log file, which
 podman cannot parse then and therefore shows that stderr instead.
+
+Who starts containers as root by way of sudo chooses podman's stderr and its arguments, and has words in the sentence: so it goes only to
+a stderr that is open for writing there already, and only a runtime's log is believed to be one.
 """
 
 from __future__ import annotations
@@ -60,8 +63,8 @@ def own_places(places: Places) -> Places:
     return Places(places.config, places.state, private, private + "/hooks.log")
 
 
-def complain(text: str) -> None:
-    """Brings one sentence to whoever started the container. Never raises."""
+def complain(text: str, by_runtime: bool = True) -> None:
+    """Brings one sentence to whoever started the container; ``by_runtime``: not podman itself has started this hook. Never raises."""
     # Names of the image stand in it: no control characters for the terminal, no novel.
     clean = "".join([char if char.isprintable() else "?" for char in " ".join(text.split())])
     if len(clean) > SENTENCE_LIMIT:  # its beginning says what is wrong, its end what to do
@@ -71,19 +74,20 @@ def complain(text: str) -> None:
         posix.write(2, line)
         status = posix.fstat(2)
         if S_ISCHR(status.st_mode) and status.st_rdev == posix.makedev(1, 3):
-            _complain_through_parent(line)
+            _complain_through_parent(line, by_runtime)
     except (OSError, HookError):
         pass
 
 
-def _complain_through_parent(line: bytes) -> None:
+def _complain_through_parent(line: bytes, by_runtime: bool) -> None:
     parent = posix.getppid()
-    try:
-        # O_APPEND and never O_TRUNC: the runtime's stderr may be a file.
-        _append(f"/proc/{parent}/fd/2", line)
-    except OSError:  # a pipe that another user made, as under sudo -u
-        posix.write(syscalls.descriptor_of(parent, 2), line)
-    arguments = container.command_line(parent)
+    if _is_written(parent, 2):
+        try:
+            # O_APPEND and never O_TRUNC: the runtime's stderr may be a file.
+            _append(f"/proc/{parent}/fd/2", line)
+        except OSError:  # a pipe that another user made, as under sudo -u
+            posix.write(syscalls.descriptor_of(parent, 2), line)
+    arguments = container.command_line(parent) if by_runtime else []
     for index, argument in enumerate(arguments):
         path = ""
         if argument == "--log" and index + 1 < len(arguments):
@@ -94,6 +98,15 @@ def _complain_through_parent(line: bytes) -> None:
             text = encode_basestring_ascii(line.decode("utf-8").strip())
             _append(path, ('{"level":"error","msg":' + text + "}\n").encode())
             return
+
+
+def _is_written(pid: int, descriptor: int) -> bool:
+    """Whether a process has this descriptor open for writing: opened anew, a file that it may only read would be written with our rights
+    (proc(5), fdinfo)."""
+    for line in syscalls.read_proc(f"/proc/{pid}/fdinfo/{descriptor}").splitlines():
+        if line.startswith(b"flags:"):
+            return int(line[6:], 8) & posix.O_ACCMODE in (posix.O_WRONLY, posix.O_RDWR)
+    return False
 
 
 def _append(path: str, data: bytes) -> None:

@@ -50,6 +50,9 @@ class Start:
                 self.state.annotations = container.annotations_of(self.config)
         self.rootfs = container.rootfs(self.config, self.state.bundle)
         self.image = storage.image_of(self.state.bundle, self.state.id, self.rootfs)
+        if self.image.doubtful:
+            # An engine may have taken annotations from its manifest (podman before 4.5.1): whose word they are cannot be told.
+            self.image.manifest_annotations = self.state.annotations
         # At precreate: what remains is done at createRuntime, where more may be known of the image.
         self.leave = bool(self.image.reason)
         self.words = words_of(self.state.annotations, self.image.labels, self.image.manifest_annotations)
@@ -72,11 +75,11 @@ def main(stage: str, *, config: str, state: str, cache: str, log: str) -> NoRetu
         run(stage, (config, state, cache, log), began)
         status = 0
     except HookError as error:
-        complain(str(error))
+        complain(str(error), stage)
     except MemoryError:
-        complain("out of memory; the container was not touched.")
+        complain("out of memory; the container was not touched.", stage)
     except Exception as error:
-        complain(f"{type(error).__name__}: {error}. This is a defect of oci-hpc-hooks: please report it.")
+        complain(f"{type(error).__name__}: {error}. This is a defect of oci-hpc-hooks: please report it.", stage)
     posix._exit(status)  # nothing is left to tidy, and taking the interpreter down costs a millisecond
 
 
@@ -99,10 +102,10 @@ def words_of(annotations: Mapping[str, str], labels: Mapping[str, str], manifest
     return [(source, key, value) for source, values in sources for key, value in sorted(values.items()) if key.startswith(PREFIXES)]
 
 
-def complain(text: str) -> None:
+def complain(text: str, stage: str) -> None:
     from oci_hpc_hooks import report
 
-    report.complain(text)
+    report.complain(text, stage != container.PRECREATE)
 
 
 def site_defaults(folder: str) -> list[tuple[str, str]]:

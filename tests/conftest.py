@@ -1,4 +1,4 @@
-"""For every test: what the tests in tests/engine and tests/ranks need is said once, in a sentence, where it is missing."""
+"""For every test: what the tests in tests/attacks, tests/engine and tests/ranks need is said once, in a sentence, where it is missing."""
 
 from __future__ import annotations
 
@@ -19,5 +19,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     elif not Path("/usr/sbin/slurmctld").exists() or not (build / "images/bookworm.tar").exists() or not (build / "venv").exists():
         missing = "the test bed is not built: run `make setup images`"
     for item in items if missing else []:
-        if {HERE / "engine", HERE / "ranks"} & set(item.path.parents):
+        if {HERE / "attacks", HERE / "engine", HERE / "ranks"} & set(item.path.parents):
             item.add_marker(pytest.mark.skip(reason=missing))

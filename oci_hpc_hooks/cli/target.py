@@ -82,7 +82,7 @@ def _image(name: str) -> Iterator[Container]:
         yield replace(
             made,
             args=(*(config.get("Entrypoint") or ()), *(config.get("Cmd") or ())),
-            env=tuple(config.get("Env") or made.env),
+            env=tuple(config.get("Env") or made.env or ()),
             cwd=config.get("WorkingDir") or "/",
             labels=config.get("Labels") or {},
             manifest_annotations=image.get("Annotations") or {},

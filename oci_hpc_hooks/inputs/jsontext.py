@@ -92,11 +92,12 @@ def _amount(size: int) -> str:
 
 # ------------------------------------------------------------------------------------------------------------ text to values
 
-def loads(data: bytes, what: str, limit: int) -> object:
+def loads(data: bytes, what: str, limit: int, unique: bool = False) -> object:
     """The value of the JSON text *data* (RFC 8259, UTF-8 without a byte order mark). *what* names it in errors.
 
     Refused beyond the grammar: more than *limit* bytes, NaN and Infinity, numbers longer than any engine writes, half surrogate pairs,
-    nesting deeper than the interpreter's recursion limit. Of equal keys the last one counts. Raises InputError.
+    nesting deeper than the interpreter's recursion limit. Of equal keys the last one counts; with ``unique`` they are refused, for Go's
+    decoder puts the values of equal keys together. Raises InputError.
     """
     if len(data) > limit:
         raise InputError(f"{what} has {_amount(len(data))}, and at most {_amount(limit)} are read of it")
@@ -104,7 +105,7 @@ def loads(data: bytes, what: str, limit: int) -> object:
     if not text.strip(_SPACE):
         raise InputError(f"{what} is empty: JSON was expected")
     start = len(text) - len(text.lstrip(_SPACE))
-    value, end = _scan(text, start, what)
+    value, end = _scan(text, start, what, unique)
     if text[end:].strip(_SPACE):
         end = len(text) - len(text[end:].lstrip(_SPACE))
         raise InputError(f"{what} is not usable JSON: {_place(text, end)}: the end was expected, found {_snippet(text, end)}")
@@ -136,9 +137,9 @@ def _decode(data: bytes, what: str) -> str:
         raise InputError(f"{what} is not UTF-8: byte {error.start} is 0x{data[error.start]:02x}") from None
 
 
-def _scan(text: str, start: int, what: str) -> tuple[object, int]:
+def _scan(text: str, start: int, what: str, unique: bool = False) -> tuple[object, int]:
     try:
-        value, end = _scan_once(text, start)
+        value, end = _scan_once(text, start, _strict_scanner if unique else _scanner)
         if "\\ud" in text or "\\uD" in text:
             _refuse_half_pairs(value)
         return value, end
@@ -158,14 +159,16 @@ def _scan(text: str, start: int, what: str) -> tuple[object, int]:
     raise InputError(f"{what} is not usable JSON: {problem}")
 
 
-def _scan_once(text: str, start: int) -> tuple[object, int]:
+def _scan_once(text: str, start: int, scanner: Any) -> tuple[object, int]:
+    found: tuple[object, int]
     try:
-        return _scanner(text, start)
+        found = scanner(text, start)
     except SystemError:
         # Before Python 3.12 the scanner can only raise JSONDecodeError when someone else has imported it.
         import json.decoder  # noqa: F401
 
-        return _scanner(text, start)
+        found = scanner(text, start)
+    return found
 
 
 class _Refused(Exception):
@@ -197,7 +200,7 @@ class _Context:
 
     strict = True
     object_hook = None
-    object_pairs_hook = None
+    object_pairs_hook: Any = None
     parse_float = staticmethod(_float)
     parse_int = staticmethod(_integer)
     parse_constant = staticmethod(_constant)
@@ -205,6 +208,20 @@ class _Context:
 
 
 _scanner = make_scanner(_Context())  # type: ignore[arg-type]  # typeshed describes the result, not the argument
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        raise _Refused("an object has two equal keys")
+    return made
+
+
+class _StrictContext(_Context):
+    object_pairs_hook = staticmethod(_unique)
+
+
+_strict_scanner = make_scanner(_StrictContext())  # type: ignore[arg-type]
 
 
 def _refuse_half_pairs(value: object) -> None:

@@ -27,12 +27,14 @@ _MOST_NAMES = 100_000
 _KINDS = ("network", "ipc", "pid", "user")
 
 
-def situation(config: dict[str, Any], image_env: Sequence[str], stage: str) -> Situation:
-    """What :mod:`oci_hpc_hooks.decide.job` goes by. Raises InputError for a config.json that is not what the specification says."""
+def situation(config: dict[str, Any], image_env: Sequence[str] | None, stage: str) -> Situation:
+    """What :mod:`oci_hpc_hooks.decide.job` goes by. ``image_env``: NAME=value of the image, None if it is not known; then none of the
+    container's variables counts as the caller's. Raises InputError for a config.json that is not what the specification says."""
     now = Situation()
     now.inside = variables(container.environment(config))
-    image = set(image_env)
-    now.given = variables([item for item in container.environment(config) if item not in image])
+    if image_env is not None:
+        image = set(image_env)
+        now.given = variables([item for item in container.environment(config) if item not in image])
     now.can_set = stage == container.PRECREATE
     parent = posix.getppid()
     words = container.command_line(parent)
@@ -46,7 +48,8 @@ def situation(config: dict[str, Any], image_env: Sequence[str], stage: str) -> S
     now.private = private_namespaces(config)
     now.user = container.user(config)
     now.caller = namespaces.caller_uid(), namespaces.caller_gid()
-    now.root = now.caller[0] == 0 and "user" not in now.private
+    outside = [(first, count) for _, first, count in container.uid_mappings(config)]
+    now.root = now.caller[0] == 0 and ("user" not in now.private or any(first <= 0 < first + count for first, count in outside))
     now.memlock = container.rlimit(config, "RLIMIT_MEMLOCK", lambda: memlock_of(parent))
     now.shm = shm_size(config)
     return now

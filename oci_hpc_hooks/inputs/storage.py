@@ -14,6 +14,8 @@ the container is removed, so every snapshot of the file has it. Layout (containe
 
 An image that cannot be found or read is not an error here: the container may come from another engine, or ask for nothing. The record
 then has a ``reason``. What is used is checked: only strings count, and only ids and digests of 64 hexadecimal digits become part of a path.
+By what is read here a hook tells the image's word from the caller's, so it must be what the engine has read: Go's decoder takes keys in
+any case and puts equal ones together, so such documents count as not readable.
 """
 
 from __future__ import annotations
@@ -46,17 +48,19 @@ class ImageRecord:
 
     ``reason`` says why something is not known ("" if everything is): then ``labels`` and ``manifest_annotations`` are empty, and
     ``image_id`` too if not even the container's record was found. ``store`` is the directory of the store that holds the image, ``env``
-    the variables that the image sets (NAME=value).
+    the variables that the image sets (NAME=value), None where they are not known. ``doubtful``: the image is there and says what an engine
+    may have understood otherwise.
     """
 
-    __slots__ = ("env", "image_id", "image_name", "labels", "manifest_annotations", "reason", "store")
+    __slots__ = ("doubtful", "env", "image_id", "image_name", "labels", "manifest_annotations", "reason", "store")
 
     def __init__(self, image_id: str = "", image_name: str = "", store: str = "", reason: str = "") -> None:
         self.image_id = image_id
         self.image_name = image_name
         self.store = store
         self.reason = reason
-        self.env: list[str] = []
+        self.doubtful = False
+        self.env: list[str] | None = None
         self.labels: dict[str, str] = {}
         self.manifest_annotations: dict[str, str] = {}
 
@@ -80,7 +84,9 @@ def image_of(bundle: str, container_id: str, rootfs: str) -> ImageRecord:
         return ImageRecord(reason=f"the store {roots[0][0]} has no record of the container (made with --rootfs?)")
     image_id = record.get("image")
     if not isinstance(image_id, str) or not _is_digest(image_id):
-        return ImageRecord(reason="the container was made from no image")
+        none = ImageRecord(reason="the container was made from no image")
+        none.env = []
+        return none
     name = _image_name(record)
     tried = []
     for store in _stores([root for root, _ in roots], rootfs):
@@ -101,7 +107,7 @@ def image_in(store: str, driver: str, image_id: str, name: str = "") -> ImageRec
         digest = image_id
         if manifest is not None:
             # A layer-wise pulled image has an id that is not its config's digest.
-            config = manifest.get("config")
+            config = _field(manifest, "config", "the image's manifest")
             named = config.get("digest") if isinstance(config, dict) else None
             if isinstance(named, str) and named.startswith("sha256:") and _is_digest(named[7:]):
                 digest = named[7:]
@@ -111,15 +117,20 @@ def image_in(store: str, driver: str, image_id: str, name: str = "") -> ImageRec
         if blob is None:
             image.reason = f"{folder} lacks the image's configuration"
             return image
-        config = blob.get("config")
+        config = _field(blob, "config", "the image's configuration")
+        labels: object = None
+        env: object = None
         if isinstance(config, dict):
-            image.labels = _texts(config.get("Labels"))
-            env = config.get("Env")
-            image.env = [item for item in env if isinstance(item, str)] if isinstance(env, list) else []
-        if manifest is not None:
-            image.manifest_annotations = _texts(manifest.get("annotations"))
+            labels = _field(config, "Labels", "the image's configuration")
+            env = _field(config, "Env", "the image's configuration")
+        annotations = _field(manifest, "annotations", "the image's manifest") if manifest is not None else None
+        image.labels = _texts(labels)
+        # podman cuts blanks off in front of a name (pkg/env).
+        image.env = [item.lstrip() for item in env if isinstance(item, str)] if isinstance(env, list) else []
+        image.manifest_annotations = _texts(annotations)
     except InputError as error:
         image.reason = error.what
+        image.doubtful = True
     return image
 
 
@@ -293,7 +304,15 @@ def _object(path: str, what: str) -> dict[str, object] | None:
         data = jsontext.read_file(path, what, _BLOB_LIMIT)
     except jsontext.MissingFile:
         return None
-    return jsontext.as_mapping(jsontext.loads(data, f"{what} {path}", _BLOB_LIMIT), what)
+    return jsontext.as_mapping(jsontext.loads(data, f"{what} {path}", _BLOB_LIMIT, unique=True), what)
+
+
+def _field(source: dict[str, object], name: str, what: str) -> object:
+    """What an object has under this name. InputError where it has it under another spelling, which Go's decoder takes too."""
+    for key in source:
+        if key != name and key.casefold() == name.casefold():
+            raise InputError(f"{what} has {key!r} where {name!r} is meant, which engines understand differently")
+    return source.get(name)
 
 
 def _texts(value: object) -> dict[str, str]:

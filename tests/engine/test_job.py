@@ -23,7 +23,7 @@ IMAGE = "bookworm-mpich-nolabel"
 AUTO = "--annotation=org.supercontainers.launcher=auto"
 HOST = ("--net=host", "--ipc=host", "--pid=host")
 RANK = {"PMIX_RANK": "3", "PMIX_NAMESPACE": "job.7", "PMIX_GDS_MODULE": "ds21,hash", "SLURM_JOB_ID": "7", "UCX_TLS": "tcp",
-        "AWS_SECRET_ACCESS_KEY": "secret", "LD_PRELOAD_": "x"}
+        "AWS_SECRET_ACCESS_KEY": "secret", "LD_PRELOAD_": "x", "SLURM_JWT": "secret"}
 STAGES = ("", "podman")
 
 

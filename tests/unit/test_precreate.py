@@ -202,6 +202,16 @@ def test_a_file_of_the_loaders_cache(tmp_path: Path) -> None:
     assert path.read_bytes() == b"cache" and os.listdir(tmp_path) == [path.name]
 
 
+def test_another_cache_with_the_same_checksum(tmp_path: Path) -> None:
+    """The author of an image has a say in the bytes, and a checksum can be forged: another container's cache is not taken for this one's,
+    nor replaced under a runtime that is about to mount it."""
+    first = Path(precreate.cache_file(str(tmp_path), b"one's cache"))
+    first.write_bytes(b"the other's")  # as long, and in the tests' eyes with the same sum
+    second = Path(precreate.cache_file(str(tmp_path), b"one's cache"))
+    assert (first.read_bytes(), second.read_bytes()) == (b"the other's", b"one's cache") and first != second
+    assert precreate.cache_file(str(tmp_path), b"one's cache") == str(second)
+
+
 def test_a_folder_that_others_can_write(tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
     with pytest.raises(OSError, match="others can write it"):

@@ -8,7 +8,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Dict, List, Mapping
+from typing import Any, Dict, List, Mapping, Tuple
 
 import pytest
 from hypothesis import given
@@ -99,6 +99,21 @@ def test_a_situation() -> None:
     assert (now.user, now.private, now.root, now.memlock) == ((5, 6), ("user",), False, -1)
     assert "precreate" in now.unseen
     assert launcher.situation(config, [], "precreate").can_set
+
+
+def test_nothing_is_the_callers_where_the_images_variables_are_not_known() -> None:
+    config = {"process": {"env": ["PMIX_RANK=9"]}}
+    assert launcher.situation(config, None, "createRuntime").given == {}
+    assert launcher.situation(config, [], "createRuntime").given == {"PMIX_RANK": "9"}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's containers have root of the node in them")
+@pytest.mark.parametrize(("mappings", "root"), [([(0, 100000, 65536)], False), ([(0, 0, 1000)], True), ([(0, 1, 9), (9, 0, 1)], True)])
+def test_a_user_namespace_with_root_of_the_node_in_it(mappings: List[Tuple[int, int, int]], root: bool) -> None:
+    """munge would vouch for it as for root (podman run --uidmap 0:0:1000)."""
+    mapped = [{"containerID": inside, "hostID": outside, "size": size} for inside, outside, size in mappings]
+    config: Dict[str, Any] = {"linux": {"namespaces": [{"type": "user"}], "uidMappings": mapped}}
+    assert launcher.situation(config, [], "precreate").root is root
 
 
 @pytest.mark.parametrize("case", PODMAN_CASES)

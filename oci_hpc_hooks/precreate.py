@@ -63,6 +63,7 @@ class Proposal(Service):
         except OSError as error:
             raise InputError(f"the loader's cache cannot be kept in {self.places.cache}: {error.strerror}",
                              remedy="make it a directory that this user can write", who="site admin") from None
+        self.start.edited = True
         config.inject(self.start.config, record, file, rootfs.tree_size(record))
         if more is not None:
             rules = not namespaces.in_own_user_namespace()  # a runtime without privileges of its own cannot keep devices closed

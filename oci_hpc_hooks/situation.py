@@ -15,8 +15,8 @@ class Situation:
     variables that did not come from its image; ``inside``: all of them. ``can_set``: variables can still be added (precreate).
     ``private``: the kinds of namespaces ("network", "ipc", "pid", "user") that the container has for itself. ``user``: uid and gid of its
     program inside; ``caller``: the host's of who starts it. ``preserved``: inherited descriptors from 3 up. ``root``: somebody in
-    the container is root of the node. ``memlock``: bytes that may be locked, -1 for all; ``shm``: bytes of /dev/shm, -1 where it is not known.
-    ``fabric``: it gets devices.
+    the container is root of the node. ``memlock``: bytes that may be locked, -1 for all; ``shm``: bytes of /dev/shm, -1 where it is not
+    known. ``fabric``: it gets devices.
     """
 
     __slots__ = ("caller", "can_set", "fabric", "given", "inside", "launcher", "memlock", "preserved", "private", "root", "shm", "unseen",

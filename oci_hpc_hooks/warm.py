@@ -33,7 +33,7 @@ class Start:
     ``places`` are the directories that were fixed when the hook was registered: config, state, cache, log.
     """
 
-    __slots__ = ("began", "config", "defaults", "image", "leave", "places", "rootfs", "stage", "state", "stdin", "words")
+    __slots__ = ("began", "config", "defaults", "edited", "image", "leave", "places", "rootfs", "stage", "state", "stdin", "words")
 
     def __init__(self, stage: str, places: tuple[str, str, str, str], began: float) -> None:
         self.stage = stage
@@ -55,6 +55,7 @@ class Start:
             self.image.manifest_annotations = self.state.annotations
         # At precreate: what remains is done at createRuntime, where more may be known of the image.
         self.leave = bool(self.image.reason)
+        self.edited = False
         self.words = words_of(self.state.annotations, self.image.labels, self.image.manifest_annotations)
         self.defaults = site_defaults(places[0])
 
@@ -93,7 +94,7 @@ def run(stage: str, places: tuple[str, str, str, str], began: float) -> None:
     if stage == container.PRECREATE:
         from oci_hpc_hooks.apply import config
 
-        config.answer(start.stdin, start.config, start.leave)
+        config.answer(start.stdin, start.config, start.leave, start.edited)
 
 
 def words_of(annotations: Mapping[str, str], labels: Mapping[str, str], manifest: Mapping[str, str]) -> list[tuple[str, str, str]]:

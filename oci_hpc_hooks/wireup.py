@@ -5,8 +5,6 @@ Looked at and decided each time, for the next start is another rank's. A start w
 
 from __future__ import annotations
 
-import posix
-
 from oci_hpc_hooks.decide import job
 from oci_hpc_hooks.errors import Precondition
 from oci_hpc_hooks.inputs import launcher
@@ -52,10 +50,11 @@ def wire_up(start: Start, record: dict[str, Any]) -> WireUp:
         raise Precondition(what, origin=record["job"]["origin"], remedy=remedy, who="user", findings=outcome.findings)
     made.variables = outcome.variables
     made.findings = outcome.findings
-    # Root starts containers in other users' jobs too; who is no root gets at nothing but his own.
-    made.owners = (posix.geteuid(), now.job_uid) if posix.geteuid() == 0 == now.caller[0] else (posix.geteuid(),)
+    made.owners = launcher.owners(now)
+    as_root = now.caller[0] == 0
     for path in outcome.directories:
-        why = launcher.why_no_directory(path, made.owners)
+        # At precreate the runtime opens the path again later: as root only where nobody else could put another thing there.
+        why = launcher.why_no_directory(path, made.owners) or (launcher.why_movable(path) if as_root and now.can_set else "")
         if why:
             made.findings.append(_missing("job-directory", path, why, record))
         else:

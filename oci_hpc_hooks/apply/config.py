@@ -88,7 +88,7 @@ def has_own_hook(config: dict[str, Any]) -> bool:
     return any(container.own_hook(entry) for entry in container.hooks(config, "createRuntime"))
 
 
-def answer(stdin: bytes, config: dict[str, Any], leave: bool) -> None:
+def answer(stdin: bytes, config: dict[str, Any], leave: bool, edited: bool) -> None:
     """Writes what podman is to go on with, to stdout: the configuration, edited or not, without our createRuntime hook unless the rest
     of the work is left to it. Where there is nothing to change, it is byte for byte what podman gave."""
     data = stdin
@@ -96,6 +96,6 @@ def answer(stdin: bytes, config: dict[str, Any], leave: bool) -> None:
     if ours and not leave:
         hooks = config["hooks"]
         hooks["createRuntime"] = [entry for entry in hooks["createRuntime"] if not container.own_hook(entry)]
-    if (ours and not leave) or is_injected(config):
+    if edited or (ours and not leave):
         data = jsontext.dumps(config).encode()
     jsontext.write_fd(1, data)

@@ -8,7 +8,7 @@ Never an image's own variables: they could lead to any directory.
 from __future__ import annotations
 
 import posix
-from _stat import S_ISBLK, S_ISCHR, S_ISDIR, S_ISSOCK
+from _stat import S_ISBLK, S_ISCHR, S_ISDIR, S_ISSOCK, S_ISVTX
 
 from oci_hpc_hooks.errors import InputError
 from oci_hpc_hooks.inputs import container, jsontext
@@ -191,6 +191,33 @@ def devices(patterns: Sequence[str], every: bool) -> list[str]:
             if (S_ISCHR(mode) or S_ISBLK(mode)) and (anybody or mode & 0o006 == 0o006):
                 found.append(f"{folder}/{one}")
     return list(dict.fromkeys(found))
+
+
+def owners(now: Situation) -> tuple[int, ...]:
+    """Whose directories a start may get: the caller's own. Root also starts containers in other users' jobs (at createRuntime, where a
+    directory is mounted by the descriptor that was looked at); but whoever is root by sudo has perhaps chosen podman's environment, and
+    not what it may reach, and gets none of root's."""
+    own = posix.geteuid()
+    if own != 0 or now.caller[0] != 0:
+        return (own,)
+    if "SUDO_UID" in now.launcher:
+        return (now.number("SUDO_UID", -1),)
+    return (own,) if now.can_set else (own, now.job_uid)
+
+
+def why_movable(path: str) -> str:
+    """Whether others than root could put another thing at this path, "" if they cannot."""
+    while path:
+        path = path.rpartition("/")[0]
+        try:
+            status = posix.stat(path or "/", follow_symlinks=False)
+        except OSError as error:
+            return f"{path} cannot be looked at: {error.strerror}"
+        if not S_ISDIR(status.st_mode):
+            return f"{path} on its way is a link"
+        if status.st_uid != 0 or (status.st_mode & 0o022 and not status.st_mode & S_ISVTX):
+            return f"others than root could put another one in its place (by way of {path or '/'})"
+    return ""
 
 
 def why_no_directory(path: str, owners: Sequence[int]) -> str:

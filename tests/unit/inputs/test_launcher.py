@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from oci_hpc_hooks.errors import InputError
 from oci_hpc_hooks.inputs import launcher
 from oci_hpc_hooks.linux import namespaces
+from oci_hpc_hooks.situation import Situation
 from tests.unit.inputs.conftest import DATA, PODMAN_CASES
 
 
@@ -179,6 +180,34 @@ def test_directories_and_sockets(tmp_path: Path) -> None:
         assert launcher.why_no_socket(str(tmp_path / "s")) == ""
     assert launcher.why_no_socket(str(tmp_path / "file")) == "it is no socket"
     assert "cannot be looked at" in launcher.why_no_socket(str(tmp_path / "none"))
+
+
+def test_whose_directories(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = Situation()
+    now.launcher, now.caller = {"SLURM_JOB_UID": "1000"}, (0, 0)
+    monkeypatch.setattr(launcher.posix, "geteuid", lambda: 0)  # type: ignore[attr-defined]
+    assert launcher.owners(now) == (0,)
+    now.can_set = False
+    assert launcher.owners(now) == (0, 1000)
+    now.launcher["SUDO_UID"] = "1001"
+    assert launcher.owners(now) == (1001,)
+    now.caller = (1000, 1000)
+    assert launcher.owners(now) == (0,)
+
+
+def test_a_path_that_others_could_change(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("these directories are to be root's")
+    (tmp_path / "a/b").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("a")
+    assert launcher.why_movable("/tmp/x") == "" and launcher.why_movable(str(tmp_path / "a/b")) == ""
+    assert "is a link" in launcher.why_movable(str(tmp_path / "link/b"))
+    os.chown(tmp_path / "a", 1000, 0)
+    assert "others than root" in launcher.why_movable(str(tmp_path / "a/b"))
+    os.chown(tmp_path / "a", 0, 0)
+    (tmp_path / "a").chmod(0o777)
+    assert "others than root" in launcher.why_movable(str(tmp_path / "a/b"))
+    assert "cannot be looked at" in launcher.why_movable(str(tmp_path / "none/b"))
 
 
 def test_environment_larger_than_is_read() -> None:

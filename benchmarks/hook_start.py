@@ -471,7 +471,7 @@ def machine() -> str:
     model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
     version = subprocess.run(["podman", "--version"], capture_output=True, text=True, check=True, timeout=30).stdout.split()[-1]
     return (
-        f"{model}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}; Linux {platform.release()}; "
+        f"{model}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}; Linux {platform.release().partition('-')[0]}; "
         f"Python {platform.python_version()}; podman {version}"
     )
 

@@ -155,10 +155,16 @@ def test_signals_as_they_came(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, b
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
 
-    seen = subprocess.run([program, "/proc/self/status"], stdout=subprocess.PIPE, text=True, check=True, preexec_fn=before).stdout
-    status = dict(line.split(":\t", 1) for line in seen.splitlines())
-    assert int(status["SigIgn"], 16) == 1 << signal.SIGHUP - 1
-    assert int(status["SigBlk"], 16) == sum(1 << number - 1 for number in blocked)
+    def signals(command: str) -> Tuple[int, int]:
+        """Ignored and blocked ones."""
+        seen = subprocess.run([command, "/proc/self/status"], stdout=subprocess.PIPE, text=True, check=True, preexec_fn=before).stdout
+        status = dict(line.split(":\t", 1) for line in seen.splitlines())
+        return int(status["SigIgn"], 16), int(status["SigBlk"], 16)
+
+    ignored, masked = signals(str(program))
+    assert (ignored, masked) == signals("cat")  # whatever this process has inherited itself
+    assert ignored & 1 << signal.SIGHUP - 1
+    assert masked == sum(1 << number - 1 for number in blocked)
 
 
 #: A script that copies of bash find under the name of podman's command: what they were given.

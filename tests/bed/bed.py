@@ -6,7 +6,8 @@ what podman has to know goes into a containers.conf and a storage.conf of the be
 plain ``podman`` works for whoever has that environment (``make shell``).
 
 A hybrid cgroup hierarchy, which crun refuses, is hidden in one mount namespace that every process of the bed enters
-(`enter`). Containers of either runtime and any user then live in it, and a mount that a hook leaks is found there.
+(`enter`). Containers of either runtime and any user then live in it, and a mount that a hook leaks is found there. With it goes
+a /dev/shm and a /run/user/UID of this checkout's own.
 
 Run as a program::
 
@@ -202,8 +203,16 @@ def _holder() -> int:
 
 def _start_holder(hybrid: str) -> int:
     _kill(_pause_pids())  # it holds mounts of a namespace that is gone
-    # Shared, so that mounts reach the namespaces of rootless podman as on a host with systemd.
-    script = f"umount {hybrid} && mount --make-rshared / && {{ (exec -a oci-hpc-hooks-bed sleep infinity) >/dev/null 2>&1 & echo $!; }}"
+    user = user_account()
+    script = " && ".join([
+        f"umount {hybrid}",
+        # Where podman's locks and a user's remembered plans lie: other checkouts on this machine have theirs there too.
+        "mount -t tmpfs -o mode=1777 tmpfs /dev/shm",
+        f"mount -t tmpfs -o mode=700,uid={user.uid},gid={user.gid} tmpfs {user.runtime_dir}",
+        # Shared, so that mounts reach the namespaces of rootless podman as on a host with systemd.
+        "mount --make-rshared /",
+        "{ (exec -a oci-hpc-hooks-bed sleep infinity) >/dev/null 2>&1 & echo $!; }",
+    ])
     command = ["unshare", "--mount", "--propagation", "slave", "bash", "-c", script]
     pid = int(subprocess.run(command, stdout=subprocess.PIPE, start_new_session=True, check=True, timeout=30).stdout)
     _write(RUN / "holder", f"{pid} {os.stat(f'/proc/{pid}/ns/mnt').st_ino}\n")

@@ -1,14 +1,14 @@
 """What is particular to one start, beside the remembered plan: the job's directories and variables, devices (light module).
 
-Looked at and decided each time, for the next start is another rank's. A start whose plan asks for none of this does not import it.
+Looked at and decided each time, for the next start is another rank's. A start whose plan asks for none of this does not import it, and
+one that asks for devices alone imports nothing about jobs.
 """
 
 from __future__ import annotations
 
-from oci_hpc_hooks.decide import job
 from oci_hpc_hooks.errors import Precondition
-from oci_hpc_hooks.inputs import launcher
 from oci_hpc_hooks.inputs.container import DEVICE, DIRECTORY, SOCKET
+from oci_hpc_hooks.inputs.devices import devices
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,14 +35,21 @@ def wire_up(start: Start, record: dict[str, Any]) -> WireUp:
     """What this start gets. Raises Precondition where ranks could not work in it and somebody has asked for them, InputError for a
     config.json that is not what the specification says."""
     made = WireUp()
-    devices = list(dict.fromkeys([*launcher.devices(record["devices"], True), *launcher.devices(record["open_devices"], False)]))
-    made.mounts += [(DEVICE, path) for path in devices]
-    if devices:
-        made.told["devices"] = devices
-    if record["job"] is None:
-        return made
+    found = list(dict.fromkeys([*devices(record["devices"], True), *devices(record["open_devices"], False)]))
+    made.mounts += [(DEVICE, path) for path in found]
+    if found:
+        made.told["devices"] = found
+    if record["job"] is not None:
+        add_job(made, start, record)
+    return made
+
+
+def add_job(made: WireUp, start: Start, record: dict[str, Any]) -> None:
+    from oci_hpc_hooks.decide import job
+    from oci_hpc_hooks.inputs import launcher
+
     now = launcher.situation(start.config, start.image.env, start.stage)
-    now.fabric = bool(devices)
+    now.fabric = bool(made.mounts)
     outcome = job.decide(record["job"], now)
     what, remedy = outcome.refusal
     if what:
@@ -69,7 +76,6 @@ def wire_up(start: Start, record: dict[str, Any]) -> WireUp:
         made.told["launchers"] = outcome.launchers
         made.told["variables"] = len(outcome.variables)
         made.told["directories"] = [path for kind, path in made.mounts if kind != DEVICE]
-    return made
 
 
 def _missing(code: str, path: str, why: str, record: dict[str, Any]) -> dict[str, str]:

@@ -19,13 +19,20 @@ from oci_hpc_hooks.errors import ConfigError, HookError
 VERBS: Dict[str, str] = {
     "scan": "find out what this node offers to containers and write it to the inventory",
     "check": "decide for an image or a root filesystem what a hook would do, without starting a container",
+    "label": "propose the labels that an image should have, by what is in it",
     "validate": "hold configuration files against their schemas",
     "profiles": "draft a profile from a library of this node, or list those that there are",
     "register": "write the hook executables and descriptors of this installation",
+    "unregister": "take away what register has written",
+    "bundle": "give the hook to a plain OCI bundle, for runtimes without an engine and Slurm's --container",
+    "features": "tell a scheduler what this node offers, in the words of images' labels",
     "doctor": "look for what is wrong with this node or this installation, and say how to mend it",
     "last": "show what the hooks did last",
     "explain": "tell of one container what was done to it, and why",
 }
+
+#: Those that take a container's command after "--".
+COMMAND = ("check", "label")
 
 #: The global options: each place, its default, and what lies there.
 PLACES = (
@@ -95,7 +102,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     end = words.index("--") if "--" in words else len(words)
     args = parser.parse_args(words[:end])
     args.command = words[end + 1:]
-    if args.command and args.verb != "check":
+    if args.command and args.verb not in COMMAND:
         parser.error(f"{args.verb} takes no command after --")
     return args
 

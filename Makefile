@@ -2,7 +2,7 @@
 PYTHON := build/venv/bin/python
 PYTEST := $(PYTHON) -m pytest --durations=10
 
-.PHONY: help demo test test-all unit python39 lint shell bench storm rpm bench-application bench-scale matrix setup images images-apps \
+.PHONY: help demo test test-all unit python39 lint shell bench storm rpm bench-application bench-scale matrix generated setup images images-apps \
 	images-matrix clean
 .NOTPARALLEL:
 
@@ -28,9 +28,13 @@ python39: setup ## unit tests on Python 3.9 alone, in a Debian 11 folder
 	@tests/bed/images.sh chroot python39
 	tests/bed/python39.sh
 
-lint: setup ## ruff and mypy --strict
+lint: setup ## ruff, mypy --strict, and whether man pages and completions are those of the code
 	$(PYTHON) -m ruff check
 	$(PYTHON) -m mypy
+	$(PYTHON) docs/generate.py --check
+
+generated: setup ## man pages and shell completions, after a change of the command line
+	$(PYTHON) docs/generate.py
 
 shell: setup ## a shell in which podman and oci-hpc-hooks work on this machine
 	@tests/bed/images.sh mpich5 bookworm

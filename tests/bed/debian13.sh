@@ -34,6 +34,6 @@ exec unshare --mount --propagation private bash -euo pipefail -c '
     printf "#!%s/venv/bin/python\nfrom oci_hpc_hooks.cli import main\nmain()\n" "$BUILD" >"$BUILD/venv/bin/oci-hpc-hooks"
     chmod 755 "$BUILD/venv/bin/oci-hpc-hooks"
     exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 HOME=/root TERM="${TERM:-dumb}" PYTHONDONTWRITEBYTECODE=1 \
-        PODMAN_IGNORE_CGROUPSV1_WARNING=1 HYPOTHESIS_STORAGE_DIRECTORY=/tmp/hypothesis \
+        HYPOTHESIS_STORAGE_DIRECTORY=/tmp/hypothesis \
         "$BUILD/venv/bin/python" -m pytest -ra -p no:cacheprovider "$@"
 ' debian13 "$@"

@@ -76,6 +76,8 @@ class Start:
                 self.state.annotations = container.annotations_of(self.config)
         self.rootfs = container.rootfs(self.config, self.state.bundle)
         self.image = storage.image_of(self.state.bundle, self.state.id, self.rootfs)
+        if self.image.said:
+            self.state.annotations = {**self.image.said, **self.state.annotations}
         if self.image.doubtful:
             # An engine may have taken annotations from its manifest (podman before 4.5.1): whose word they are cannot be told.
             self.image.manifest_annotations = self.state.annotations

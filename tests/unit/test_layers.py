@@ -19,6 +19,7 @@ FLOORS: Dict[str, int] = {
     "oci_hpc_hooks.model": 0,
     "oci_hpc_hooks.errors": 0,
     "oci_hpc_hooks.shim": 0,
+    "oci_hpc_hooks.wrapper": 0,
     "oci_hpc_hooks.situation": 0,
     "oci_hpc_hooks.unpack": 0,
     "oci_hpc_hooks.elf": 1,

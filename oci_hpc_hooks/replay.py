@@ -103,7 +103,8 @@ class Service:
         why = cgroups.allow_devices(self.start.state.pid, self.start.state.id, devices)
         if why:
             findings.append({"severity": "warning", "code": "device-cgroup", "what": f"{why}: devices are there and cannot be opened",
-                             "origin": "", "remedy": "give podman the folder of hooks for its precreate stage (podman/ below --hooks-dir)", "who": "site admin"})
+                             "origin": "", "remedy": "give podman the hooks for its precreate stage (the folder podman below --hooks-dir)",
+                             "who": "site admin"})
 
     def join(self) -> None:
         if not self.entered:

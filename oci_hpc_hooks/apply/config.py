@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import posix
 
-from oci_hpc_hooks.apply.rootfs import numbers
 from oci_hpc_hooks.inputs import container, jsontext
 from oci_hpc_hooks.inputs.container import DEVICE, DIRECTORY, MARK, SOCKET
 
@@ -78,7 +77,7 @@ def wire_up(config: dict[str, Any], extras: list[tuple[str, str]], variables: di
 
 
 def _device_rule(path: str) -> dict[str, Any]:
-    kind, major, minor = numbers(posix.stat(path))
+    kind, major, minor = container.device_numbers(posix.stat(path))
     return {"allow": True, "type": kind, "major": major, "minor": minor, "access": "rw"}
 
 

@@ -12,7 +12,7 @@ from _stat import S_ISBLK, S_ISCHR, S_ISDIR, S_ISREG, S_ISSOCK
 from binascii import hexlify
 
 from oci_hpc_hooks.errors import KernelError, Refusal
-from oci_hpc_hooks.inputs import jsontext
+from oci_hpc_hooks.inputs import container, jsontext
 from oci_hpc_hooks.inputs.container import DEVICE, DIRECTORY, MARK, SOCKET
 from oci_hpc_hooks.linux import mounts
 from oci_hpc_hooks.linux.paths import ABSENT
@@ -331,7 +331,7 @@ class Injection:
             return source if S_ISSOCK(status.st_mode) else -1
         if not S_ISCHR(status.st_mode) and not S_ISBLK(status.st_mode):
             return -1
-        self.devices.append(numbers(status))
+        self.devices.append(container.device_numbers(status))
         return source
 
     def open_parent(self, path: str) -> tuple[int, list[str]]:
@@ -474,11 +474,6 @@ class Injection:
             except OSError:
                 pass
         self.created.clear()
-
-
-def numbers(status: posix.stat_result) -> tuple[str, int, int]:
-    """"c" or "b", major and minor number of a device node: what a cgroup's rules go by."""
-    return "b" if S_ISBLK(status.st_mode) else "c", posix.major(status.st_rdev), posix.minor(status.st_rdev)
 
 
 def write_new(parent: int, name: str, content: bytes, mode: int) -> None:

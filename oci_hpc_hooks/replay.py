@@ -25,12 +25,15 @@ if TYPE_CHECKING:
     from oci_hpc_hooks.wireup import WireUp
 
 #: Goes into every key: a plan remembered by another version of the record is not found.
-RECORD_VERSION = 4
+RECORD_VERSION = 5
 
 #: What a program could be given by its environment that changes what its loader does.
 LOADER_VARIABLES = ("PATH=", "LD_", "GLIBC_TUNABLES=")
 
 PLAN_LIMIT = 64 << 20
+
+#: What a hook may take of its node, far beyond what any start needs: bytes of address space, seconds of processor time, bytes of a file.
+LIMITS = ((syscalls.RLIMIT_AS, 4 << 30), (syscalls.RLIMIT_CPU, 40), (syscalls.RLIMIT_FSIZE, 256 << 20))
 
 
 class Service:
@@ -75,6 +78,7 @@ class Service:
 
             more = wireup.wire_up(self.start, record)
         way, because = self.apply(record, cache, more)
+        syscalls.give_up_privileges()  # what is left is to say so
         findings = [*record["findings"], *more.findings] if more else record["findings"]
         if because:
             what = f"the loader's cache is mounted, not a file of the container's own, and ldconfig inside fails: {because}"
@@ -86,15 +90,25 @@ class Service:
 
     def apply(self, record: dict[str, Any], cache: bytes, more: WireUp | None) -> tuple[str, str]:
         extras, owners = (more.mounts, more.owners) if more else ([], ())
-        devices = [path for kind, path in extras if kind == container.DEVICE]
-        if devices and more and not self.entered and not namespaces.in_own_user_namespace():
-            from oci_hpc_hooks.linux import cgroups
+        found: list[dict[str, str]] = more.findings if more else []
 
-            why = cgroups.allow_devices(self.start.state.pid, devices)
-            if why:
-                more.findings.append({"severity": "warning", "code": "device-cgroup", "what": f"{why}: devices are there and cannot be "
-                                      "opened", "origin": "", "remedy": "register the hook at precreate", "who": "site admin"})
-        return rootfs.inject(record, cache, self.root, self.table, container.mount_label(self.start.config), self.join, extras, owners)
+        def join(devices: list[tuple[str, int, int]]) -> None:
+            self.allow(devices, found)
+            self.join()
+
+        return rootfs.inject(record, cache, self.root, self.table, container.mount_label(self.start.config), join, extras, owners)
+
+    def allow(self, devices: list[tuple[str, int, int]], findings: list[dict[str, str]]) -> None:
+        """Lets the container's cgroup use devices. A runtime without privileges of its own has made no rules."""
+        if not devices or self.entered or namespaces.in_own_user_namespace():
+            return
+        from oci_hpc_hooks.linux import cgroups
+
+        why = cgroups.allow_devices(self.start.state.pid, self.start.state.id, devices)
+        if why:
+            findings.append({"severity": "warning", "code": "device-cgroup", "what": f"{why}: devices are there and cannot be opened",
+                             "origin": "", "remedy": "give podman the hooks for its precreate stage (the folder podman below --hooks-dir)",
+                             "who": "site admin"})
 
     def join(self) -> None:
         if not self.entered:
@@ -120,6 +134,8 @@ def run(start: Start) -> None:
     """Serves one container that asks for something. Raises HookError where it must not start."""
     syscalls.close_range(3)
     syscalls.set_not_dumpable()
+    for resource, most in LIMITS:
+        syscalls.limit(resource, most)
     service = service_for(start)
     if not start.words and not start.defaults:
         service.log("nothing", "warm", message=f"the image's labels could not be read: {start.image.reason}")

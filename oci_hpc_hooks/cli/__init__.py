@@ -11,7 +11,7 @@ import importlib
 import json
 import os
 import sys
-from typing import Dict, NoReturn, Optional, Sequence
+from typing import Container, Dict, NoReturn, Optional, Sequence
 
 from oci_hpc_hooks.errors import ConfigError, HookError
 
@@ -19,13 +19,21 @@ from oci_hpc_hooks.errors import ConfigError, HookError
 VERBS: Dict[str, str] = {
     "scan": "find out what this node offers to containers and write it to the inventory",
     "check": "decide for an image or a root filesystem what a hook would do, without starting a container",
+    "label": "propose the labels that an image should have, by what is in it",
     "validate": "hold configuration files against their schemas",
     "profiles": "draft a profile from a library of this node, or list those that there are",
     "register": "write the hook executables and descriptors of this installation",
+    "unregister": "take away what register has written",
+    "bundle": "give the hook to a plain OCI bundle, for runtimes without an engine and Slurm's --container",
+    "cdi": "write what containers get as a specification of the Container Device Interface, for starts without a hook",
+    "features": "tell a scheduler what this node offers, in the words of images' labels",
     "doctor": "look for what is wrong with this node or this installation, and say how to mend it",
     "last": "show what the hooks did last",
     "explain": "tell of one container what was done to it, and why",
 }
+
+#: Those that take a container's command after "--".
+COMMAND = ("check", "label", "cdi")
 
 #: The global options: each place, its default, and what lies there.
 PLACES = (
@@ -74,7 +82,20 @@ def fail(error: HookError, *, as_json: bool) -> int:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The arguments; only the module of the verb that is asked for is imported."""
-    parser = argparse.ArgumentParser(
+    whole = parser(set(argv))
+    # What follows "--" is a command line of its own (check); argparse would look for our options in it.
+    words = list(argv)
+    end = words.index("--") if "--" in words else len(words)
+    args = whole.parse_args(words[:end])
+    args.command = words[end + 1:]
+    if args.command and args.verb not in COMMAND:
+        whole.error(f"{args.verb} takes no command after --")
+    return args
+
+
+def parser(asked: Container[str] = VERBS) -> argparse.ArgumentParser:
+    """The command line's grammar; a verb that is not asked for has its help and no options."""
+    made = argparse.ArgumentParser(
         prog="oci-hpc-hooks",
         description="Give containers the host's MPI, proved compatible before anything starts.",
         epilog="exit codes: 0 done or compatible, 1 refused, 2 usage or configuration, 3 unproved",
@@ -82,22 +103,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     for option, default, holds in PLACES:
         metavar = option.rpartition("-")[2].upper()
-        parser.add_argument(option, type=os.path.abspath, default=default, metavar=metavar, help=f"{holds} (default: %(default)s)")
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    asked = set(argv)
+        made.add_argument(option, type=os.path.abspath, default=default, metavar=metavar, help=f"{holds} (default: %(default)s)")
+    verbs = made.add_subparsers(dest="verb", metavar="VERB", required=True)
     for name, text in VERBS.items():
         verb = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
         verb.add_argument("--json", action="store_true", help="print JSON as described in schemas/")
         if name in asked:
             importlib.import_module(f"oci_hpc_hooks.cli.{name}").configure(verb)
-    # What follows "--" is a command line of its own (check); argparse would look for our options in it.
-    words = list(argv)
-    end = words.index("--") if "--" in words else len(words)
-    args = parser.parse_args(words[:end])
-    args.command = words[end + 1:]
-    if args.command and args.verb != "check":
-        parser.error(f"{args.verb} takes no command after --")
-    return args
+    return made
 
 
 def print_json(document: object) -> None:

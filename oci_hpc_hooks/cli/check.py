@@ -66,8 +66,8 @@ class Answer(NamedTuple):
 
 
 def execute(args: argparse.Namespace) -> int:
-    annotations = _pairs(args.annotation, "--annotation")
-    labels = _pairs(args.label, "--label")
+    annotations = pairs(args.annotation, "--annotation")
+    labels = pairs(args.label, "--label")
     if args.graph and len(args.inventory) > 1:
         raise UsageError("--graph draws the answer for one system", remedy="give one --inventory, or none", who="user")
     expected = [digest.parse(text) for text in args.expect]
@@ -116,7 +116,8 @@ def _digest(args: argparse.Namespace, said: Dict[str, Any], parts: Dict[str, str
     return 1 if said["verdict"] == REFUSED else 0
 
 
-def _pairs(items: Sequence[str], option: str) -> Dict[str, str]:
+def pairs(items: Sequence[str], option: str) -> Dict[str, str]:
+    """KEY=VALUE items as a dict. Raises UsageError."""
     for item in items:
         if "=" not in item:
             raise UsageError(f"{option} {item}: KEY=VALUE was expected")

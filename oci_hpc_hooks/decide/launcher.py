@@ -11,7 +11,21 @@ from typing import Dict, List, Sequence, Tuple
 from oci_hpc_hooks.decide.job import OVERRIDE
 from oci_hpc_hooks.decide.request import AUTO, LAUNCHER, NOBODY, wishes
 from oci_hpc_hooks.elf import mpi
-from oci_hpc_hooks.model import ERROR, NOTE, PROVED, REFUSED, UNPROVED, Finding, Inventory, Job, JobPlan, Plan, Request, ResolvedProfile
+from oci_hpc_hooks.model import (
+    ERROR,
+    NOTE,
+    PROVED,
+    REFUSED,
+    UNPROVED,
+    Finding,
+    Inventory,
+    Job,
+    JobPlan,
+    Plan,
+    Request,
+    ResolvedProfile,
+    Wish,
+)
 
 PMIX, PMI = "pmix", "pmi"
 
@@ -22,6 +36,7 @@ def with_job(made: Plan, request: Request, inventory: Inventory) -> Plan:
         return made
     served = [profile for profile in inventory.profiles if profile.name in made.profile.split(", ")]
     made = _with_devices(made, request, served)
+    made = _with_services(made, request, served)
     chosen = next((profile for profile in served if "mpi" in profile.provides), None)
     wish = request.launcher
     if wish is None or wish.value == NOBODY:
@@ -49,20 +64,34 @@ def with_job(made: Plan, request: Request, inventory: Inventory) -> Plan:
         copies_memory=chosen is not None and any(
             mpi.COPIES_MEMORY in library.elf.imports for library in chosen.libraries
             if library.role == "replace" or library.name.startswith(mpi.OPENMPI_INNER)),
+        services=made.job.services if made.job is not None else {},
     ))
 
 
 def _with_devices(made: Plan, request: Request, served: Sequence[ResolvedProfile]) -> Plan:
     """On the word of the image alone, of a profile's devices only those come that anybody may open."""
-    by_image = {(wish.kind, wish.value) for wish in wishes(request) if wish.by_image}
     devices: Dict[str, bool] = {}
     for profile in served:
-        ((kind, value),) = profile.provides.items()
-        closed = not by_image.isdisjoint(((kind, value), (kind, AUTO)))
+        closed = _asking(profile, request).by_image
         for pattern in profile.devices:
             devices[pattern] = devices.get(pattern, True) and closed
     return replace(made, devices=tuple(pattern for pattern, closed in devices.items() if not closed),
                    open_devices=tuple(pattern for pattern, closed in devices.items() if closed))
+
+
+def _with_services(made: Plan, request: Request, served: Sequence[ResolvedProfile]) -> Plan:
+    """What a stack of GPUs has of the node's services: never on the word of the image."""
+    asking = [(profile, _asking(profile, request)) for profile in served if "mpi" not in profile.provides and profile.job != Job()]
+    services = {profile.name: profile.job for profile, wish in asking if not wish.by_image}
+    origins = ", ".join(dict.fromkeys(wish.origin for _, wish in asking if not wish.by_image))
+    return replace(made, job=JobPlan({}, (), Job(), request.scope, origins, False, services=services)) if services else made
+
+
+def _asking(profile: ResolvedProfile, request: Request) -> Wish:
+    """The wish that a profile serves; the image's where there is one."""
+    ((kind, value),) = profile.provides.items()
+    found = [wish for wish in wishes(request) if wish.kind == kind and wish.value in (value, AUTO)]
+    return next((wish for wish in found if wish.by_image), found[0] if found else Wish(value, "", False, kind=kind))
 
 
 def _protocols(profile: ResolvedProfile) -> Tuple[str, ...]:

@@ -44,6 +44,18 @@ def last(site: Site) -> tuple[str, str]:
     return entry["verdict"], entry["path"]
 
 
+def test_a_bundle_that_oci_hpc_hooks_bundle_has_edited(rootful: Engine, ready: ReadySite, scratch: Path) -> None:
+    """And taken the hook out of again."""
+    site = ready(rootful)
+    options = ("--hooks-dir", str(site.hooks_dir), "--annotation", "org.supercontainers.mpi=mpich")
+    with bundle(rootful, site, scratch, asks=False, stages=()) as made:
+        assert_own(rootful.runtime_run(made))
+        assert site.command("bundle", *options, str(made)).stdout == f"{made}/config.json: changed\n"
+        assert_site(rootful.runtime_run(made))
+        assert site.command("bundle", *options, "--remove", str(made)).returncode == 0
+        assert_own(rootful.runtime_run(made))
+
+
 def made_in(folder: Path) -> dict[str, int]:
     """What a container left in its root file system's upper layer: path and size."""
     upper = folder / "upper"

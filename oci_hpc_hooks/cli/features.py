@@ -1,0 +1,108 @@
+"""``oci-hpc-hooks features``: what this node offers, in the words that images' labels use, so that a scheduler can match the two.
+
+From the inventory alone: what ``scan`` has found and nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import Any, Dict, Iterator, List, Mapping
+
+from oci_hpc_hooks import cli
+from oci_hpc_hooks.cli import show
+from oci_hpc_hooks.decide import abi
+from oci_hpc_hooks.decide.request import CPU_KEYS
+from oci_hpc_hooks.inputs import inventory
+from oci_hpc_hooks.model import Inventory, ResolvedProfile
+
+#: What an image's label asks for, by the key of a profile's ``provides``; a launcher is the job's, not the node's.
+KEY = "org.supercontainers."
+NOT_OF_NODES = ("launcher",)
+
+SLURM, NFD = "slurm", "nfd"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--format", choices=(SLURM, NFD), default="",
+                        help="slurm: a line for slurm.conf; nfd: a file for node-feature-discovery's features.d; default: a table")
+    parser.add_argument("--inventory", metavar="FILE", default="", help="of another system, from what its site has published")
+
+
+def execute(args: argparse.Namespace) -> int:
+    node = inventory.published(args.inventory) if args.inventory else inventory.load(args.state_dir)
+    said = document(node)
+    if args.json:
+        cli.print_json(said)
+    elif args.format == SLURM:
+        print(slurm(said, os.uname().nodename.partition(".")[0]))
+    elif args.format == NFD:
+        print("\n".join(nfd(said)))
+    else:
+        show.show(_lines(said))
+    return 0
+
+
+def document(node: Inventory) -> Dict[str, Any]:
+    """What ``--json`` prints: schemas/features-output.schema.json."""
+    offers: Dict[str, List[str]] = {}
+    needs: Dict[str, str] = {}
+    for profile in node.profiles:
+        for kind, value in profile.provides.items():
+            if kind in NOT_OF_NODES or _unavailable(profile):
+                continue
+            values = offers.setdefault(KEY + kind, [])
+            if value in values:
+                continue
+            values.append(value)
+            needs[value] = "" if node.c_runtime is not None and not node.c_runtime.problems else _glibc(profile)
+    if node.cpu is not None:
+        offers[CPU_KEYS[0]] = list(node.cpu.compatible)
+    return {"version": 1, "machine": node.machine, "libc_version": node.libc_version,
+            "cpu": {"target": node.cpu.target, "level": node.cpu.level} if node.cpu else None,
+            "labels": offers, "image_glibc": needs}
+
+
+def _unavailable(profile: ResolvedProfile) -> bool:
+    return all(one.problems for one in (profile, *profile.variants))
+
+
+def _glibc(profile: ResolvedProfile) -> str:
+    """The oldest glibc that an image needs for the profile or one of its variants; "" = any."""
+    offers = [one for one in (profile, *profile.variants) if not one.problems]
+    return min((one.glibc for one in offers), key=abi.version_key)
+
+
+def slurm(said: Mapping[str, Any], node: str) -> str:
+    """A line for slurm.conf. ``srun --constraint='mpi-mpich&x86_64_v3'`` then finds the node."""
+    words = ",".join(_words(said, "-"))
+    return f"NodeName={node}" + (f" Feature={words}" if words else "")
+
+
+def nfd(said: Mapping[str, Any]) -> Iterator[str]:
+    """Lines NAME=VALUE of a file in /etc/kubernetes/node-feature-discovery/features.d; the names are those of labels of the node."""
+    return (f"org.supercontainers/{word}=true" for word in _words(said, "."))
+
+
+def _words(said: Mapping[str, Any], between: str) -> List[str]:
+    """One word for everything that an image can ask for: "mpi-mpich", "gpu-cuda", and of processors the levels as they are, with its own
+    name."""
+    words = [f"{key[len(KEY):]}{between}{value}" for key, values in said["labels"].items() if key != CPU_KEYS[0] for value in values]
+    if said["cpu"]:
+        levels = [target for target in said["labels"][CPU_KEYS[0]] if target.startswith(said["cpu"]["level"].partition("_v")[0])]
+        words += dict.fromkeys((*sorted(levels), said["cpu"]["target"]))
+    return words
+
+
+def _lines(said: Mapping[str, Any]) -> Iterator[show.Block]:
+    rows = []
+    for key, values in said["labels"].items():
+        for value in values if key != CPU_KEYS[0] else ():
+            glibc = said["image_glibc"].get(value, "")
+            rows.append((f"{key}={value}", f"glibc {glibc} or newer" if glibc else "any glibc"))
+    if said["cpu"]:
+        rows.append((f"{CPU_KEYS[0]}={said['cpu']['target']}", f"and older ones; {said['cpu']['level']}"))
+    if rows:
+        yield show.Table(("LABEL OF AN IMAGE", "NEEDS IN THE IMAGE"), tuple(rows))
+    else:
+        yield "this node offers nothing that an image could ask for"

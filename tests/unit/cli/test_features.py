@@ -1,0 +1,60 @@
+"""What a node offers, in the words of labels: from its inventory alone."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from oci_hpc_hooks import cli
+from oci_hpc_hooks.cli import features
+from oci_hpc_hooks.model import Cpu
+from tests.unit.cli.test_cli import valid
+from tests.unit.decide.world import elf, host, inventory, profile
+
+CPU = Cpu("zen3", "AuthenticAMD", "x86_64_v3", 7, ("x86_64", "x86_64_v2", "x86_64_v3", "zen2", "zen3"), {})
+MPICH = replace(profile(host("/opt/lib/libmpi.so.12", elf("libmpi.so.12"), "replace"), name="mpich"), glibc="2.34")
+OLD = replace(MPICH, variant="el7", glibc="2.17")
+ACME = replace(MPICH, name="acme", provides={"gpu": "acme"}, glibc="")
+SLURM = replace(MPICH, name="slurm", provides={"launcher": "slurm"})
+BROKEN = replace(MPICH, name="openmpi", provides={"mpi": "openmpi"}, problems=("there is no libmpi.so.40",))
+NODE = replace(inventory(MPICH, BROKEN, ACME, SLURM), cpu=CPU)
+
+
+def test_what_is_offered_and_what_an_image_needs_for_it() -> None:
+    said = features.document(NODE)
+    assert said["labels"] == {"org.supercontainers.mpi": ["mpich"], "org.supercontainers.gpu": ["acme"],
+                              "org.supercontainers.hardware.cpu.optimized.version": list(CPU.compatible)}
+    assert said["image_glibc"] == {"mpich": "2.34", "acme": ""}
+    assert valid(json.dumps(said), "features-output")
+
+
+def test_variants_and_a_c_runtime_serve_older_images() -> None:
+    assert features.document(inventory(replace(MPICH, variants=(OLD,))))["image_glibc"]["mpich"] == "2.17"
+    assert features.document(inventory(replace(MPICH, problems=("gone",), variants=(OLD,))))["image_glibc"]["mpich"] == "2.17"
+    assert features.document(replace(inventory(MPICH), c_runtime=MPICH))["image_glibc"]["mpich"] == ""
+
+
+def test_for_slurm() -> None:
+    line = features.slurm(features.document(NODE), "n1")
+    assert line == "NodeName=n1 Feature=mpi-mpich,gpu-acme,x86_64,x86_64_v2,x86_64_v3,zen3"
+
+
+def test_for_node_feature_discovery() -> None:
+    """Label names of Kubernetes: up to 63 letters, digits, "-", "_" and "."."""
+    lines = list(features.nfd(features.document(NODE)))
+    assert lines[:2] == ["org.supercontainers/mpi.mpich=true", "org.supercontainers/gpu.acme=true"]
+    assert all(len(line.partition("=")[0].partition("/")[2]) <= 63 for line in lines)
+
+
+def test_without_a_scan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["--state-dir", str(tmp_path), "features"]) == 2
+    assert "run oci-hpc-hooks scan" in capsys.readouterr().err
+
+
+def test_a_node_that_offers_nothing() -> None:
+    said = features.document(inventory(BROKEN))
+    assert said["labels"] == {}
+    assert features.slurm(said, "n1") == "NodeName=n1"

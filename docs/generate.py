@@ -144,6 +144,9 @@ def verified() -> str:
         profile = json.loads(path.read_text(encoding="utf-8"))
         ((kind, value),) = profile["provides"].items()
         rows.append(f"| `{profile['name']}` | {kind} `{value}` | {profile['verified']['by']} | {_cell(profile['verified']['source'])} |")
+    for path in sorted((ROOT / "tests/hardware").glob("*.json")):
+        said = json.loads(path.read_text(encoding="utf-8"))["verified"]
+        rows.append(f"| (fixture `{path.stem}`) | | {said['by']} | {_cell(said['source'])} |")
     head = ["| profile | answers | tried by | source |", "| --- | --- | --- | --- |"]
     origin = "Made from the profiles themselves; on a node `oci-hpc-hooks profiles list` tells the same of its own."
     return "\n".join(["# By what each profile has been tried", "", what, "", origin, "", *head, *rows, ""])

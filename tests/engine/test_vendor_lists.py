@@ -95,6 +95,8 @@ DIFFERENCES = [
     ("cdi", "-link libnvidia-vulkan-producer.so", "Debian has no such link; where the node has it, that name leads to the library too"),
     ("cdi", "-/usr/share/X11/xorg.conf.d/*", "configuration of an X server"),
     ("cdi", "-/usr/share/OpenCL/vendors/nvidia.icd", "loaders of OpenCL look in /etc/OpenCL/vendors, where the vendor's packages have it"),
+    *((whose, "+lib[GEO]*", "vendor-neutral loaders come where the image has none") for whose in ("cdi", "libnvidia-container")),
+    ("apptainer --nv", "-libOpenCL", "the image has one, and it stays"),
     ("libnvidia-container", "-/usr/bin/nv-fabricmanager", "the service itself, which runs on the node; its socket comes"),
     ("libnvidia-container", "+/usr/bin/nvidia-imex*", "of the later generator only"),
     ("libnvidia-container", "+/etc/OpenCL/vendors/nvidia.icd", "it leaves that file to the image"),
@@ -119,6 +121,11 @@ DIFFERENCES = [
 #: What Debian's packages lack here, and a full installation of the vendor's has: empty stand-ins show that each would arrive.
 STAND_INS = ["/usr/lib/firmware/nvidia/$V/gsp_ga10x.bin", "/usr/lib/firmware/nvidia/$V/gsp_tu10x.bin", "/usr/bin/nv-fabricmanager",
              *(path for path in VENDORS["cdi"].files if "*" not in path and path.startswith(("/usr/bin", "/usr/share")))]
+
+
+#: Vendor-neutral loaders of the node: the image has the first of them.
+NEUTRAL = ["libOpenCL.so.1", "libGL.so.1", "libEGL.so.1", "libGLX.so.0", "libOpenGL.so.0", "libGLESv1_CM.so.1", "libGLESv2.so.2",
+           "libGLdispatch.so.0"]
 
 
 class Arrived(NamedTuple):
@@ -154,8 +161,8 @@ def with_stand_ins(made: Path, root: Path, version: str) -> Path:
         if not at.exists():
             at.write_text("x")
             at.chmod(0o755)
-    for name in ("libnvidia-egl-gbm.so.1.1.1", "libnvidia-egl-wayland.so.1.1.13", "libnvidia-nvvm70.so.4"):
-        soname = name if name.endswith(".so.4") else name.partition(".so")[0] + ".so.1"
+    for name in ("libnvidia-egl-gbm.so.1.1.1", "libnvidia-egl-wayland.so.1.1.13", "libnvidia-nvvm70.so.4", *NEUTRAL):
+        soname = name.partition(".so")[0] + ".so.1" if "-egl-" in name else name
         subprocess.run(["gcc", "-shared", "-nostdlib", f"-Wl,-soname,{soname}", "-o", made / LIB / "nvidia" / FOLDERS["550"] / name, "-xc",
                         "/dev/null"], check=True)
     return made
@@ -217,6 +224,12 @@ def test_differences_have_their_reasons(arrivals: Mapping[str, tuple[Path, str, 
     assert not unexplained, "\n".join(f"{pair}: {drivers}" for pair, drivers in sorted(unexplained.items()))
     assert not [row for row, explains in used.items() if not explains], "a row of the table that is no difference"
     assert len(used) == len(DIFFERENCES) and all(why for _, _, why in DIFFERENCES)
+
+
+def test_neutral_loaders_come_where_the_image_has_none(arrivals: Mapping[str, tuple[Path, str, Arrived]]) -> None:
+    what = arrivals["550 with stand-ins"][2]
+    assert [name for name in NEUTRAL if what.names.get(name) != name] == ["libOpenCL.so.1"]
+    assert "libOpenCL.so.1" not in {posixpath.basename(path) for path in what.real}
 
 
 def test_every_list_brings_something(arrivals: Mapping[str, tuple[Path, str, Arrived]]) -> None:

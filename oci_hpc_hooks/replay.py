@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from oci_hpc_hooks.wireup import WireUp
 
 #: Goes into every key: a plan remembered by another version of the record is not found.
-RECORD_VERSION = 4
+RECORD_VERSION = 5
 
 #: What a program could be given by its environment that changes what its loader does.
 LOADER_VARIABLES = ("PATH=", "LD_", "GLIBC_TUNABLES=")
@@ -70,7 +70,7 @@ class Service:
         """Applies a plan that was found on this path, and says so in the log. Raises as :func:`rootfs.inject`, and Precondition."""
         self.journal = report.open_log(self.places)
         more: WireUp | None = None
-        if record["job"] is not None or record["devices"] or record["open_devices"]:
+        if record["job"] is not None or record["devices"] or record["open_devices"] or record["gpus"]:
             from oci_hpc_hooks import wireup
 
             more = wireup.wire_up(self.start, record)

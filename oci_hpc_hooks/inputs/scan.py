@@ -295,6 +295,8 @@ class _Resolution:
             files=tuple(map(self._placed_file, files)),
             names=tuple(name for library in self._profile.libraries for name in (library.soname, *library.replaces))
             if "gpu" in self._profile.provides else (),
+            gpus=self._profile.gpus,
+            gpus_of=self._profile.gpus_of,
         )
 
     def _placed(self, library: HostLibrary) -> HostLibrary:

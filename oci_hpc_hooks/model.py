@@ -541,6 +541,7 @@ class JobPlan:
     explicit: bool  # what is needed and lacking is a refusal, not a warning
     protocols: Tuple[str, ...] = ()  # which the MPI that is injected speaks; () = no MPI is, and it is not known
     copies_memory: bool = False  # it reads other ranks' memory (process_vm_readv(2))
+    services: Mapping[str, Job] = field(default_factory=dict)  # of the stacks of GPUs that come: what the node may have for them
 
 
 @dataclass(frozen=True)

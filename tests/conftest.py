@@ -16,8 +16,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     missing = ""
     if os.geteuid() != 0:
         missing = "engine tests start containers of root and of another user: run them as root"
-    elif not Path("/usr/sbin/slurmctld").exists() or not (build / "images/bookworm.tar").exists() or not (build / "venv").exists():
+    elif not (build / "images/bookworm.tar").exists() or not (build / "venv").exists():
         missing = "the test bed is not built: run `make setup images`"
+    places = {HERE / "attacks", HERE / "engine", HERE / "ranks"}
+    if not missing and not Path("/usr/sbin/slurmctld").exists():
+        missing, places = "there is no Slurm: run `make setup`", {HERE / "ranks"}
     for item in items if missing else []:
-        if {HERE / "attacks", HERE / "engine", HERE / "ranks"} & set(item.path.parents):
+        if places & set(item.path.parents):
             item.add_marker(pytest.mark.skip(reason=missing))

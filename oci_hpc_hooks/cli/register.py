@@ -1,10 +1,11 @@
-"""``oci-hpc-hooks register [DIR] [--podman BIN]``: descriptors and executables of this installation, with absolute paths.
+"""``oci-hpc-hooks register [DIR] [--wrap RUNTIME] [--podman BIN]``: descriptors and executables of this installation, with absolute paths.
 
 A distribution's package needs none of this: its executables have fixed places, and the descriptors in ``hooks.d`` name them. What is
 written here are the same descriptors for a virtual environment, a pip install or a checkout. podman reads only the ``*.json`` of the
 folder it is given, so the other variants and the executables lie in folders below.
 
-``--podman BIN`` writes ``BIN/podman``, for a folder that comes before podman's own in PATH (see ``shim.py``).
+``--wrap RUNTIME`` adds a runtime for engines that read no folder of hooks (see ``wrapper.py``). ``--podman BIN`` writes ``BIN/podman``, for
+a folder that comes before podman's own in PATH (see ``shim.py``).
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sys
 import sysconfig
 import tempfile
-from typing import Dict, List
+from typing import Any, Dict, List
 
 from oci_hpc_hooks import cli, pack
 from oci_hpc_hooks.errors import UsageError
@@ -26,6 +28,11 @@ from oci_hpc_hooks.inputs import resources, trust
 DESCRIPTORS = ("oci-hpc-hooks.json", "cri/oci-hpc-hooks.json", "prestart/oci-hpc-hooks.json", "podman/oci-hpc-hooks.json",
                "podman/oci-hpc-hooks-precreate.json")
 
+#: The one whose hook a runtime of --wrap gives: every container, whoever's it is.
+WRAPPED = DESCRIPTORS[0]
+
+_WRAPPER = "# Written by oci-hpc-hooks register --wrap: the last line says which runtime it becomes."
+
 #: Second line of what ``--podman`` writes: by it the file is known as ours, and may be written anew.
 _SHIM = "# Written by oci-hpc-hooks register --podman: the last line says which podman it becomes."
 
@@ -33,6 +40,9 @@ _SHIM = "# Written by oci-hpc-hooks register --podman: the last line says which 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dir", metavar="DIR", type=os.path.abspath, nargs="?",
                         help="folder for podman's --hooks-dir; made if it is missing")
+    parser.add_argument("--wrap", metavar="RUNTIME", default="",
+                        help="also write DIR/bin/oci-hpc-hooks-RUNTIME, which gives each container the hook and becomes RUNTIME "
+                             "(crun, runc, or a path): for dockerd --add-runtime and containerd")
     parser.add_argument("--podman", metavar="BIN", type=os.path.abspath,
                         help="write BIN/podman, which hands the socket of srun --mpi=pmi2 and of Hydra on to ranks in containers, and is "
                              "otherwise the podman that this command finds in PATH; put BIN in front of PATH")
@@ -41,6 +51,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace) -> int:
     if not args.dir and not args.podman:
         raise UsageError("register what? Neither a folder for hooks nor --podman is given")
+    if args.wrap and not args.dir:
+        raise UsageError("--wrap needs the folder whose hook the runtime is to give", remedy="name DIR too", who="user")
     files: Dict[str, bytes] = {}
     for folder, texts in ((args.dir, hooks), (args.podman, shim)):
         if folder:
@@ -72,7 +84,20 @@ def hooks(args: argparse.Namespace) -> Dict[str, bytes]:
         files[path] = executable(descriptor["stages"][0], args)
         descriptor["hook"].update(path=path, args=[path])
         files[os.path.join(args.dir, name)] = (json.dumps(descriptor, indent=2) + "\n").encode()
+        if args.wrap and name == WRAPPED:
+            files.update(wrapper(args, descriptor["hook"]))
     return files
+
+
+def wrapper(args: argparse.Namespace, hook: Dict[str, Any]) -> Dict[str, bytes]:
+    """The runtime that gives containers this hook, by path. Raises UsageError where there is none for it to become."""
+    runtime = shutil.which(args.wrap)
+    if runtime is None:
+        where = "" if "/" in args.wrap else " in PATH"
+        raise UsageError(f"there is no runtime {args.wrap}{where}", remedy="install it, or name its path", who="user")
+    text = (resources.PACKAGE / "wrapper.py").read_text(encoding="utf-8")
+    path = os.path.join(args.dir, "bin", f"oci-hpc-hooks-{os.path.basename(runtime)}")
+    return {path: f"{pack.first_line(sys.executable)}{_WRAPPER}\n{text}\n\nmain({os.path.abspath(runtime)!r}, {hook!r})\n".encode()}
 
 
 def shim(args: argparse.Namespace) -> Dict[str, bytes]:

@@ -26,6 +26,7 @@ from oci_hpc_hooks.model import (
     Plan,
     Request,
     ResolvedProfile,
+    Wish,
 )
 
 PMIX, PMI = "pmix", "pmi"
@@ -37,6 +38,7 @@ def with_job(made: Plan, request: Request, inventory: Inventory) -> Plan:
         return made
     served = [profile for profile in inventory.profiles if profile.name in made.profile.split(", ")]
     made = _with_devices(made, request, inventory, served)
+    made = _with_services(made, request, served)
     chosen = next((profile for profile in served if "mpi" in profile.provides), None)
     wish = request.launcher
     if wish is None or wish.value == NOBODY:
@@ -64,17 +66,16 @@ def with_job(made: Plan, request: Request, inventory: Inventory) -> Plan:
         copies_memory=chosen is not None and any(
             mpi.COPIES_MEMORY in library.elf.imports for library in chosen.libraries
             if library.role == "replace" or library.name.startswith(mpi.OPENMPI_INNER)),
+        services=made.job.services if made.job is not None else {},
     ))
 
 
 def _with_devices(made: Plan, request: Request, inventory: Inventory, served: Sequence[ResolvedProfile]) -> Plan:
     """On the word of the image alone, of a profile's devices only those come that anybody may open."""
-    by_image = {(wish.kind, wish.value) for wish in wishes(request) if wish.by_image}
     devices: Dict[str, bool] = {}
     stacks: Dict[str, bool] = {}
     for profile in served:
-        ((kind, value),) = profile.provides.items()
-        closed = not by_image.isdisjoint(((kind, value), (kind, AUTO)))
+        closed = _asking(profile, request).by_image
         for one in (profile, *(other for other in inventory.profiles if other.name in profile.gpus_of)):
             for pattern in one.devices:
                 devices[pattern] = devices.get(pattern, True) and closed
@@ -101,6 +102,21 @@ def _gpus(request: Request, inventory: Inventory, closed: Mapping[str, bool]) ->
         refuses=refuses and (devices is None or devices.explicit),
         copies=request.scope == RANK and launcher is not None and launcher.value != NOBODY,
     )
+
+
+def _with_services(made: Plan, request: Request, served: Sequence[ResolvedProfile]) -> Plan:
+    """What a stack of GPUs has of the node's services: never on the word of the image."""
+    asking = [(profile, _asking(profile, request)) for profile in served if "mpi" not in profile.provides and profile.job != Job()]
+    services = {profile.name: profile.job for profile, wish in asking if not wish.by_image}
+    origins = ", ".join(dict.fromkeys(wish.origin for _, wish in asking if not wish.by_image))
+    return replace(made, job=JobPlan({}, (), Job(), request.scope, origins, False, services=services)) if services else made
+
+
+def _asking(profile: ResolvedProfile, request: Request) -> Wish:
+    """The wish that a profile serves; the image's where there is one."""
+    ((kind, value),) = profile.provides.items()
+    found = [wish for wish in wishes(request) if wish.kind == kind and wish.value in (value, AUTO)]
+    return next((wish for wish in found if wish.by_image), found[0] if found else Wish(value, "", False, kind=kind))
 
 
 def _protocols(profile: ResolvedProfile) -> Tuple[str, ...]:

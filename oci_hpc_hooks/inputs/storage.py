@@ -12,6 +12,12 @@ the container is removed, so every snapshot of the file has it. Layout (containe
     GRAPHROOT/DRIVER-images/IMAGE/manifest                 OCI or Docker schema 2 manifest
     GRAPHROOT/DRIVER-images/IMAGE/=BASE64                  a blob under an encoded name; the image's configuration is "sha256:DIGEST"
 
+Docker keeps its own (moby: daemon/container_unix.go, image/fs.go), with the overlay2 driver and images of its own store::
+
+    ROOT/overlay2/LAYER/merged                             the root filesystem
+    ROOT/containers/ID/config.v2.json                      the container: its image, and labels, the caller's among those of the image
+    ROOT/image/overlay2/imagedb/content/sha256/IMAGE       the image's configuration
+
 An image that cannot be found or read is not an error here: the container may come from another engine, or ask for nothing. The record
 then has a ``reason``. What is used is checked: only strings count, and only ids and digests of 64 hexadecimal digits become part of a path.
 By what is read here a hook tells the image's word from the caller's, so it must be what the engine has read: Go's decoder takes keys in
@@ -49,10 +55,10 @@ class ImageRecord:
     ``reason`` says why something is not known ("" if everything is): then ``labels`` and ``manifest_annotations`` are empty, and
     ``image_id`` too if not even the container's record was found. ``store`` is the directory of the store that holds the image, ``env``
     the variables that the image sets (NAME=value), None where they are not known. ``doubtful``: the image is there and says what an engine
-    may have understood otherwise.
+    may have understood otherwise. ``said``: labels that the caller has given to the container, which has no annotations (Docker).
     """
 
-    __slots__ = ("doubtful", "env", "image_id", "image_name", "labels", "manifest_annotations", "reason", "store")
+    __slots__ = ("doubtful", "env", "image_id", "image_name", "labels", "manifest_annotations", "reason", "said", "store")
 
     def __init__(self, image_id: str = "", image_name: str = "", store: str = "", reason: str = "") -> None:
         self.image_id = image_id
@@ -63,19 +69,24 @@ class ImageRecord:
         self.env: list[str] | None = None
         self.labels: dict[str, str] = {}
         self.manifest_annotations: dict[str, str] = {}
+        self.said: dict[str, str] = {}
 
 
 def image_of(bundle: str, container_id: str, rootfs: str) -> ImageRecord:
-    """The image of a container that podman, buildah or CRI-O made. Raises nothing.
+    """The image of a container that podman, buildah, CRI-O or Docker made. Raises nothing.
 
     *bundle* and *rootfs* are absolute paths, and their form tells the store: ``GRAPHROOT/overlay-containers/ID/userdata`` (below RUNROOT
-    with CRI-O), ``GRAPHROOT/overlay/LAYER/merged``, ``GRAPHROOT/vfs/dir/LAYER``, ``GRAPHROOT/btrfs/subvolumes/LAYER``.
+    with CRI-O), ``GRAPHROOT/overlay/LAYER/merged``, ``GRAPHROOT/vfs/dir/LAYER``, ``GRAPHROOT/btrfs/subvolumes/LAYER``, and of Docker
+    ``ROOT/overlay2/LAYER/merged``.
     """
     if not _plain(container_id):
         return ImageRecord(reason="the container's id is none that podman or CRI-O gives")
     roots = _roots(bundle, container_id, rootfs)
     if not roots:
-        return ImageRecord(reason="the bundle is not in a store of podman or CRI-O, so image labels are unknown")
+        parts = rootfs.rsplit("/", 3)
+        if len(parts) == 4 and parts[1] == "overlay2" and parts[3] == "merged":
+            return _of_docker(parts[0], container_id)
+        return ImageRecord(reason="the bundle is not in a store of podman, CRI-O or Docker, so image labels are unknown")
     try:
         driver, record = _container_record(roots, container_id)
     except InputError as error:
@@ -128,6 +139,35 @@ def image_in(store: str, driver: str, image_id: str, name: str = "") -> ImageRec
         # podman cuts blanks off in front of a name (pkg/env).
         image.env = [item.lstrip() for item in env if isinstance(item, str)] if isinstance(env, list) else []
         image.manifest_annotations = _texts(annotations)
+    except InputError as error:
+        image.reason = error.what
+        image.doubtful = True
+    return image
+
+
+def _of_docker(root: str, container_id: str) -> ImageRecord:
+    image = ImageRecord(store=root)
+    try:
+        made = _object(f"{root}/containers/{container_id}/config.v2.json", "Docker's record of the container") or {}
+        config = made.get("Config")
+        digest = made.get("Image")
+        if not isinstance(config, dict) or not isinstance(digest, str) or not _is_digest(digest[7:]):
+            image.reason = f"{root} has no record of the container, or it was made from no image"
+            return image
+        image.image_id = digest[7:]
+        image.image_name = config["Image"] if isinstance(config.get("Image"), str) else ""
+        what = "the image's configuration"
+        blob = _object(f"{root}/image/overlay2/imagedb/content/sha256/{image.image_id}", what)
+        if blob is None:
+            image.reason = f"{root} lacks the image's configuration"
+            return image
+        of_image = _field(blob, "config", what)
+        image.env = []
+        if isinstance(of_image, dict):
+            image.labels = _texts(_field(of_image, "Labels", what))
+            env = _field(of_image, "Env", what)
+            image.env = [item for item in env if isinstance(item, str)] if isinstance(env, list) else []
+        image.said = {key: text for key, text in _texts(config.get("Labels")).items() if image.labels.get(key) != text}
     except InputError as error:
         image.reason = error.what
         image.doubtful = True

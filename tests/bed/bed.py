@@ -277,6 +277,7 @@ class Account:
             "HOME": self.home,
             "USER": self.name,
             "CONTAINERS_CONF": str(self.folder / "containers.conf"),
+            "PODMAN_IGNORE_CGROUPSV1_WARNING": "1",  # podman 5 would say so at each start
         }
 
     def write_configuration(self, found: Machine) -> None:

@@ -35,6 +35,7 @@ cd "$ROOT"
 # ---------------------------------------------------------------- packages
 PACKAGES=(
     podman crun runc conmon catatonit buildah                   # engines
+    docker.io containerd                                        # others, whose daemons the tests start by themselves
     netavark slirp4netns uidmap fuse-overlayfs iptables         # and what they call
     docker-compose                                              # the compose client for pytest-docker; needs no docker
     mmdebstrap debian-archive-keyring ca-certificates           # images
@@ -58,7 +59,7 @@ if [ ${#missing[@]} -gt 0 ]; then
     policy=/usr/sbin/policy-rc.d
     if [ ! -e "$policy" ]; then
         trap 'rm -f "$policy"' EXIT
-        printf '#!/bin/sh\ncase $1 in munge*|slurm*) exit 101 ;; esac\n' >"$policy"
+        printf '#!/bin/sh\ncase $1 in munge*|slurm*|docker*|containerd*) exit 101 ;; esac\n' >"$policy"
         chmod 755 "$policy"
     fi
     # An unrelated source that does not answer must not stop us: install decides.

@@ -65,6 +65,13 @@ class Site:
         self._checked("register", str(self.hooks_dir))
         return self.hooks_dir
 
+    def log(self) -> list[dict[str, Any]]:
+        """The entries of the hooks' log, the oldest first. A user's log is one for all sites."""
+        bed.enter()
+        path = self.account.runtime_dir / "oci-hpc-hooks/hooks.log" if self.account.uid else self.log_file
+        files = [file for file in (path.with_name(path.name + ".1"), path) if file.exists()]
+        return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
     def last(self, *arguments: str) -> bed.Result:
         """``oci-hpc-hooks last``: what the hook said and did, as the account that started the container."""
         return self.command("last", *arguments, account=self.account)

@@ -69,12 +69,9 @@ def log_of(site: Site, container: str) -> list[dict[str, Any]]:
 def start(engine: Engine, site: Site, *command: str, options: Sequence[str] = (), image: str = "bookworm-mpich",
           hooks_dir: Optional[Path] = None) -> tuple[Result, list[dict[str, Any]]]:
     """``podman run --rm`` with the site's hooks: its result, and what the log says of it."""
-    record = site.cache_dir / "cid"
-    try:
-        result = engine.run(image, *command, options=["--cidfile", str(record), *options], hooks_dir=hooks_dir or site.hooks_dir)
-        return result, log_of(site, record.read_text()) if record.exists() else []
-    finally:
-        record.unlink(missing_ok=True)
+    before = {entry["id"] for entry in site.log()}
+    result = engine.run(image, *command, options=options, hooks_dir=hooks_dir or site.hooks_dir)
+    return result, [entry for entry in site.log() if entry["id"] not in before]
 
 
 def injected(engine: Engine, site: Site, *command: str, options: Sequence[str] = (), hooks_dir: Optional[Path] = None,

@@ -12,7 +12,7 @@ from typing import Any
 from tests.bed.bed import Engine, reference
 from tests.bed.site import MPICH5, TRIXIE, Site
 from tests.engine.conftest import SiteMaker
-from tests.engine.inside import HELLO, LIBRARY_DIR, TREE
+from tests.engine.inside import HELLO, LIBRARY_DIR, TREE, start
 from tests.engine.site import ReadySite, forget, ready, three_engines  # noqa: F401
 from tests.engine.test_bare_runtimes import bundle
 from tests.engine.test_check import valid
@@ -122,10 +122,10 @@ def test_several_of_that_beginning(crun: Engine, ready: ReadySite) -> None:  # n
 
 def test_gone(crun: Engine, ready: ReadySite) -> None:  # noqa: F811
     site = ready(crun)
-    for number in range(2):
-        record = site.cache_dir / f"cid{number}"
-        assert crun.run("bookworm-mpich", *HELLO, options=["--cidfile", str(record)], hooks_dir=site.hooks_dir).returncode == 0
-    container = record.read_text()
+    for _ in range(2):
+        result, log = start(crun, site, *HELLO)
+        assert result.returncode == 0
+    container = log[0]["id"]
     said = explain(site, container[:12])
     assert (said["container"], said["status"], said["entry"]["path"], said["looked"]) == (container, "gone", "warm", False)
     assert said["files"] and said["without"] == f"podman run --annotation org.supercontainers.mpi=none {reference('bookworm-mpich')} …"
@@ -134,9 +134,9 @@ def test_gone(crun: Engine, ready: ReadySite) -> None:  # noqa: F811
 
 def test_a_refusal(crun: Engine, make_site: SiteMaker) -> None:
     site = make_site(crun, search=[TRIXIE])
-    record = site.cache_dir / "cid"
-    assert crun.run("bookworm-mpich", *HELLO, options=["--cidfile", str(record)], hooks_dir=site.hooks_dir).returncode != 0
-    said = explain(site, record.read_text())
+    result, log = start(crun, site, *HELLO)
+    assert result.returncode != 0
+    said = explain(site, log[0]["id"])
     assert said["entry"]["verdict"] == "refused" and not said["files"]
     assert "GLIBC_2.38" in said["entry"]["message"]
     assert "glibc-too-old" in [finding["code"] for finding in said["entry"]["findings"]]

@@ -6,7 +6,6 @@ LD_LIBRARY_PATH or laid over the image's files, and its C runtime laid over the 
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import subprocess
@@ -64,31 +63,15 @@ def alone(engine: Engine, row: Row, host: Host) -> Outcome:
 
 def with_hooks(engine: Engine, row: Row, host: Host, site: Site) -> tuple[Outcome, Verdict]:
     """The image with the site's hooks."""
-    record = site.cache_dir / "cid"
     for cache in (site.cache_dir, engine.account.runtime_dir / "oci-hpc-hooks"):  # root's, a user's: what is remembered leaves no entry
         shutil.rmtree(cache / "plans", ignore_errors=True)
-    options = [f"--annotation=org.supercontainers.mpi={row.asks}"]
-    if row.ranks != OUTSIDE:
-        options.append(f"--cidfile={record}")
-    try:
-        outcome = _start(engine, row, host, options, site)
-        container = record.read_text() if record.exists() else ""
-    finally:
-        record.unlink(missing_ok=True)
-    mine = [entry for entry in _log(engine, site) if container in ("", entry["id"])]
+    before = {entry["id"] for entry in site.log()}
+    outcome = _start(engine, row, host, [f"--annotation=org.supercontainers.mpi={row.asks}"], site)
+    mine = [entry for entry in reversed(site.log()) if entry["id"] not in before]
     site.log_file.unlink(missing_ok=True)
     if not mine:
         return outcome, Verdict("none", "", f"the hook has left no entry: {outcome.said}")
     return outcome, _verdict(mine[0])
-
-
-def _log(engine: Engine, site: Site) -> list[dict[str, Any]]:
-    """The newest entries of the hooks' log, the newest first; a user's is one for all sites."""
-    if engine.user == "root":
-        lines = site.log_file.read_text().splitlines() if site.log_file.exists() else []
-        return [json.loads(line) for line in reversed(lines)]
-    told = site.last("--json", "-n", "8")
-    return list(json.loads(told.stdout)["entries"]) if told.returncode == 0 else []
 
 
 def _verdict(entry: dict[str, Any]) -> Verdict:

@@ -38,7 +38,7 @@ def test_commands_exist(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
-        assert (page.parent / target).exists(), target
+        assert target.startswith("https://") or (page.parent / target).exists(), target
 
 
 def test_make_targets_exist() -> None:
@@ -61,3 +61,12 @@ def test_every_key_is_in_the_table() -> None:
     page = (ROOT / "docs" / "labels.md").read_text()
     for key in (*MPI_KEYS, *GLIBC_KEYS, MPI_MODE, MPI_SWITCH):
         assert f"`{key}`" in page
+
+
+def test_attacks_are_in_the_table() -> None:
+    """Each test that the page names is there, and the page names each file of attacks."""
+    named = set(re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", (ROOT / "docs" / "security.md").read_text()))
+    for path, function in named:
+        assert (ROOT / path).is_file(), path
+        assert not function or re.search(rf"^def {function}\(", (ROOT / path).read_text(), re.MULTILINE), function
+    assert {f"tests/attacks/{path.name}" for path in (ROOT / "tests/attacks").glob("test_*.py")} <= {path for path, _ in named}

@@ -15,10 +15,10 @@ from typing import List, Set, Tuple
 import pytest
 
 from oci_hpc_hooks import pack
-from tests.unit.test_light import ALLOWED, ALLOWED_IN_REPLAY, HEAVY, LIGHT, REPLAY, WIRE_UP, bare  # noqa: F401
+from tests.unit.test_light import ALLOWED, ALLOWED_IN_REPLAY, GPUS, HEAVY, LIGHT, REPLAY, WIRE_UP, bare  # noqa: F401
 
 PRECREATE = {"oci_hpc_hooks.precreate", "oci_hpc_hooks.apply.config"}
-MODULES = LIGHT | REPLAY | PRECREATE | WIRE_UP
+MODULES = LIGHT | REPLAY | PRECREATE | WIRE_UP | GPUS
 
 MAKE = """
 import sys

@@ -74,7 +74,7 @@ def test_the_captured_image_is_the_one_of_its_id(captured: Callable[[str], Captu
 
 def test_without_an_engine_the_image_is_unknown(captured: Callable[[str], Captured], bare_case: str) -> None:
     found = image(captured(bare_case))
-    assert found.reason == "the bundle is not in a store of podman or CRI-O, so image labels are unknown"
+    assert found.reason == "the bundle is not in a store of podman, CRI-O or Docker, so image labels are unknown"
     assert (found.image_id, found.labels, found.manifest_annotations) == ("", {}, {})
 
 
@@ -361,3 +361,48 @@ def test_a_record_is_found_among_many(captured: Callable[[str], Captured]) -> No
     others = [{**own[0], "id": f"{number:064x}", "names": [f"name_{number}"], "image": "0" * 64} for number in range(200)]
     records(real).write_text(json.dumps(others + own, separators=(",", ":")))
     assert image(real).labels == LABELS
+
+
+# ------------------------------------------------------------------------------------------------------------ Docker
+
+DOCKER_ID = "c" * 64
+DOCKER_IMAGE = "d" * 64
+
+
+def docker(folder: Path, *, labels: object = None, of_image: object = None, image: str = "sha256:" + DOCKER_IMAGE) -> ImageRecord:
+    """What is read of a container in a store of Docker, laid out as dockerd 20.10 does."""
+    made = folder / f"containers/{DOCKER_ID}/config.v2.json"
+    blob = folder / f"image/overlay2/imagedb/content/sha256/{DOCKER_IMAGE}"
+    for path, document in ((made, {"ID": DOCKER_ID, "Image": image, "Config": {"Image": "name:1", "Labels": labels}}),
+                           (blob, {"config": {"Env": ["A=b"], "Labels": {"k": "image", "l": "both"}} if of_image is None else of_image})):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(document))
+    return storage.image_of(f"/run/containerd/io.containerd.runtime.v2.task/moby/{DOCKER_ID}", DOCKER_ID, f"{folder}/overlay2/layer/merged")
+
+
+def test_docker_mixes_labels_and_they_are_told_apart(tmp_path: Path) -> None:
+    found = docker(tmp_path, labels={"k": "caller", "l": "both", "m": "caller"})
+    assert (found.reason, found.image_id, found.image_name, found.store) == ("", DOCKER_IMAGE, "name:1", str(tmp_path))
+    assert found.labels == {"k": "image", "l": "both"}
+    assert found.said == {"k": "caller", "m": "caller"}
+    assert found.env == ["A=b"]
+
+
+@pytest.mark.parametrize("of_image", [{"labels": {"m": "x"}}, {"Labels": {}, "LABELS": {"m": "x"}}])
+def test_what_docker_may_have_understood_otherwise_is_nobodys_word(tmp_path: Path, of_image: object) -> None:
+    found = docker(tmp_path, labels={"m": "x"}, of_image=of_image)
+    assert found.doubtful and not found.said and not found.labels
+
+
+@pytest.mark.parametrize("image", ["", "sha256:x", "sha256:../../x", "d" * 64])
+def test_docker_without_an_image(tmp_path: Path, image: str) -> None:
+    found = docker(tmp_path, image=image)
+    assert (found.image_id, found.said) == ("", {}) and "no record" in found.reason
+
+
+def test_docker_without_the_images_configuration(tmp_path: Path) -> None:
+    docker(tmp_path)
+    (tmp_path / f"image/overlay2/imagedb/content/sha256/{DOCKER_IMAGE}").unlink()
+    bundle = f"/run/moby/{DOCKER_ID}"
+    found = storage.image_of(bundle, DOCKER_ID, f"{tmp_path}/overlay2/layer/merged")
+    assert found.reason == f"{tmp_path} lacks the image's configuration" and found.image_id == DOCKER_IMAGE

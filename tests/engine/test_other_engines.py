@@ -1,0 +1,153 @@
+"""Engines that read no folder of hooks: Docker and containerd, by the runtime that ``register --wrap`` writes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.bed import bed
+from tests.bed.bed import BUILD, Engine, Result, reference
+from tests.bed.site import Site
+from tests.engine.inside import OWN_VERSION, SITE_VERSION
+from tests.engine.site import ReadySite, ready  # noqa: F401
+
+#: Without what a daemon wants of a machine's network and limits.
+DOCKERD = ("--iptables=false", "--ip6tables=false", "--bridge=none", "--storage-driver=overlay2", "--default-ulimit=nofile=1024:4096")
+LABEL = ("--label", "org.supercontainers.mpi=mpich")
+IMAGE = "bookworm-mpich"
+PROGRAM = "mpihello"
+
+
+class Daemon:
+    """An engine's daemon in a folder of the test, and its client."""
+
+    def __init__(self, site: Site, runtime: Path, client: tuple[str, ...], *command: str) -> None:
+        self.site = site
+        self.runtime = runtime
+        self.client = client
+        self.log = runtime.with_name("daemon.log")
+        bed.enter()
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+
+    def wait(self) -> None:
+        deadline = time.monotonic() + 30
+        while self("version").returncode:
+            assert self.process.poll() is None and time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.1)
+
+    def __call__(self, *arguments: str) -> Result:
+        return bed.root_account().execute(*self.client, *arguments, timeout=120)
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def root_site(ready: ReadySite) -> Site:  # noqa: F811
+    return ready(Engine("crun", "root"))
+
+
+def wrap(site: Site, folder: Path, runtime: str) -> Path:
+    """The runtime that gives the hook."""
+    done = site.command("register", str(folder / "hooks"), "--wrap", runtime)
+    assert done.returncode == 0, done.stderr
+    return folder / f"hooks/bin/oci-hpc-hooks-{runtime}"
+
+
+@pytest.fixture(scope="module")
+def docker(root_site: Site) -> Iterator[Daemon]:
+    folder = bed.scratch("docker")
+    runtimes = {name: wrap(root_site, folder, name) for name in ("runc", "crun")}
+    socket = f"unix://{folder}/sock"
+    daemon = Daemon(root_site, runtimes["runc"], ("docker", "--host", socket), "dockerd", *DOCKERD, f"--host={socket}",
+                    f"--data-root={folder}/data", f"--exec-root={folder}/exec", f"--pidfile={folder}/pid",
+                    *(f"--add-runtime=hpc-{name}={path}" for name, path in runtimes.items()))
+    try:
+        daemon.wait()
+        for name, change in (("asks", "LABEL org.supercontainers.mpi=mpich"), ("silent", "ENV A=B")):
+            changes = ("--change", change, "--change", "ENV PATH=/usr/local/bin:/usr/bin")
+            done = daemon("import", *changes, f"{BUILD}/images/bookworm.tar", name)
+            assert done.returncode == 0, done.stderr
+        yield daemon
+    finally:
+        daemon.stop()
+        subprocess.run(["rm", "-rf", folder], check=True)
+
+
+def versions(result: Result) -> str:
+    assert result.returncode == 0, result.stderr
+    return SITE_VERSION if SITE_VERSION in result.stdout else OWN_VERSION if OWN_VERSION in result.stdout else result.stdout
+
+
+@pytest.mark.parametrize(("image", "options", "version"), [
+    ("asks", (), SITE_VERSION),
+    ("asks", ("--label", "org.supercontainers.mpi=none"), OWN_VERSION),
+    ("asks", ("--read-only",), SITE_VERSION),
+    ("silent", (), OWN_VERSION),
+    ("silent", LABEL, SITE_VERSION),
+])
+@pytest.mark.parametrize("runtime", ["runc", "crun"])
+def test_docker(docker: Daemon, runtime: str, image: str, options: tuple[str, ...], version: str) -> None:
+    """By the labels of the image, and those that the caller gives to the container, which say otherwise."""
+    run = ("run", "--rm", f"--runtime=hpc-{runtime}", "--network=none", *options, image, PROGRAM)
+    assert versions(docker(*run)) == version
+
+
+def test_dockers_own_runtime_is_as_ever(docker: Daemon) -> None:
+    assert versions(docker("run", "--rm", "--network=none", "asks", PROGRAM)) == OWN_VERSION
+
+
+def test_docker_tells_why(docker: Daemon) -> None:
+    done = docker("run", "--rm", "--runtime=hpc-runc", "--network=none", "--label", "org.supercontainers.mpi=openmpi", "silent", PROGRAM)
+    assert done.returncode != 0
+    assert "openmpi is wanted; this site offers mpich (from annotation org.supercontainers.mpi=openmpi)" in done.stderr
+    assert docker.site.log()[-1]["verdict"] == "refused"
+
+
+@pytest.fixture(scope="module")
+def containerd(root_site: Site) -> Iterator[Daemon]:
+    folder = bed.scratch("containerd")
+    config = folder / "config.toml"
+    config.write_text(f'version = 2\nroot = "{folder}/root"\nstate = "{folder}/state"\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
+                      f'[grpc]\naddress = "{folder}/sock"\n')
+    client = ("ctr", "--address", f"{folder}/sock")
+    daemon = Daemon(root_site, wrap(root_site, folder, "runc"), client, "containerd", "--config", str(config))
+    try:
+        daemon.wait()
+        Engine("crun", "root").podman("save", "--format=oci-archive", "--output", str(folder / "image.tar"),
+                                      Engine("crun", "root").load(IMAGE), check=True)
+        done = daemon("image", "import", str(folder / "image.tar"))
+        assert done.returncode == 0, done.stderr
+        yield daemon
+    finally:
+        daemon.stop()
+        subprocess.run(["rm", "-rf", folder], check=True)
+
+
+@pytest.mark.parametrize(("options", "version"), [
+    (("--annotation", "org.supercontainers.mpi=mpich"), SITE_VERSION), ((), OWN_VERSION)])
+def test_containerd(containerd: Daemon, options: tuple[str, ...], version: str) -> None:
+    """By annotations: where containerd keeps labels nobody else can read them."""
+    run = ("run", "--rm", "--runc-binary", str(containerd.runtime), *options, reference(IMAGE), f"test-{len(options)}", PROGRAM)
+    assert versions(containerd(*run)) == version
+
+
+def test_base_spec_of_containerd(containerd: Daemon, root_site: Site, tmp_path: Path) -> None:
+    """The other way: a specification that has the hook already (base_runtime_spec, ctr run --config)."""
+    made = json.loads(containerd("oci", "spec").stdout)
+    made["process"]["args"] = [f"/usr/local/bin/{PROGRAM}"]
+    made["process"]["terminal"] = False
+    made["root"] = {"path": f"{BUILD}/images/bookworm", "readonly": True}
+    (tmp_path / "config.json").write_text(json.dumps(made))
+    wish = ("--annotation", "org.supercontainers.mpi=mpich")
+    done = root_site.command("bundle", str(tmp_path), "--hooks-dir", str(root_site.hooks_dir), *wish)
+    assert done.returncode == 0, done.stderr
+    run = ("run", "--rm", "--config", str(tmp_path / "config.json"), "--runc-binary", "runc", "based")
+    assert versions(containerd(*run)) == SITE_VERSION

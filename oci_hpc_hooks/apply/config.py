@@ -7,7 +7,6 @@ lives here.
 from __future__ import annotations
 
 import posix
-from _stat import S_ISBLK
 
 from oci_hpc_hooks.inputs import container, jsontext
 from oci_hpc_hooks.inputs.container import DEVICE, DIRECTORY, MARK, SOCKET
@@ -85,9 +84,8 @@ def hide(config: dict[str, Any], paths: list[str]) -> None:
 
 
 def _device_rule(path: str) -> dict[str, Any]:
-    status = posix.stat(path)
-    return {"allow": True, "type": "b" if S_ISBLK(status.st_mode) else "c", "major": posix.major(status.st_rdev),
-            "minor": posix.minor(status.st_rdev), "access": "rw"}
+    kind, major, minor = container.device_numbers(posix.stat(path))
+    return {"allow": True, "type": kind, "major": major, "minor": minor, "access": "rw"}
 
 
 def has_own_hook(config: dict[str, Any]) -> bool:

@@ -55,6 +55,12 @@ def node(plan: dict[str, Any], root: str = "", look: Callable[[str], str] = look
     return found
 
 
+def all_nodes(plan: dict[str, Any]) -> list[str]:
+    """The device nodes of every GPU of these stacks, whoever may get it."""
+    found = node(plan)
+    return [path for gpus in found.gpus.values() for gpu in gpus for one in (gpu, *gpu.parts) for path in one.nodes]
+
+
 def _gpus(rule: dict[str, Any], root: str, look: Callable[[str], str]) -> list[Gpu]:
     found = []
     for path, stars in _matching(rule["each"], root)[:MOST]:

@@ -26,6 +26,7 @@ from oci_hpc_hooks.model import (
     Inventory,
     Job,
     Need,
+    Newer,
     ResolvedProfile,
     ResolvedSet,
     Scheduler,
@@ -194,6 +195,7 @@ def _profile(found: Dict[str, Any]) -> ResolvedProfile:
         names=tuple(found["names"]),
         gpus=_gpus(found["gpus"]),
         gpus_of=tuple(found["gpus_of"]),
+        newer=Newer(**found["newer"]) if found["newer"] is not None else None,
     )
 
 

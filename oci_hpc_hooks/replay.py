@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from oci_hpc_hooks.wireup import WireUp
 
 #: Goes into every key: a plan remembered by another version of the record is not found.
-RECORD_VERSION = 4
+RECORD_VERSION = 5
 
 #: What a program could be given by its environment that changes what its loader does.
 LOADER_VARIABLES = ("PATH=", "LD_", "GLIBC_TUNABLES=")

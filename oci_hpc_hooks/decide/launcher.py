@@ -11,7 +11,21 @@ from typing import Dict, List, Sequence, Tuple
 from oci_hpc_hooks.decide.job import OVERRIDE
 from oci_hpc_hooks.decide.request import AUTO, LAUNCHER, NOBODY, wishes
 from oci_hpc_hooks.elf import mpi
-from oci_hpc_hooks.model import ERROR, NOTE, PROVED, REFUSED, UNPROVED, Finding, Inventory, Job, JobPlan, Plan, Request, ResolvedProfile
+from oci_hpc_hooks.model import (
+    ERROR,
+    NOTE,
+    PROVED,
+    REFUSED,
+    UNPROVED,
+    Finding,
+    Inventory,
+    Job,
+    JobPlan,
+    Need,
+    Plan,
+    Request,
+    ResolvedProfile,
+)
 
 PMIX, PMI = "pmix", "pmi"
 
@@ -41,7 +55,7 @@ def with_job(made: Plan, request: Request, inventory: Inventory) -> Plan:
     return replace(made, job=JobPlan(
         launchers=offers,
         wanted=wanted,
-        family=chosen.job if chosen is not None else Job(),
+        family=_family([profile.job for profile in served]),
         scope=request.scope,
         origin=wish.origin,
         explicit=inventory.site.on_refusal == "refuse" and (wish.explicit or asked_for_mpi),
@@ -49,7 +63,24 @@ def with_job(made: Plan, request: Request, inventory: Inventory) -> Plan:
         copies_memory=chosen is not None and any(
             mpi.COPIES_MEMORY in library.elf.imports for library in chosen.libraries
             if library.role == "replace" or library.name.startswith(mpi.OPENMPI_INNER)),
+        locking=tuple(dict.fromkeys(pattern for profile in served if any(need.what == "memlock" for need in profile.job.needs)
+                                    for pattern in profile.devices)),
     ))
+
+
+def _family(jobs: Sequence[Job]) -> Job:
+    """What several profiles ask for themselves; of needs the first one's word counts."""
+    needs: Dict[str, Need] = {}
+    variables: Dict[str, str] = {}
+    for job in jobs:
+        needs = {**{need.what: need for need in job.needs}, **needs}
+        variables = {**job.variables, **variables}
+    return Job(
+        environment=tuple(dict.fromkeys(name for job in jobs for name in job.environment)),
+        except_for=tuple(dict.fromkeys(name for job in jobs for name in job.except_for)),
+        variables=variables,
+        needs=tuple(needs.values()),
+    )
 
 
 def _with_devices(made: Plan, request: Request, served: Sequence[ResolvedProfile]) -> Plan:

@@ -31,7 +31,7 @@ from oci_hpc_hooks.model import (
 )
 
 NAME = "inventory.json"
-VERSION = 4
+VERSION = 5
 LIMIT = 32 << 20
 
 _SCAN_AGAIN = "run oci-hpc-hooks scan"

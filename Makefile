@@ -2,7 +2,7 @@
 PYTHON := build/venv/bin/python
 PYTEST := $(PYTHON) -m pytest --durations=10
 
-.PHONY: help demo test test-all unit python39 debian13 lint shell bench storm rpm bench-application bench-scale matrix generated setup images images-apps \
+.PHONY: help demo test test-all unit python39 debian13 lint shell bench storm rpm bench-application bench-scale matrix generated site setup images images-apps \
 	images-matrix clean
 .NOTPARALLEL:
 
@@ -32,12 +32,15 @@ debian13: setup images ## the engine tests with Debian 13's podman 5, crun, runc
 	@tests/bed/images.sh trixie-node python313
 	tests/bed/debian13.sh
 
-lint: setup ## ruff, mypy --strict, and whether man pages and completions are those of the code
+lint: setup ## ruff, mypy --strict, and whether the documentation is whole and that of the code
 	$(PYTHON) -m ruff check
 	$(PYTHON) -m mypy
 	$(PYTHON) docs/generate.py --check
+	$(PYTHON) -m mkdocs build --quiet --strict
 
-generated: setup ## man pages and shell completions, after a change of the command line
+site: lint ## the documentation as pages of HTML, in build/site-html
+
+generated: setup ## man pages, shell completion, reference pages: after a change of the command line or a schema
 	$(PYTHON) docs/generate.py
 
 shell: setup ## a shell in which podman and oci-hpc-hooks work on this machine

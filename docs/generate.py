@@ -1,4 +1,5 @@
-"""Man pages and shell completions, from the command line's own grammar: ``python docs/generate.py [--check]``.
+"""Man pages and shell completions from the command line's own grammar, the reference of configuration files from their schemas:
+``python docs/generate.py [--check]``.
 
 What it writes is kept in the repository, so that a package is made without these libraries; ``make lint`` holds it against the code.
 """
@@ -7,10 +8,11 @@ from __future__ import annotations
 
 import argparse
 import configparser
+import json
 import re
 import sys
 from pathlib import Path
-from typing import Dict, Iterator, Tuple
+from typing import Any, Dict, Iterator, Mapping, Tuple
 
 import shtab
 from argparse_manpage.manpage import Manpage
@@ -50,7 +52,8 @@ def main() -> int:
     check = sys.argv[1:] == ["--check"]
     stale = []
     made = dict(generated())
-    old = [path for path in (ROOT / MAN).glob("*.1") if str(path.relative_to(ROOT)) not in made]
+    there = [*(ROOT / MAN).glob("*.1"), *(ROOT / "docs/reference").glob("*.md")]
+    old = [path for path in there if str(path.relative_to(ROOT)) not in made]
     for name, text in made.items():
         path = ROOT / name
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
@@ -77,11 +80,61 @@ def generated() -> Iterator[Tuple[str, str]]:
                 action.complete = PATHS[str(action.metavar)]  # type: ignore[attr-defined]
     for shell, path in COMPLETIONS.items():
         yield path, shtab.complete(whole, shell).rstrip() + "\n"
+    for kind in ("site", "profile"):
+        yield f"docs/reference/{kind}.md", reference(json.loads((ROOT / f"schemas/{kind}.schema.json").read_text(encoding="utf-8")), kind)
     yield f"{MAN}/{whole.prog}.1", page(cli.parser(()), whole.prog, MORE + _see_also(pages))
     for name, verb in pages.items():
         title = f"{whole.prog}-{name}"
         yield f"{MAN}/{title}.1", page(verb, title, f".SH SEE ALSO\n{_reference(whole.prog)}\n")
 
+
+# ---------------------------------------------------------------------------------------------------------------- schemas
+
+FILES = {"site": "/etc/oci-hpc-hooks/site.json", "profile": "profiles.d/NAME.json"}
+
+
+def reference(schema: Mapping[str, Any], kind: str) -> str:
+    """A page with one row for each key, by its JSON path."""
+    origin = (f"Made from `schemas/{kind}.schema.json`; `oci-hpc-hooks validate FILE` holds a file against it and names each error with "
+              "its JSON path.")
+    head = ["| key | what it is | meaning |", "| --- | --- | --- |"]
+    lines = [f"# {FILES[kind]}", "", schema["description"], "", origin, "", *head, *_rows(schema, schema, ""), ""]
+    return "\n".join(lines)
+
+
+def _rows(schema: Mapping[str, Any], whole: Mapping[str, Any], path: str) -> Iterator[str]:
+    for key, part in schema.get("properties", {}).items():
+        yield from _row(_followed(part, whole), whole, f"{path}.{key}" if path else key, key in schema.get("required", ()))
+
+
+def _row(part: Mapping[str, Any], whole: Mapping[str, Any], path: str, required: bool) -> Iterator[str]:
+    items = _followed(part.get("items", {}), whole)
+    values = [json.dumps(value) for value in ([part["const"]] if "const" in part else part.get("enum", items.get("enum", [])))]
+    shape = ", ".join(f"`{value}`" for value in values) or part.get("title") or items.get("title") or str(items.get("type") or part["type"])
+    if part.get("type") == "array":
+        shape = "a list of objects" if shape == "object" else f"a list: {shape}"
+    need = " (required)" if required else ""
+    text = " ".join(str(part.get("description", "")).split())
+    yield f"| `{path}`{need} | {_cell(shape)} | {_cell(text)} |"
+    below = part if "properties" in part else items
+    yield from _rows(below, whole, f"{path}[]" if part.get("type") == "array" else path)
+
+
+def _followed(part: Mapping[str, Any], whole: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A part of a schema, or what it refers to with what it says itself."""
+    if "$ref" not in part:
+        return part
+    found: Any = whole
+    for step in part["$ref"].lstrip("#/").split("/"):
+        found = found[step]
+    return {**found, **{key: value for key, value in part.items() if key != "$ref"}}
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+# ---------------------------------------------------------------------------------------------------------------- man pages
 
 def verbs(whole: argparse.ArgumentParser) -> Dict[str, argparse.ArgumentParser]:
     """The parsers of the verbs, by name."""

@@ -144,7 +144,7 @@ def test_profile_that_does_not_exist(etc: Path) -> None:
     put(etc / "site.json", {"version": 1, "profiles": ["mpihc", "zzz", "mpich", "mpich"]})
     first, second, third = told(etc)
     assert "$.profiles[0]: there is no profile 'mpihc'; did you mean \"mpich\"?" in first
-    assert "$.profiles[1]: there is no profile 'zzz'; installed are: cuda, hydra, levelzero, mpi-abi, mpich, munge, " in second
+    assert "$.profiles[1]: there is no profile 'zzz'; installed are: cuda, cxi, efa, gdrcopy, hydra, " in second
     assert "$.profiles[3]: the profile 'mpich' is named twice" in third
 
 

@@ -489,13 +489,14 @@ class JobPlan:
 
     launchers: Mapping[str, Job]  # those that could be meant, by name
     wanted: Tuple[str, ...]  # names; () = whichever has started the job
-    family: Job  # what the MPI and the fabrics that are injected ask for themselves
+    family: Job  # what the MPI that is injected asks for itself
     scope: str
     origin: str
     explicit: bool  # what is needed and lacking is a refusal, not a warning
     protocols: Tuple[str, ...] = ()  # which the MPI that is injected speaks; () = no MPI is, and it is not known
     copies_memory: bool = False  # it reads other ranks' memory (process_vm_readv(2))
     locking: Tuple[str, ...] = ()  # patterns of device nodes whose users lock memory
+    services: Mapping[str, Job] = field(default_factory=dict)  # of the stacks that come: what the node may have for them
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,9 @@ LOADER_VARIABLES = ("PATH=", "LD_", "GLIBC_TUNABLES=")
 
 PLAN_LIMIT = 64 << 20
 
+#: What a hook may take of its node, far beyond what any start needs: bytes of address space, seconds of processor time, bytes of a file.
+LIMITS = ((syscalls.RLIMIT_AS, 4 << 30), (syscalls.RLIMIT_CPU, 40), (syscalls.RLIMIT_FSIZE, 256 << 20))
+
 
 class Service:
     """A start that asks for something, on its way to what it gets."""
@@ -75,6 +78,7 @@ class Service:
 
             more = wireup.wire_up(self.start, record)
         way, because = self.apply(record, cache, more)
+        syscalls.give_up_privileges()  # what is left is to say so
         findings = [*record["findings"], *more.findings] if more else record["findings"]
         if because:
             what = f"the loader's cache is mounted, not a file of the container's own, and ldconfig inside fails: {because}"
@@ -120,6 +124,8 @@ def run(start: Start) -> None:
     """Serves one container that asks for something. Raises HookError where it must not start."""
     syscalls.close_range(3)
     syscalls.set_not_dumpable()
+    for resource, most in LIMITS:
+        syscalls.limit(resource, most)
     service = service_for(start)
     if not start.words and not start.defaults:
         service.log("nothing", "warm", message=f"the image's labels could not be read: {start.image.reason}")

@@ -71,6 +71,10 @@ def complain(text: str, by_runtime: bool = True) -> None:
         clean = clean[:SENTENCE_LIMIT // 2] + " … " + clean[-SENTENCE_LIMIT // 2:]
     line = (PREFIX + clean + "\n").encode("utf-8", "backslashreplace")
     try:
+        syscalls.limit(syscalls.RLIMIT_FSIZE, syscalls.RLIM_INFINITY)  # a job's output may be longer than any file of ours
+    except HookError:
+        pass
+    try:
         posix.write(2, line)
         status = posix.fstat(2)
         if S_ISCHR(status.st_mode) and status.st_rdev == posix.makedev(1, 3):

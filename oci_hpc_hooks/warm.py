@@ -11,19 +11,45 @@ from __future__ import annotations
 
 import posix
 import time
-from _signal import SIG_SETMASK, pthread_sigmask  # type: ignore[import-not-found]  # built in; the signal module costs an enum
+from _signal import (  # type: ignore[import-not-found]  # built in; the signal module costs an enum
+    SIG_DFL,
+    SIG_IGN,
+    SIG_SETMASK,
+    SIGALRM,
+    SIGHUP,
+    SIGINT,
+    SIGQUIT,
+    SIGTERM,
+    SIGXCPU,
+    alarm,
+    pthread_sigmask,
+    signal,
+)
 
 from oci_hpc_hooks.errors import HookError
 from oci_hpc_hooks.inputs import container, jsontext, storage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from types import FrameType
     from typing import Mapping, NoReturn
 
 #: Annotations and labels that are read; everything else is none of our business.
 PREFIXES = ("org.supercontainers.", "com.hooks.mpi.")
 
 SITE_LIMIT = 1 << 20
+
+#: Seconds that a hook takes at most. Less than the "timeout" of its descriptor, at which the runtime kills it without a word.
+TIME_LIMIT = 50
+
+
+class Overdue(BaseException):
+    """The time is over. ``frame`` is where it was spent. No Exception: whoever goes on after an error must not go on after this one."""
+
+    def __init__(self, frame: FrameType | None, why: str) -> None:
+        super().__init__(why)
+        self.frame = frame
+        self.why = why
 
 
 class Start:
@@ -73,17 +99,43 @@ def main(stage: str, *, config: str, state: str, cache: str, log: str) -> NoRetu
     began = time.monotonic()
     status = 1
     try:
-        pthread_sigmask(SIG_SETMASK, [])  # crun starts hooks with every signal blocked, the ones that should end them too
-        posix.umask(0o022)
+        settle()
         run(stage, (config, state, cache, log), began)
         status = 0
     except HookError as error:
         complain(str(error), stage)
+    except Overdue as late:
+        from oci_hpc_hooks import overdue
+
+        complain(overdue.sentence(late.frame, late.why), stage)
     except MemoryError:
         complain("out of memory; the container was not touched.", stage)
     except Exception as error:
         complain(f"{type(error).__name__}: {error}. This is a defect of oci-hpc-hooks: please report it.", stage)
     posix._exit(status)  # nothing is left to tidy, and taking the interpreter down costs a millisecond
+
+
+def settle() -> None:
+    """Whatever the runtime was started with: signals that end a process end this one, the time is bounded, new files are for all to read,
+    and no relative path leads anywhere.
+
+    crun starts hooks with every signal blocked; SIGPIPE and SIGXFSZ stay ignored, as Python has them, so that what cannot be written is
+    an error and not the end.
+    """
+    posix.umask(0o022)
+    posix.chdir("/")
+    for number in (SIGHUP, SIGINT, SIGQUIT, SIGTERM):
+        signal(number, SIG_DFL)
+    for number in (SIGALRM, SIGXCPU):
+        signal(number, end)
+    pthread_sigmask(SIG_SETMASK, [])
+    alarm(TIME_LIMIT)
+
+
+def end(number: int, frame: FrameType | None) -> NoReturn:
+    """The handler of both signals: what is half done is taken back on the way out."""
+    signal(number, SIG_IGN)
+    raise Overdue(frame, f"{TIME_LIMIT} s" if number == SIGALRM else "its processor time")
 
 
 def run(stage: str, places: tuple[str, str, str, str], began: float) -> None:

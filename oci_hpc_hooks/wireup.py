@@ -66,6 +66,15 @@ def wire_up(start: Start, record: dict[str, Any]) -> WireUp:
             made.findings.append(_missing("socket", path, why, record))
         else:
             made.mounts.append((SOCKET, path))
+    for is_socket, path in outcome.services:
+        why = launcher.why_no_socket(path) if is_socket else launcher.why_no_directory(path, made.owners)
+        if not why and not is_socket and as_root and now.can_set:
+            why = launcher.why_movable(path)
+        if not why:
+            made.mounts.append((SOCKET if is_socket else DIRECTORY, path))
+            made.told.setdefault("services", []).append(path)
+        elif launcher.is_there(path):  # most nodes have few of them
+            made.findings.append(_missing("socket" if is_socket else "job-directory", path, why, record))
     if outcome.launchers:
         made.told["launchers"] = outcome.launchers
         made.told["variables"] = len(outcome.variables)

@@ -6,6 +6,7 @@ import argparse
 from typing import Iterator, Mapping, Sequence
 
 from oci_hpc_hooks import cli
+from oci_hpc_hooks.cli import show
 from oci_hpc_hooks.inputs import inventory, scan, site
 from oci_hpc_hooks.model import ResolvedProfile
 
@@ -20,26 +21,35 @@ def execute(args: argparse.Namespace) -> int:
     if args.json:
         cli.print_json(inventory.document(found.inventory))
         return 0
+    show.show(map(_styled, _told(found, path)))
+    return 0
+
+
+def _told(found: scan.Scan, path: str) -> Iterator[str]:
     launchers = [profile.name for profile in found.inventory.profiles if "launcher" in profile.provides]
     others = [profile for profile in found.inventory.profiles if profile.name not in launchers]
     for profile in others:
-        print("\n".join(_lines(profile, found.notes)))
+        yield from _lines(profile, found.notes)
     if not others:
-        print("no profile is on: a container that asks for an MPI gets none")
+        yield "no profile is on: a container that asks for an MPI gets none"
     if launchers:
-        print(f"launchers that are known: {', '.join(launchers)}")
+        yield f"launchers that are known: {', '.join(launchers)}"
     runtime = found.inventory.c_runtime
     if runtime is not None:
         told = runtime.problems[0] if runtime.problems else f"{len(runtime.libraries)} files of {runtime.source}"
-        print(f"C runtime for containers whose glibc is too old: {told}")
+        yield f"C runtime for containers whose glibc is too old: {told}"
     cpu = found.inventory.cpu
     if cpu is not None:
-        print(f"processor: {cpu.target} ({cpu.vendor}), which amounts to {cpu.level}")
+        yield f"processor: {cpu.target} ({cpu.vendor}), which amounts to {cpu.level}"
     if found.cpu_note:
-        print(f"  note: {found.cpu_note}")
+        yield f"  note: {found.cpu_note}"
     if path:
-        print(f"written to {path}")
-    return 0
+        yield f"written to {path}"
+
+
+def _styled(line: str) -> show.Line:
+    words = {": available": "available", ": not available": "not available", "  note: ": "note", "  problem: ": "error"}
+    return show.Line(line, next((style for word, style in words.items() if word in line), ""))
 
 
 def _lines(profile: ResolvedProfile, notes: Mapping[str, Sequence[str]]) -> Iterator[str]:

@@ -6,20 +6,21 @@ What is shown comes from images in part: control characters never reach the term
 from __future__ import annotations
 
 import sys
+import textwrap
 from dataclasses import dataclass
-from typing import Any, Iterable, Iterator, Mapping, Tuple, Union
+from typing import Any, Iterable, Iterator, List, Mapping, Sequence, Tuple, Union
 
 from oci_hpc_hooks.errors import sentence
 
 #: What stands out on a terminal: words that begin a line or fill a cell.
 STYLES: Mapping[str, str] = {
-    "proved": "green", "nothing": "green", "unproved": "yellow", "refused": "bold red",
+    "proved": "green", "nothing": "green", "available": "green", "not available": "dim", "unproved": "yellow", "refused": "bold red",
     "error": "bold red", "warning": "yellow", "note": "dim",
     "host": "cyan", "host C runtime": "magenta", "image": "dim", "nobody": "bold red",
 }
 
 
-#: Letters; a column that has no longer cell is not broken where the terminal is narrow. The last one, of words, is.
+#: Letters: a column that has no longer cell is never broken. Of the others the last may be, while it keeps this much room.
 WHOLE = 28
 
 
@@ -84,18 +85,51 @@ def _rich(blocks: Iterable[Block]) -> None:
     from rich.text import Text
 
     console = Console(highlight=False, emoji=False)  # itself respects NO_COLOR and TERM=dumb
+
+    def table_of(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> RichTable:
+        table = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+        for heading in headings:
+            table.add_column(heading, overflow="fold", no_wrap=heading != headings[-1])
+        for row in rows:
+            table.add_row(*(Text(clean(cell), STYLES.get(cell, "")) for cell in row))
+        return table
+
     for block in blocks:
         if isinstance(block, Table):
-            table = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-            for heading, *cells in zip(block.headings, *block.rows):
-                whole = heading != block.headings[-1] and max(map(len, cells), default=0) <= WHOLE
-                table.add_column(heading, overflow="fold", no_wrap=whole)
-            for row in block.rows:
-                table.add_row(*(Text(clean(cell), STYLES.get(cell, "")) for cell in row))
-            console.print(Padding(table, (0, 0, 0, 2)))
+            below = _too_wide(block, console.width)
+            kept = [index for index in range(len(block.headings)) if index not in below]
+            table = table_of([block.headings[index] for index in kept], [[row[index] for index in kept] for row in block.rows])
+            if not below:
+                console.print(Padding(table, (0, 0, 0, 2)))
+                continue
+            # A row's long cells stand below it.
+            with console.capture() as captured:
+                console.print(table)
+            heading, *lines = captured.get().rstrip("\n").split("\n")
+            console.print(Text.from_ansi("  " + heading))
+            for line, row in zip(lines, block.rows):
+                console.print(Text.from_ansi("  " + line))
+                for index in below:
+                    cell = Text(clean(row[index]), "dim" if index == below[-1] else "", overflow="fold")
+                    console.print(Padding(cell, (0, 0, 0, 6), expand=False))
         else:
-            line = block if isinstance(block, Line) else Line(block)
-            console.print(Text(clean(line.text), STYLES.get(line.style, "")), soft_wrap=True)
+            line_ = block if isinstance(block, Line) else Line(block)
+            text = clean(line_.text)
+            indent = len(text) - len(text.lstrip())
+            wrapped = textwrap.wrap(text, max(console.width, 20), subsequent_indent=" " * (indent + 4), break_long_words=False,
+                                    break_on_hyphens=False, drop_whitespace=True) or [""]
+            for part in wrapped:
+                console.print(Text(part, STYLES.get(line_.style, "")), soft_wrap=True)
+
+
+def _too_wide(table: Table, width: int) -> List[int]:
+    """The columns that stand below their row where the terminal is too narrow for them beside the others; of one alone the words are
+    broken."""
+    widths = [max(len(clean(cell)) for cell in column) + 2 for column in zip(table.headings, *table.rows)]
+    last = len(widths) - 1
+    if 2 + sum(widths[:-1]) + min(widths[last], WHOLE) <= width:
+        return []
+    return [index for index, wide in enumerate(widths) if wide - 2 > WHOLE or index == last]
 
 
 def count(number: int, one: str, many: str = "") -> str:

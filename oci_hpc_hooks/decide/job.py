@@ -33,16 +33,18 @@ CLIENT_STORE = "PMIX_MCA_gds"
 class Outcome:
     """What this start gets: ``variables`` to set, ``directories`` and ``sockets`` of the host at their own path.
 
-    ``findings`` are documents as in a plan's record. ``launchers``: names of those that have started it. ``refusal``: what is needed and
-    lacking, with its remedy, "" and "" if nothing is.
+    ``services``: (is it a socket, path) of more of them, for stacks of GPUs, which a node may have or not. ``findings`` are documents as in
+    a plan's record. ``launchers``: names of those that have started it. ``refusal``: what is needed and lacking, with its remedy, "" and ""
+    if nothing is.
     """
 
-    __slots__ = ("directories", "findings", "launchers", "refusal", "sockets", "variables")
+    __slots__ = ("directories", "findings", "launchers", "refusal", "services", "sockets", "variables")
 
     def __init__(self) -> None:
         self.variables: dict[str, str] = {}
         self.directories: list[str] = []
         self.sockets: list[str] = []
+        self.services: list[tuple[bool, str]] = []
         self.findings: list[dict[str, str]] = []
         self.launchers: list[str] = []
         self.refusal = ("", "")
@@ -71,12 +73,15 @@ class _Decision:
         for name in self.job["wanted"]:
             if name not in names:
                 self.missing_launcher(name, launchers[name])
-        if not names:
-            if self.now.unseen and not self.job["wanted"]:
-                self.tell("note", "launcher-unseen", f"whether a launcher has started this container cannot be seen: {self.now.unseen}",
-                          self.how_to_pass(launchers.values()))
-            return
-        jobs = [launchers[name] for name in names]
+        if launchers and not names and self.now.unseen and not self.job["wanted"]:
+            self.tell("note", "launcher-unseen", f"whether a launcher has started this container cannot be seen: {self.now.unseen}",
+                      self.how_to_pass(launchers.values()))
+        if names:
+            self.ranks([launchers[name] for name in names])
+        self.services(list(self.job["services"].values()))
+
+    def ranks(self, jobs: list[dict[str, Any]]) -> None:
+        """What the launchers that have started it have for it."""
         self.protocol(jobs)
         for one in jobs:
             self.outcome.directories += [path for path in map(self.filled, one["directories"]) if _is_path(path)]
@@ -122,18 +127,21 @@ class _Decision:
         """Those that the user has set stay; those that came from the image do not."""
         wanted: dict[str, str] = {}
         for one in jobs:
-            for name, value in self.now.launcher.items():
-                if name not in one["except_for"] and any(_matches(name, pattern) for pattern in one["environment"]):
-                    wanted[name] = value
-            for name, text in one["variables"].items():
-                value = self.filled(text)
-                if value:
-                    wanted[name] = value
+            wanted.update(self.variables_of(one))
         if CLIENT_SECURITY in wanted and not self.outcome.sockets:
             modes = [mode for mode in wanted[CLIENT_SECURITY].split(",") if mode != "munge"]
             wanted[CLIENT_SECURITY] = ",".join(modes) or "native"
         if STORE in wanted and not self.outcome.directories:
             wanted[CLIENT_STORE] = "hash"  # the server's shared memory lies in a directory that is not there
+        self.set(wanted, self.how_to_pass(jobs))
+
+    def variables_of(self, one: dict[str, Any]) -> dict[str, str]:
+        found = {name: value for name, value in self.now.launcher.items()
+                 if name not in one["except_for"] and any(_matches(name, pattern) for pattern in one["environment"])}
+        found.update({name: self.filled(text) for name, text in one["variables"].items() if self.filled(text)})
+        return found
+
+    def set(self, wanted: dict[str, str], how: str) -> None:
         new = {name: value for name, value in wanted.items() if name not in self.now.given}
         if self.now.can_set:
             self.outcome.variables.update(new)
@@ -142,7 +150,7 @@ class _Decision:
         if lacking:
             few = ", ".join(lacking[:6]) + (f" and {len(lacking) - 6} more" if len(lacking) > 6 else "")
             self.tell("warning", "variables", f"variables cannot be set at this stage, and the container lacks {few}",
-                      f"give {self.how_to_pass(jobs)}, or register the hook at precreate")
+                      f"give {how}, or register the hook at precreate")
 
     def sockets(self, one: dict[str, Any]) -> None:
         if one["sockets"] and self.now.root:
@@ -150,6 +158,20 @@ class _Decision:
                          "for every user", "start the container as a user, or with a user namespace (--userns=auto)")
         else:
             self.outcome.sockets += one["sockets"]
+
+    def services(self, stacks: list[dict[str, Any]]) -> None:
+        """What stacks of GPUs have of the node, if it is there: no container needs it, and none is refused for lack of it."""
+        for one in stacks:
+            self.outcome.services += [(False, path.rstrip("/")) for path in map(self.filled, one["directories"]) if _is_path(path)]
+            if self.now.root:
+                continue  # as root of the node it would speak for every user
+            self.outcome.services += [(True, path) for path in one["sockets"]]
+        variables: dict[str, str] = {}
+        for one in stacks:
+            variables.update(self.variables_of(one))
+        self.set(variables, " ".join([f"--env {name}" for name in sorted(variables)]))
+        for one in stacks:
+            self.needs(one)
 
     # -- what ranks need
 
@@ -276,8 +298,9 @@ class _Decision:
             self.outcome.refusal = what, remedy
 
     def tell(self, severity: str, code: str, what: str, remedy: str) -> None:
-        self.outcome.findings.append({"severity": severity, "code": code, "what": what, "origin": self.job["origin"], "remedy": remedy,
-                                      "who": "user"})
+        found = {"severity": severity, "code": code, "what": what, "origin": self.job["origin"], "remedy": remedy, "who": "user"}
+        if found not in self.outcome.findings:  # an MPI and a fabric need the same
+            self.outcome.findings.append(found)
 
 
 def _matches(name: str, pattern: str) -> bool:

@@ -21,10 +21,10 @@ from oci_hpc_hooks.model import (
     Inventory,
     Job,
     JobPlan,
-    Need,
     Plan,
     Request,
     ResolvedProfile,
+    Wish,
 )
 
 PMIX, PMI = "pmix", "pmi"
@@ -36,6 +36,7 @@ def with_job(made: Plan, request: Request, inventory: Inventory) -> Plan:
         return made
     served = [profile for profile in inventory.profiles if profile.name in made.profile.split(", ")]
     made = _with_devices(made, request, served)
+    made = _with_services(made, request, served)
     chosen = next((profile for profile in served if "mpi" in profile.provides), None)
     wish = request.launcher
     if wish is None or wish.value == NOBODY:
@@ -55,7 +56,7 @@ def with_job(made: Plan, request: Request, inventory: Inventory) -> Plan:
     return replace(made, job=JobPlan(
         launchers=offers,
         wanted=wanted,
-        family=_family([profile.job for profile in served]),
+        family=chosen.job if chosen is not None else Job(),
         scope=request.scope,
         origin=wish.origin,
         explicit=inventory.site.on_refusal == "refuse" and (wish.explicit or asked_for_mpi),
@@ -63,37 +64,42 @@ def with_job(made: Plan, request: Request, inventory: Inventory) -> Plan:
         copies_memory=chosen is not None and any(
             mpi.COPIES_MEMORY in library.elf.imports for library in chosen.libraries
             if library.role == "replace" or library.name.startswith(mpi.OPENMPI_INNER)),
-        locking=tuple(dict.fromkeys(pattern for profile in served if any(need.what == "memlock" for need in profile.job.needs)
-                                    for pattern in profile.devices)),
+        locking=_locking(served),
+        services=made.job.services if made.job is not None else {},
     ))
 
 
-def _family(jobs: Sequence[Job]) -> Job:
-    """What several profiles ask for themselves; of needs the first one's word counts."""
-    needs: Dict[str, Need] = {}
-    variables: Dict[str, str] = {}
-    for job in jobs:
-        needs = {**{need.what: need for need in job.needs}, **needs}
-        variables = {**job.variables, **variables}
-    return Job(
-        environment=tuple(dict.fromkeys(name for job in jobs for name in job.environment)),
-        except_for=tuple(dict.fromkeys(name for job in jobs for name in job.except_for)),
-        variables=variables,
-        needs=tuple(needs.values()),
-    )
+def _locking(served: Sequence[ResolvedProfile]) -> Tuple[str, ...]:
+    return tuple(dict.fromkeys(pattern for profile in served if any(need.what == "memlock" for need in profile.job.needs)
+                               for pattern in profile.devices))
 
 
 def _with_devices(made: Plan, request: Request, served: Sequence[ResolvedProfile]) -> Plan:
     """On the word of the image alone, of a profile's devices only those come that anybody may open."""
-    by_image = {(wish.kind, wish.value) for wish in wishes(request) if wish.by_image}
     devices: Dict[str, bool] = {}
     for profile in served:
-        ((kind, value),) = profile.provides.items()
-        closed = not by_image.isdisjoint(((kind, value), (kind, AUTO)))
+        closed = _asking(profile, request).by_image
         for pattern in profile.devices:
             devices[pattern] = devices.get(pattern, True) and closed
     return replace(made, devices=tuple(pattern for pattern, closed in devices.items() if not closed),
                    open_devices=tuple(pattern for pattern, closed in devices.items() if closed))
+
+
+def _with_services(made: Plan, request: Request, served: Sequence[ResolvedProfile]) -> Plan:
+    """What stacks have of the node's services and need of the container: never on the word of the image."""
+    asking = [(profile, _asking(profile, request)) for profile in served if "mpi" not in profile.provides and profile.job != Job()]
+    services = {profile.name: profile.job for profile, wish in asking if not wish.by_image}
+    origins = ", ".join(dict.fromkeys(wish.origin for _, wish in asking if not wish.by_image))
+    if not services:
+        return made
+    return replace(made, job=JobPlan({}, (), Job(), request.scope, origins, False, locking=_locking(served), services=services))
+
+
+def _asking(profile: ResolvedProfile, request: Request) -> Wish:
+    """The wish that a profile serves; the image's where there is one."""
+    ((kind, value),) = profile.provides.items()
+    found = [wish for wish in wishes(request) if wish.kind == kind and wish.value in (value, AUTO)]
+    return next((wish for wish in found if wish.by_image), found[0] if found else Wish(value, "", False, kind=kind))
 
 
 def _protocols(profile: ResolvedProfile) -> Tuple[str, ...]:

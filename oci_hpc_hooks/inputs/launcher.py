@@ -231,6 +231,15 @@ def why_no_directory(path: str, owners: Sequence[int]) -> str:
     return "" if status.st_uid in owners else f"it belongs to uid {status.st_uid}, not to the user of the job"
 
 
+def is_there(path: str) -> bool:
+    """Whether anything is at this path, whatever it is."""
+    try:
+        posix.stat(path, follow_symlinks=False)
+        return True
+    except (OSError, ValueError):
+        return False
+
+
 def why_no_socket(path: str) -> str:
     """The same for a socket."""
     try:

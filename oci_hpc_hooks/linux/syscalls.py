@@ -9,7 +9,7 @@ number on every architecture; older ones go through libc. Wrappers add ``O_CLOEX
 from __future__ import annotations
 
 import posix
-from _ctypes import FUNCFLAG_CDECL, FUNCFLAG_USE_ERRNO, Array, CFuncPtr, _SimpleCData, dlopen, dlsym, get_errno
+from _ctypes import FUNCFLAG_CDECL, FUNCFLAG_USE_ERRNO, Array, CFuncPtr, _SimpleCData, dlopen, dlsym, get_errno, set_errno
 from sys import byteorder
 
 from oci_hpc_hooks.errors import KernelError
@@ -69,6 +69,14 @@ CLONE_NEWNS = 0x00020000
 CLONE_NEWUSER = 0x10000000
 
 PR_SET_DUMPABLE = 4
+PR_SET_NO_NEW_PRIVS = 38
+
+#: capset(2): 64 capabilities, in two structs (linux/capability.h).
+LINUX_CAPABILITY_VERSION_3 = 0x20080522
+
+#: setrlimit(2): the same numbers on every architecture that this project runs on (asm-generic/resource.h).
+RLIMIT_CPU, RLIMIT_FSIZE, RLIMIT_AS = 0, 1, 9
+RLIM_INFINITY = (1 << 64) - 1
 
 STATX_MNT_ID = 0x1000
 
@@ -99,6 +107,13 @@ class _Statx(Array):  # type: ignore[type-arg]
 
     _type_ = _Char
     _length_ = 256
+
+
+class _Rlimit(Array):  # type: ignore[type-arg]
+    """struct rlimit64: soft, hard."""
+
+    _type_ = _Char
+    _length_ = 16
 
 
 class _Syscall(CFuncPtr):
@@ -274,7 +289,11 @@ def statx_mount_id(fd: int) -> int:
     status = _Statx()
     if _libc("statx")(fd, b"", AT_EMPTY_PATH, STATX_MNT_ID, status) < 0:
         _fail(f"statx({fd})")
-    return int.from_bytes(bytes(status)[0x90:0x98], byteorder)
+    found = bytes(status)
+    if not int.from_bytes(found[:4], byteorder) & STATX_MNT_ID:  # libc answers by fstat(2) where the kernel says ENOSYS
+        set_errno(ENOSYS)
+        _fail(f"statx({fd})")
+    return int.from_bytes(found[0x90:0x98], byteorder)
 
 
 def umount2(path: str, flags: int) -> None:
@@ -287,3 +306,21 @@ def set_not_dumpable() -> None:
     """prctl(2) PR_SET_DUMPABLE 0: nobody but the host's root may look into this process or open its executable through /proc."""
     if _libc("prctl")(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0:
         _fail("prctl(PR_SET_DUMPABLE, 0)")
+
+
+def give_up_privileges() -> None:
+    """prctl(2) PR_SET_NO_NEW_PRIVS and capset(2) with nothing: whatever this process still does, it does as an ordinary user would."""
+    if _libc("prctl")(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0:
+        _fail("prctl(PR_SET_NO_NEW_PRIVS, 1)")
+    if _libc("capset")(LINUX_CAPABILITY_VERSION_3.to_bytes(4, byteorder) + bytes(4), bytes(24)) < 0:
+        _fail("capset()")
+
+
+def limit(resource: int, most: int) -> None:
+    """prlimit(2): sets a soft limit of this process to ``most``, or to the hard limit if that is less."""
+    now = _Rlimit()
+    if _libc("prlimit")(0, resource, None, now) < 0:
+        _fail(f"prlimit({resource})")
+    hard = int.from_bytes(bytes(now)[8:], byteorder)
+    if _libc("prlimit")(0, resource, words(min(most, hard), hard), None) < 0:
+        _fail(f"prlimit({resource}, {most})")

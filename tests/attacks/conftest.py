@@ -10,7 +10,7 @@ import pytest
 
 from tests.attacks.images import Forge
 from tests.bed import bed
-from tests.engine.conftest import crun, make_site, rootful, scratch, tidy  # noqa: F401
+from tests.engine.conftest import crun, engine, make_site, rootful, scratch, tidy  # noqa: F401
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -11,18 +12,32 @@ from tests.bed.site import Site
 Edit = tuple[str, str, str]  # file of the package, what stands there once, what instead
 
 
-def weakened(site: Site, folder: Path, *edits: Edit) -> Path:
+def weakened(site: Site, folder: Path, *edits: Edit, name: str = "weak") -> Path:
     """The folder for ``--hooks-dir`` of hooks that are the site's in all else. Fails where an edit does not fit any more."""
-    copy = folder / "weak/package"
+    copy = folder / name / "package"
     shutil.copytree(bed.ROOT / "oci_hpc_hooks", copy / "oci_hpc_hooks", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("hooks.d", "schemas"):
-        (copy / name).symlink_to(bed.ROOT / name)
-    for name, old, new in edits:
-        path = copy / "oci_hpc_hooks" / name
+    for other in ("hooks.d", "schemas"):
+        (copy / other).symlink_to(bed.ROOT / other)
+    for file, old, new in edits:
+        path = copy / "oci_hpc_hooks" / file
         text = path.read_text()
-        assert text.count(old) == 1, f"{old!r} is not once in {name}"
+        assert text.count(old) == 1, f"{old!r} is not once in {file}"
         path.write_text(text.replace(old, new))
-    done = site.command("register", str(folder / "weak/hooks.d"), env={"PYTHONPATH": str(copy)})
+    done = site.command("register", str(folder / name / "hooks.d"), env={"PYTHONPATH": str(copy)})
     assert done.returncode == 0, done.stderr
-    assert str(copy).encode() in (folder / "weak/hooks.d/bin/oci-hpc-hooks-createruntime").read_bytes()
-    return folder / "weak/hooks.d"
+    assert str(copy).encode() in (folder / name / "hooks.d/bin/oci-hpc-hooks-createruntime").read_bytes()
+    return folder / name / "hooks.d"
+
+
+def wrapped(hooks: Path, folder: Path, script: str) -> Path:
+    """The same hooks, each started by a program of the given text, which ends in starting ``{hook}``."""
+    (folder / "bin").mkdir(parents=True)
+    for descriptor in hooks.glob("*.json"):
+        document = json.loads(descriptor.read_text())
+        original = Path(document["hook"]["path"])
+        wrapper = folder / "bin" / original.name
+        wrapper.write_text(script.replace("{hook}", str(original)))
+        wrapper.chmod(0o755)
+        document["hook"].update(path=str(wrapper), args=[str(wrapper)])
+        (folder / descriptor.name).write_text(json.dumps(document))
+    return folder

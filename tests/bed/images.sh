@@ -18,7 +18,9 @@
 #   build/site/pocl          the root of a node whose OpenCL driver is PyPI's PoCL 3.0 in /opt/pocl (glibc 2.15, a compiler of its own)
 #   build/site/pocl-trixie   the same with Debian 13's PoCL in the places of the distribution; wants a newer glibc than Debian 12's
 #   build/site/nvidia-535, 550  the root of a node with NVIDIA's driver as Debian 12 and 13 have it (non-free), unpacked only
+#   build/site/nvidia-470, 525  the same with two older ones that Debian 12 keeps beside it
 #   build/site/rocm          the same with Debian 12's ROCm runtime
+#   build/site/intel         the same with Debian 12's OpenCL driver for Intel's GPUs, and the loader of Level Zero
 #   build/images/arm64       Debian 12 for arm64, unpacked only: MPICH, mpihello, and a Python that runs this project
 #   build/site/mpich5-arm64  PyPI's mpich 5 for arm64
 #   build/qemu-aarch64       runs the programs of both (Debian 13's: it knows openat2)
@@ -31,7 +33,8 @@
 #   tests/bed/images.sh apps      what only `make bench-application` needs
 #   tests/bed/images.sh NAME...   bookworm, bookworm-openmpi, bookworm-both, bookworm-abi, bullseye, musl, static, registry,
 #                                 mpich5, openmpi4, openmpi5, trixie, trixie-libc, podman-hpc, opencl-bullseye, opencl-bookworm,
-#                                 opencl-trixie, pocl, pocl-trixie, nvidia-535, nvidia-550, rocm, arm64, chroot, python39
+#                                 opencl-trixie, pocl, pocl-trixie, nvidia-470, nvidia-525, nvidia-535, nvidia-550, rocm, intel, arm64, chroot,
+#                                 python39
 set -euo pipefail
 umask 022
 
@@ -76,7 +79,7 @@ make_once() {
 recipe_of() {
     local text tool source
     text=$(declare -f "$1")
-    for tool in nvidia opencl compile_mpi compile_openmpi compile_bench compile_hello compile_abi conda slim with_dependencies sysroot_of unpack one_file \
+    for tool in nvidia tesla opencl compile_mpi compile_openmpi compile_bench compile_hello compile_abi conda slim with_dependencies sysroot_of unpack one_file \
         source_of \
         apt_in debian rootfs_tar wheel with_cache closure_of; do # who calls another stands before it
         [[ $text == *"$tool "* ]] && text+=$(declare -f "$tool")
@@ -458,8 +461,28 @@ nvidia() {
     ln -s ../nvidia/current/nvidia-drm_gbm.so "$folder/$LIBDIR/gbm/nvidia-drm_gbm.so"
 }
 
+# tesla FOLDER NAME ZERO: a driver of the packages that Debian 12 keeps for older GPUs, with all parts that it has of it, in the folder that
+# they have for it; ZERO is how the name of libegl-nvidia's package ends
+tesla() {
+    local folder=$1 name=$2 zero=$3 packages
+    # shellcheck disable=SC2046
+    packages=$(apt_in bookworm/non-free install -s "nvidia-$name-driver-libs" "nvidia-$name-smi" "nvidia-$name-opencl-icd" "libegl-nvidia-$name$zero" \
+        "libnvidia-$name"-{encode1,nvcuvid1,opticalflow1,fbc1,allocator1,ngx1,nvoptix1} "nvidia-$name-vdpau-driver" |
+        awk -v name="$name" '/^Inst/ && $2 ~ "nvidia.*" name && $2 !~ /alternative|kernel|legacy-check|xserver/ { print $2 }')
+    # shellcheck disable=SC2086
+    unpack bookworm/non-free "$folder" $packages
+    rm -rf "$folder/usr/share/doc" "$folder/usr/share/lintian" "$folder/usr/share/bug" "$folder/usr/lib/i386-linux-gnu"
+    # What alternatives lead to once it is configured.
+    mkdir -p "$folder/usr/bin"
+    ln -s "../lib/nvidia/$name/nvidia-smi" "$folder/usr/bin/nvidia-smi"
+}
+
+build_nvidia-470() { tesla site/nvidia-470 tesla-470 -0; }
+build_nvidia-525() { tesla site/nvidia-525 tesla 0; }
 build_nvidia-535() { nvidia bookworm site/nvidia-535; }
 build_nvidia-550() { nvidia trixie site/nvidia-550 libnvidia-gpucomp; }
+# Debian has Intel's driver for OpenCL, and of Level Zero only the loader.
+build_intel() { with_dependencies bookworm site/intel 'libc6|gcc-.*|debconf|passwd|adduser|base-passwd' intel-opencl-icd libze1; }
 build_rocm() { with_dependencies bookworm site/rocm 'libc6|gcc-.*|debconf|passwd|adduser|base-passwd' libhsa-runtime64-1 libamdhip64-5; }
 
 build_trixie-libc() {
@@ -620,8 +643,8 @@ build_apps-mpich() {
 
 if [ $# = 0 ]; then
     set -- mpich5 openmpi4 openmpi5 bookworm bookworm-openmpi bookworm-both bookworm-abi bullseye musl static registry trixie trixie-libc \
-        podman-hpc opencl-bullseye opencl-bookworm opencl-trixie pocl pocl-trixie nvidia-535 nvidia-550 \
-        rocm arm64 chroot python39
+        podman-hpc opencl-bullseye opencl-bookworm opencl-trixie pocl pocl-trixie nvidia-470 nvidia-525 \
+        nvidia-535 nvidia-550 rocm intel arm64 chroot python39
 fi
 [ "$*" != matrix ] || set -- "${MATRIX[@]}"
 [ "$*" != apps ] || set -- apps-openmpi apps-mpich mpich5 openmpi5
@@ -632,7 +655,8 @@ for target in "$@"; do
         bullseye-openmpi|debian13|debian13-openmpi|spack|conda|conda-openmpi|mpi4py|distroless|apps-openmpi|apps-mpich)
             make_once "$target" "images/$target" "images/$target.tar" ;;
         registry|mpi4py-wheel|fortran|fortran-openmpi) make_once "$target" "images/$target" ;;
-        mpich3|mpich4|mpich5|openmpi4|openmpi5|trixie|trixie-libc|trixie-openmpi|pocl|pocl-trixie|nvidia-535|nvidia-550|rocm)
+        mpich3|mpich4|mpich5|openmpi4|openmpi5|trixie|trixie-libc|trixie-openmpi|pocl|pocl-trixie|nvidia-470|nvidia-525|nvidia-535|nvidia-550|\
+        rocm|intel)
             make_once "$target" "site/$target" ;;
         podman-hpc) make_once podman-hpc podman-hpc ;;
         chroot) make_once chroot chroots/bullseye ;;

@@ -61,3 +61,12 @@ def test_every_key_is_in_the_table() -> None:
     page = (ROOT / "docs" / "labels.md").read_text()
     for key in (*MPI_KEYS, *GLIBC_KEYS, MPI_MODE, MPI_SWITCH):
         assert f"`{key}`" in page
+
+
+def test_attacks_are_in_the_table() -> None:
+    """Each test that the page names is there, and the page names each file of attacks."""
+    named = set(re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", (ROOT / "docs" / "security.md").read_text()))
+    for path, function in named:
+        assert (ROOT / path).is_file(), path
+        assert not function or re.search(rf"^def {function}\(", (ROOT / path).read_text(), re.MULTILINE), function
+    assert {f"tests/attacks/{path.name}" for path in (ROOT / "tests/attacks").glob("test_*.py")} <= {path for path, _ in named}

@@ -27,6 +27,7 @@ FLOORS: Dict[str, int] = {
     "oci_hpc_hooks.inputs": 2,
     "oci_hpc_hooks.decide": 3,
     "oci_hpc_hooks.apply": 4,
+    "oci_hpc_hooks.overdue": 5,
     "oci_hpc_hooks.report": 5,
     "oci_hpc_hooks.replay": 5,
     "oci_hpc_hooks.wireup": 5,

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from oci_hpc_hooks.decide import job
 from oci_hpc_hooks.decide.launcher import with_job
-from oci_hpc_hooks.decide.request import LAUNCHER, LAUNCHER_SCOPE, MPI, request
+from oci_hpc_hooks.decide.request import GPU, LAUNCHER, LAUNCHER_SCOPE, MPI, request
 from oci_hpc_hooks.errors import Refusal
 from oci_hpc_hooks.inputs import resources, validate
-from oci_hpc_hooks.model import NOTHING, PROVED, REFUSED, Job, Plan, Profile, ResolvedProfile, Site
+from oci_hpc_hooks.model import NOTHING, PROVED, REFUSED, UNPROVED, Job, Plan, Profile, ResolvedProfile, Site
 from oci_hpc_hooks.situation import Situation
 from tests.unit.decide import world
 from tests.unit.decide.world import container, elf, host
@@ -40,7 +40,8 @@ def asked(family: str = "", protocols: Sequence[str] = (), *, wanted: Sequence[s
     """The job part of a record."""
     return {"launchers": {name: dataclasses.asdict(one) for name, one in LAUNCHERS.items()}, "wanted": list(wanted),
             "family": dataclasses.asdict(shipped(family).job if family else Job()), "scope": scope, "origin": "annotation x",
-            "explicit": explicit, "protocols": list(protocols), "copies_memory": copies_memory, "locking": []}
+            "explicit": explicit, "protocols": list(protocols), "copies_memory": copies_memory, "locking": [],
+            "services": {}}
 
 
 def start(launcher: Mapping[str, str], given: Optional[Mapping[str, str]] = None, image: Optional[Mapping[str, str]] = None,
@@ -278,6 +279,49 @@ def test_who_may_ask() -> None:
     assert planned(Plan(PROVED, (), "mpich"), annotations={MPI: "mpich"}).devices == shipped("mpich").devices
     assert planned(Plan(NOTHING, ()), site=Site(defaults={LAUNCHER: "auto"})).job is not None
     assert planned(Plan(NOTHING, ()), site=Site(defaults={LAUNCHER: "auto"}), annotations={LAUNCHER: "none"}).job is None
+
+
+STACK = dataclasses.asdict(Job(environment=("MPS_*",), except_for=("MPS_LOG",), directories=("${MPS_PIPE}", "/tmp/mps"),
+                               sockets=("/run/gpu",)))
+
+
+def test_what_a_stack_of_gpus_has_of_the_node() -> None:
+    """With a launcher or without one, and apart from what the launcher's sockets mean for PMIx."""
+    mps = {"MPS_PIPE": "/tmp/mine/", "MPS_LOG": "/var/log/mps"}
+    for launcher, wanted in ((mps, {"MPS_PIPE": "/tmp/mine/"}), ({}, {})):
+        alone = {**asked(), "launchers": {}, "services": {"acme": STACK}}
+        outcome = job.decide(alone, start(launcher, can_set=True, unseen="x"))
+        places = [(False, "/tmp/mine")] if launcher else []
+        assert outcome.services == [*places, (False, "/tmp/mps"), (True, "/run/gpu")]
+        assert (outcome.variables, outcome.findings, outcome.sockets, outcome.launchers) == (wanted, [], [], [])
+    outcome = job.decide({**asked(), "services": {"acme": STACK}}, start({**PMIX, **mps}, can_set=True))
+    assert outcome.variables["MPS_PIPE"] and outcome.variables["PMIX_MCA_psec"] == "native"
+
+
+def test_a_container_of_root_gets_no_socket_of_the_gpus() -> None:
+    outcome = job.decide({**asked(), "launchers": {}, "services": {"acme": STACK}}, start({}, root=True, can_set=True))
+    assert outcome.services == [(False, "/tmp/mps")] and outcome.refusal == ("", "")
+
+
+def test_services_at_a_stage_that_sets_no_variables() -> None:
+    outcome = job.decide({**asked(), "launchers": {}, "services": {"acme": STACK}}, start({"MPS_PIPE": "/tmp/mine"}, can_set=False))
+    (told,) = outcome.findings
+    assert told["code"] == "variables" and "lacks MPS_PIPE" in told["what"] and "--env MPS_PIPE" in told["remedy"]
+
+
+def test_who_may_ask_for_services() -> None:
+    """The caller and the site, never an image: a label beside an annotation is enough to say no."""
+    gpu = dataclasses.replace(resolved("opencl"), job=Job(sockets=("/run/gpu",)))
+    node = dataclasses.replace(NODE, profiles=(*NODE.profiles, gpu))
+
+    def services(defaults: Mapping[str, str] = {}, **sources: Any) -> Tuple[str, ...]:
+        here = dataclasses.replace(node, site=Site(defaults=defaults))
+        found = with_job(Plan(UNPROVED, (), "opencl"), request(container(**sources), here.site), here).job
+        return tuple(found.services) if found is not None else ()
+
+    assert services(annotations={GPU: "opencl"}) == services(defaults={GPU: "opencl"}) == services(annotations={GPU: "auto"}) == ("opencl",)
+    assert services(labels={GPU: "opencl"}) == services(labels={GPU: "auto"}) == services(manifest={GPU: "opencl"}) == ()
+    assert services(annotations={GPU: "opencl", LAUNCHER: "auto"}) == services(annotations={GPU: "opencl", LAUNCHER: "none"}) == ("opencl",)
 
 
 def test_explicit_is_who_names_a_launcher_or_an_mpi() -> None:

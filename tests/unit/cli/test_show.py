@@ -1,0 +1,67 @@
+"""Output on a terminal: nothing is lost and no word is cut, whatever its width."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import subprocess
+import sys
+
+import pytest
+
+from oci_hpc_hooks.cli import show
+from oci_hpc_hooks.inputs import resources
+
+PATHS = ("/usr/lib/x86_64-linux-gnu/libmpich.so.12", "/opt/site/mpich/lib/libmpi.so.12.4.1")
+TABLE = show.Table(("LIBRARY", "PROVIDER", "FILE", "WHY"), (
+    ("libmpich.so.12", "host", PATHS[1], "replace of profile mpich"), ("libc.so.6", "image", PATHS[0], "needed by hello")))
+LINE = show.Line("  error: " + "many words about what is wrong " * 8 + PATHS[0], "error")
+
+
+def on_terminal(width: int) -> str:
+    """What a terminal of this width gets, without its colours."""
+    code = "from tests.unit.cli.test_show import *; show.show([TABLE, LINE])"
+    ours, theirs = pty.openpty()
+    path = ":".join([str(resources.PACKAGE.parent), *sys.path])
+    env = {"PYTHONPATH": path, "COLUMNS": str(width), "TERM": "xterm-256color", "LC_ALL": "C.UTF-8"}
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=theirs, env=env)
+    os.close(theirs)
+    found = b""
+    while True:
+        try:
+            piece = os.read(ours, 1 << 16)
+        except OSError:  # EIO: the other side is closed
+            break
+        found += piece
+    os.close(ours)
+    assert process.wait() == 0
+    assert b"\x1b[" in found
+    return re.sub(r"\x1b\[[0-9;]*m", "", found.decode().replace("\r\n", "\n"))
+
+
+@pytest.mark.parametrize("width", [60, 80, 140])
+def test_no_word_is_cut(width: int) -> None:
+    lines = on_terminal(width).splitlines()
+    assert all(len(line) <= width for line in lines)
+    text = "\n".join(lines)
+    for row in TABLE.rows:
+        for cell in row:
+            assert cell in text
+    assert " ".join(LINE.text.split()) in " ".join(text.split())
+
+
+def test_a_wide_terminal_has_one_line_for_a_row() -> None:
+    lines = on_terminal(140).splitlines()
+    assert re.split(" {2,}", lines[1].strip()) == list(TABLE.rows[0])
+
+
+def test_a_narrow_one_has_long_cells_below() -> None:
+    lines = on_terminal(60).splitlines()
+    assert [line.strip() for line in lines[1:4]] == ["libmpich.so.12  host", PATHS[1], "replace of profile mpich"]
+
+
+def test_plain_output_is_one_line_for_a_row(capsys: pytest.CaptureFixture[str]) -> None:
+    """For programs: the same whatever COLUMNS says."""
+    show.show([TABLE, LINE])
+    assert len(capsys.readouterr().out.splitlines()) == len(TABLE.rows) + 2

@@ -12,7 +12,7 @@ from _stat import S_ISBLK, S_ISCHR, S_ISDIR, S_ISREG, S_ISSOCK
 from binascii import hexlify
 
 from oci_hpc_hooks.errors import KernelError, Refusal
-from oci_hpc_hooks.inputs import jsontext
+from oci_hpc_hooks.inputs import container, jsontext
 from oci_hpc_hooks.inputs.container import DEVICE, DIRECTORY, MARK, SOCKET
 from oci_hpc_hooks.linux import mounts
 from oci_hpc_hooks.linux.paths import ABSENT
@@ -293,6 +293,18 @@ class Injection:
                               remedy="move the library to a filesystem that is mounted without noexec", who="site admin")
             self.folders.append(folder)
 
+    def look_at_sources(self) -> None:
+        """Raises as :meth:`look_at_source` for every host file, without keeping it open: there may be more of them than descriptors."""
+        for path, *row in [row[:4] for row in (*self.record["tree"], *self.record["in_place"], *self.record["files"])]:
+            try:
+                fd = posix.open(path, O_PATH | posix.O_NOFOLLOW | posix.O_CLOEXEC)
+            except OSError:
+                raise Stale(path) from None
+            try:
+                self.look_at_source(fd, path, *row)
+            finally:
+                posix.close(fd)
+
     def open_extras(self, extras: Sequence[tuple[str, str]], owners: Sequence[int]) -> None:
         """The same for what is mounted at its own path: (kind, path). What the container has there already stays as it is."""
         for kind, path in extras:
@@ -331,7 +343,7 @@ class Injection:
             return source if S_ISSOCK(status.st_mode) else -1
         if not S_ISCHR(status.st_mode) and not S_ISBLK(status.st_mode):
             return -1
-        self.devices.append(numbers(status))
+        self.devices.append(container.device_numbers(status))
         return source
 
     def open_parent(self, path: str) -> tuple[int, list[str]]:
@@ -476,11 +488,6 @@ class Injection:
         self.created.clear()
 
 
-def numbers(status: posix.stat_result) -> tuple[str, int, int]:
-    """"c" or "b", major and minor number of a device node: what a cgroup's rules go by."""
-    return "b" if S_ISBLK(status.st_mode) else "c", posix.major(status.st_rdev), posix.minor(status.st_rdev)
-
-
 def write_new(parent: int, name: str, content: bytes, mode: int) -> None:
     """A new file in the directory ``parent``, or none. It is not synced: a container does not outlive its node."""
     fd = posix.open(name, NEW_FILE, mode, dir_fd=parent)
@@ -515,15 +522,7 @@ def prepare(record: dict[str, Any], cache: bytes, root: Root, table: mounts.Moun
         injection.open_targets()
         if record["tree_make"] != "dev":
             injection.open_tree_place()
-        for path, *row in [row[:4] for row in (*record["tree"], *record["in_place"], *record["files"])]:
-            try:
-                fd = posix.open(path, O_PATH | posix.O_NOFOLLOW | posix.O_CLOEXEC)
-            except OSError:
-                raise Stale(path) from None
-            try:
-                injection.look_at_source(fd, path, *row)
-            finally:
-                posix.close(fd)  # there may be more of them than descriptors
+        injection.look_at_sources()
         injection.open_extras([extra for extra in extras if extra[0] != DEVICE], owners)
         wanted = [path for path, *_ in injection.extras] + [path for kind, path in extras if kind == DEVICE]
         if record["cache"] is None:

@@ -16,11 +16,12 @@ from typing import Any, Dict, Iterator, List, Set
 import pytest
 
 from oci_hpc_hooks import cold, wireup
-from oci_hpc_hooks.cli import check
+from oci_hpc_hooks.cli import cdi, check
 from oci_hpc_hooks.decide import job
 from oci_hpc_hooks.decide.request import MPI
 from oci_hpc_hooks.inputs import describe
 from oci_hpc_hooks.linux.paths import Root
+from oci_hpc_hooks.model import PROVED, Plan
 from tests.unit.decide.test_plan import decide
 from tests.unit.decide.world import OPENMPI, container, elf, inventory, mpich_image, program
 from tests.unit.decide.world import codes as codes_of
@@ -99,3 +100,8 @@ def test_another_program_that_loads_another_mpi() -> None:
              .add("/usr/bin/other", program("libmpi.so.12", rpath="/opt/conda/lib")).add("/bin/sleep", program()))
     made = decide(replace(image.facts("/bin/sleep"), consumers=("/usr/bin/other",)))
     assert "consumer-family" in codes_of(made)
+
+
+def test_what_a_specification_cannot_say() -> None:
+    found = cdi._unsaid_of_plan(Plan(PROVED, ()), ())
+    assert [finding.code for finding in found] == ["cdi"]

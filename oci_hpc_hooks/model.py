@@ -194,6 +194,16 @@ class LibrarySet:
 
 
 @dataclass(frozen=True)
+class Newer:
+    """Where images carry a newer release of a driver's libraries that works on the kernel modules of older ones."""
+
+    file: str  # pattern of the library whose release, behind ".so." in its name, is held against that of the profile's first one
+    section: str = ""  # of the ELF note in it that says for which releases it is meant: a JSON object
+    owner: str = ""  # of that note
+    key: str = ""  # of that object: a list of major releases of the node's driver
+
+
+@dataclass(frozen=True)
 class Need:
     """What ranks need of the container that they run in; ``what`` is one of those in :mod:`oci_hpc_hooks.decide.job`."""
 
@@ -238,6 +248,7 @@ class Profile:
     icds: Tuple[str, ...] = ()  # patterns of files that name a library each, which comes too; as "files" they are at their own path
     files: Tuple[str, ...] = ()  # patterns of files that appear at their own path
     verified: Mapping[str, str] = field(default_factory=dict)  # by what it has been tried, for people
+    newer: Optional[Newer] = None  # an image's own may be preferred
 
 
 # ---------------------------------------------------------------------------------------------------------------- inventory
@@ -297,6 +308,7 @@ class ResolvedProfile:
     job: Job = Job()
     files: Tuple[HostFile, ...] = ()  # ``path``: where they appear
     names: Tuple[str, ...] = ()  # of a GPU stack: every library that the profile names, whether this node has it or not
+    newer: Optional[Newer] = None
 
     @property
     def title(self) -> str:
@@ -392,6 +404,14 @@ class Bystanders:
 
 
 @dataclass(frozen=True)
+class NewerLibrary:
+    """A library of the image that a profile's ``newer`` is about."""
+
+    path: str  # as the pattern found it
+    supports: Optional[Tuple[int, ...]]  # major releases of drivers, as its note says; None = it has no note that says so
+
+
+@dataclass(frozen=True)
 class ImageFacts:
     """What the image brings: enough for plan() to simulate its loader without touching a file.
 
@@ -425,6 +445,7 @@ class ImageFacts:
     conf: Optional[Watched] = None  # the ld.so.conf that says so
     static_programs: Tuple[str, ...] = ()  # real paths of static ELF programs that the arguments lead to
     bystanders: Bystanders = Bystanders()  # looked for only where the site may bring a newer C library
+    newer: Mapping[str, Tuple[NewerLibrary, ...]] = field(default_factory=dict)  # by the pattern of ``Newer.file``
 
 
 # ---------------------------------------------------------------------------------------------------------------- plan

@@ -119,7 +119,15 @@ class Wish:
     explicit: bool  # an annotation or label: may be refused; defaults and auto are skipped with a note instead
     by_image: bool = False  # the word of the image's author: a label, or an annotation of the manifest
     kind: str = "mpi"  # of what: the key of a profile's ``provides``
+    mode: str = ""  # of a fabric: REPLACE or INJECT, "" = whichever serves
 
+
+#: Kinds of what may be asked for beside an MPI, several of each. A stack comes as a whole; its libraries are opened by name as well.
+STACKS = ("gpu", "fabric")
+
+#: How a site's fabric comes to an image that has the same library: in its place, or by modules that the image's own opens.
+REPLACE = "replace"
+INJECT = "inject"
 
 #: A container serves one rank, or all of a node, which come into it by ``podman exec``: then no rank's variables are its own.
 RANK = "rank"
@@ -134,7 +142,7 @@ class Request:
     glibc: Optional[Wish] = None  # the image's claim about its own glibc, checked against ELF
     findings: Tuple[Finding, ...] = ()
     cpu: Optional[Wish] = None  # the claim for which microarchitecture the image was built, as archspec would call it
-    gpu: Tuple[Wish, ...] = ()  # one for each of its stacks
+    stacks: Tuple[Wish, ...] = ()  # one for each stack of GPUs and of fabrics, in the order of STACKS
     launcher: Optional[Wish] = None  # "auto", "none", or names of launchers with commas between: the caller or the site says so
     scope: str = RANK  # whom the container serves
     gpu_devices: Optional[Wish] = None  # which of the granted GPUs, as the caller or the site writes them
@@ -192,6 +200,7 @@ class LibrarySet:
     libraries: Tuple[str, ...] = ()  # sonames that go with it
     directories: Tuple[str, ...] = ()  # what it opens by path, modules and configuration; "$ORIGIN" = real directory of ``when``
     private: str = ""  # how symbol versions begin that only files of one build share
+    separable: bool = False  # its modules serve any build of ``when`` that has the symbol versions which they need
 
 
 @dataclass(frozen=True)
@@ -296,7 +305,7 @@ class Profile:
 
     name: str
     description: str
-    provides: Mapping[str, str]  # {"mpi": "mpich"}, {"gpu": "opencl"} or {"launcher": "pmix"}
+    provides: Mapping[str, str]  # {"mpi": "mpich"}, {"gpu": "opencl"}, {"fabric": "ucx"} or {"launcher": "pmix"}
     libraries: Tuple[ProfileLibrary, ...] = ()
     search: Tuple[str, ...] = ()  # directories that may hold the libraries, and their dependencies, before the node's own ld.so.cache
     plugins: Tuple[str, ...] = ()  # directories of modules that are dlopened, "$ORIGIN" = directory of the first library
@@ -313,6 +322,11 @@ class Profile:
     gpus: Optional[Gpus] = None
     gpus_of: Tuple[str, ...] = ()  # profiles whose GPUs and devices this one's libraries open too
     newer: Optional[Newer] = None  # an image's own may be preferred
+
+    @property
+    def is_stack(self) -> bool:
+        """Whether what it brings comes as a whole (:data:`STACKS`)."""
+        return any(kind in self.provides for kind in STACKS)
 
 
 # ---------------------------------------------------------------------------------------------------------------- inventory
@@ -352,6 +366,7 @@ class ResolvedSet:
     libraries: Tuple[str, ...]  # sonames, that of the library it is about first; not every one need be on this node
     modules: Tuple[HostLibrary, ...]  # of its directories: what is loaded
     files: Tuple[HostFile, ...]  # and everything else
+    separable: bool = False  # as in the profile
 
 
 @dataclass(frozen=True)
@@ -371,10 +386,15 @@ class ResolvedProfile:
     devices: Tuple[str, ...] = ()  # as in the profile: which of them there are is seen at each start
     job: Job = Job()
     files: Tuple[HostFile, ...] = ()  # ``path``: where they appear
-    names: Tuple[str, ...] = ()  # of a GPU stack: every library that the profile names, whether this node has it or not
+    names: Tuple[str, ...] = ()  # of a stack: every library that the profile names, whether this node has it or not
     gpus: Optional[Gpus] = None  # as in the profile
     gpus_of: Tuple[str, ...] = ()
     newer: Optional[Newer] = None
+
+    @property
+    def is_stack(self) -> bool:
+        """As of :class:`Profile`."""
+        return any(kind in self.provides for kind in STACKS)
 
     @property
     def title(self) -> str:
@@ -562,7 +582,8 @@ class JobPlan:
     explicit: bool  # what is needed and lacking is a refusal, not a warning
     protocols: Tuple[str, ...] = ()  # which the MPI that is injected speaks; () = no MPI is, and it is not known
     copies_memory: bool = False  # it reads other ranks' memory (process_vm_readv(2))
-    services: Mapping[str, Job] = field(default_factory=dict)  # of the stacks of GPUs that come: what the node may have for them
+    locking: Tuple[str, ...] = ()  # patterns of device nodes whose users lock memory
+    services: Mapping[str, Job] = field(default_factory=dict)  # of the stacks that come: what the node may have for them
 
 
 @dataclass(frozen=True)

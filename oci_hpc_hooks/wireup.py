@@ -53,7 +53,8 @@ def wire_up(start: Start, record: dict[str, Any]) -> WireUp:
         made.told["devices"] = devices
     if record["job"] is None or now is None:
         return made
-    now.fabric = bool(devices)
+    locking = tuple([pattern.partition("*")[0] for pattern in record["job"]["locking"]])
+    now.fabric = any(path.startswith(locking) for path in devices)
     outcome = job.decide(record["job"], now)
     what, remedy = outcome.refusal
     if what:

@@ -66,8 +66,14 @@ def with_job(made: Plan, request: Request, inventory: Inventory) -> Plan:
         copies_memory=chosen is not None and any(
             mpi.COPIES_MEMORY in library.elf.imports for library in chosen.libraries
             if library.role == "replace" or library.name.startswith(mpi.OPENMPI_INNER)),
+        locking=_locking(served),
         services=made.job.services if made.job is not None else {},
     ))
+
+
+def _locking(served: Sequence[ResolvedProfile]) -> Tuple[str, ...]:
+    return tuple(dict.fromkeys(pattern for profile in served if any(need.what == "memlock" for need in profile.job.needs)
+                               for pattern in profile.devices))
 
 
 def _with_devices(made: Plan, request: Request, inventory: Inventory, served: Sequence[ResolvedProfile]) -> Plan:
@@ -90,26 +96,29 @@ def _gpus(request: Request, inventory: Inventory, closed: Mapping[str, bool]) ->
     """What is known beforehand of which GPUs a start gets. ``closed``: the stacks, and whether the image alone has asked for each."""
     rules = {profile.name: profile.gpus for profile in inventory.profiles if profile.gpus is not None}
     refuses = inventory.site.on_refusal == "refuse"
-    wish, devices, launcher = next(iter(request.gpu)), request.gpu_devices, request.launcher
+    wished = [wish for wish in request.stacks if wish.kind == "gpu"]
+    devices, launcher = request.gpu_devices, request.launcher
     return GpuPlan(
         stacks={name: rules[name] for name in closed},
         closed=tuple(name for name, alone in closed.items() if alone),
         schedulers={profile.name: profile.job for profile in inventory.profiles if profile.job.scheduler is not None},
         wish=devices.value if devices is not None else "",
         wish_origin=devices.origin if devices is not None else "",
-        origin=wish.origin,
-        explicit=refuses and any(one.explicit for one in request.gpu),
+        origin=wished[0].origin,
+        explicit=refuses and any(wish.explicit for wish in wished),
         refuses=refuses and (devices is None or devices.explicit),
         copies=request.scope == RANK and launcher is not None and launcher.value != NOBODY,
     )
 
 
 def _with_services(made: Plan, request: Request, served: Sequence[ResolvedProfile]) -> Plan:
-    """What a stack of GPUs has of the node's services: never on the word of the image."""
+    """What stacks have of the node's services and need of the container: never on the word of the image."""
     asking = [(profile, _asking(profile, request)) for profile in served if "mpi" not in profile.provides and profile.job != Job()]
     services = {profile.name: profile.job for profile, wish in asking if not wish.by_image}
     origins = ", ".join(dict.fromkeys(wish.origin for _, wish in asking if not wish.by_image))
-    return replace(made, job=JobPlan({}, (), Job(), request.scope, origins, False, services=services)) if services else made
+    if not services:
+        return made
+    return replace(made, job=JobPlan({}, (), Job(), request.scope, origins, False, locking=_locking(served), services=services))
 
 
 def _asking(profile: ResolvedProfile, request: Request) -> Wish:

@@ -30,8 +30,8 @@ FORMATS = {"charliecloud": "--bind={source}:{target}", "apptainer": "--bind={sou
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", metavar="IMAGE|ROOTFS", help="an image that podman has, or the directory of a root filesystem")
     parser.usage = "%(prog)s [options] IMAGE|ROOTFS [-- COMMAND ...]"
-    parser.epilog = ("COMMAND is what would run in it. The arguments are for containers of this image on this node, as it is now. Exit codes "
-                     "are those of check: 0 proved, 1 refused, or nothing to do, 3 unproved.")
+    parser.epilog = ("COMMAND is what would run in it. The arguments are for containers of this image on this node, as it is now. Exit "
+                     "codes are those of check: 0 proved, 1 refused, or nothing to do, 3 unproved.")
     parser.add_argument("--annotation", metavar="KEY=VALUE", action="append", default=[], help="as for podman run; may be repeated")
     parser.add_argument("--label", metavar="KEY=VALUE", action="append", default=[], help="as if the image had this label")
     parser.add_argument("--format", choices=(JSON, *FORMATS), default=JSON,

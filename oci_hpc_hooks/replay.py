@@ -91,15 +91,25 @@ class Service:
 
     def apply(self, record: dict[str, Any], cache: bytes, more: WireUp | None) -> tuple[str, str]:
         extras, owners = (more.mounts, more.owners) if more else ([], ())
-        devices = [path for kind, path in extras if kind == container.DEVICE]
-        if devices and more and not self.entered and not namespaces.in_own_user_namespace():
-            from oci_hpc_hooks.linux import cgroups
+        found: list[dict[str, str]] = more.findings if more else []
 
-            why = cgroups.allow_devices(self.start.state.pid, devices)
-            if why:
-                more.findings.append({"severity": "warning", "code": "device-cgroup", "what": f"{why}: devices are there and cannot be "
-                                      "opened", "origin": "", "remedy": "register the hook at precreate", "who": "site admin"})
-        return rootfs.inject(record, cache, self.root, self.table, container.mount_label(self.start.config), self.join, extras, owners)
+        def join(devices: list[tuple[str, int, int]]) -> None:
+            self.allow(devices, found)
+            self.join()
+
+        return rootfs.inject(record, cache, self.root, self.table, container.mount_label(self.start.config), join, extras, owners)
+
+    def allow(self, devices: list[tuple[str, int, int]], findings: list[dict[str, str]]) -> None:
+        """Lets the container's cgroup use devices. A runtime without privileges of its own has made no rules."""
+        if not devices or self.entered or namespaces.in_own_user_namespace():
+            return
+        from oci_hpc_hooks.linux import cgroups
+
+        why = cgroups.allow_devices(self.start.state.pid, self.start.state.id, devices)
+        if why:
+            findings.append({"severity": "warning", "code": "device-cgroup", "what": f"{why}: devices are there and cannot be opened",
+                             "origin": "", "remedy": "give podman the hooks for its precreate stage (the folder podman below --hooks-dir)",
+                             "who": "site admin"})
 
     def join(self) -> None:
         if not self.entered:

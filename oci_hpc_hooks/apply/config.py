@@ -7,7 +7,6 @@ lives here.
 from __future__ import annotations
 
 import posix
-from _stat import S_ISBLK
 
 from oci_hpc_hooks.inputs import container, jsontext
 from oci_hpc_hooks.inputs.container import DEVICE, DIRECTORY, MARK, SOCKET
@@ -43,21 +42,22 @@ def inject(config: dict[str, Any], record: dict[str, Any], cache_file: str, size
     tree = [(row[0], row[4]) for row in record["tree"]]
     if record["tree_at"]:
         mounts += _tree(record["tree_at"], tree, size)
-    mounts += [_file(row[0], row[4]) for row in (*record["in_place"], *record["files"])]
+    mounts += [file_mount(row[0], row[4]) for row in (*record["in_place"], *record["files"])]
     for folder, target, *_ in record["modules"]:
         mounts += _tree(target, [(source, name[len(folder) + 1:]) for source, name in tree if name.startswith(folder + "/")], size)
     if cache_file:
-        mounts.append(_file(cache_file, record["cache"]["target"]))
+        mounts.append(file_mount(cache_file, record["cache"]["target"]))
     config["mounts"] = [*(config.get("mounts") or ()), *mounts]
 
 
 def _tree(where: str, files: list[tuple[str, str]], size: int) -> list[dict[str, Any]]:
     options = ["nosuid", "nodev", "ro", "mode=755", f"size={size}"]
     top = {"destination": where, "type": "tmpfs", "source": MARK, "options": options}
-    return [top, *[_file(source, f"{where}/{name}") for source, name in files]]
+    return [top, *[file_mount(source, f"{where}/{name}") for source, name in files]]
 
 
-def _file(source: str, destination: str) -> dict[str, Any]:
+def file_mount(source: str, destination: str) -> dict[str, Any]:
+    """A file of the host, read-only, as config.json has it."""
     return {"destination": destination, "type": "bind", "source": source, "options": FILE_OPTIONS}
 
 
@@ -78,9 +78,8 @@ def wire_up(config: dict[str, Any], extras: list[tuple[str, str]], variables: di
 
 
 def _device_rule(path: str) -> dict[str, Any]:
-    status = posix.stat(path)
-    return {"allow": True, "type": "b" if S_ISBLK(status.st_mode) else "c", "major": posix.major(status.st_rdev),
-            "minor": posix.minor(status.st_rdev), "access": "rw"}
+    kind, major, minor = container.device_numbers(posix.stat(path))
+    return {"allow": True, "type": kind, "major": major, "minor": minor, "access": "rw"}
 
 
 def has_own_hook(config: dict[str, Any]) -> bool:

@@ -12,7 +12,7 @@ from _stat import S_ISBLK, S_ISCHR, S_ISDIR, S_ISREG, S_ISSOCK
 from binascii import hexlify
 
 from oci_hpc_hooks.errors import KernelError, Refusal
-from oci_hpc_hooks.inputs import jsontext
+from oci_hpc_hooks.inputs import container, jsontext
 from oci_hpc_hooks.inputs.container import DEVICE, DIRECTORY, MARK, SOCKET
 from oci_hpc_hooks.linux import mounts
 from oci_hpc_hooks.linux.paths import ABSENT
@@ -121,6 +121,7 @@ class Injection:
         self.files: list[tuple[int, str, bytes, bool]] = []  # for the container's own layer: parent, name, content, takes a file's place
         self.written: list[tuple[int, str, str]] = []  # parent, name to come, name so far
         self.extras: list[tuple[str, int, int, list[str]]] = []  # path, what is mounted, on what, or below what under which new names
+        self.devices: list[tuple[str, int, int]] = []  # "c" or "b", major and minor number of those among them, by their own descriptors
         self.bound_because = ""  # why a cache that was to be a file is bound
         self.done = False
 
@@ -292,6 +293,18 @@ class Injection:
                               remedy="move the library to a filesystem that is mounted without noexec", who="site admin")
             self.folders.append(folder)
 
+    def look_at_sources(self) -> None:
+        """Raises as :meth:`look_at_source` for every host file, without keeping it open: there may be more of them than descriptors."""
+        for path, *row in [row[:4] for row in (*self.record["tree"], *self.record["in_place"], *self.record["files"])]:
+            try:
+                fd = posix.open(path, O_PATH | posix.O_NOFOLLOW | posix.O_CLOEXEC)
+            except OSError:
+                raise Stale(path) from None
+            try:
+                self.look_at_source(fd, path, *row)
+            finally:
+                posix.close(fd)
+
     def open_extras(self, extras: Sequence[tuple[str, str]], owners: Sequence[int]) -> None:
         """The same for what is mounted at its own path: (kind, path). What the container has there already stays as it is."""
         for kind, path in extras:
@@ -326,8 +339,12 @@ class Injection:
         status = posix.fstat(source)
         if kind == DIRECTORY:
             return source if S_ISDIR(status.st_mode) and status.st_uid in owners else -1
-        fits = S_ISSOCK(status.st_mode) if kind == SOCKET else S_ISCHR(status.st_mode) or S_ISBLK(status.st_mode)
-        return source if fits else -1
+        if kind == SOCKET:
+            return source if S_ISSOCK(status.st_mode) else -1
+        if not S_ISCHR(status.st_mode) and not S_ISBLK(status.st_mode):
+            return -1
+        self.devices.append(container.device_numbers(status))
+        return source
 
     def open_parent(self, path: str) -> tuple[int, list[str]]:
         """The deepest directory on the way to ``path`` that is there, and the names below it that are not."""
@@ -505,15 +522,7 @@ def prepare(record: dict[str, Any], cache: bytes, root: Root, table: mounts.Moun
         injection.open_targets()
         if record["tree_make"] != "dev":
             injection.open_tree_place()
-        for path, *row in [row[:4] for row in (*record["tree"], *record["in_place"], *record["files"])]:
-            try:
-                fd = posix.open(path, O_PATH | posix.O_NOFOLLOW | posix.O_CLOEXEC)
-            except OSError:
-                raise Stale(path) from None
-            try:
-                injection.look_at_source(fd, path, *row)
-            finally:
-                posix.close(fd)  # there may be more of them than descriptors
+        injection.look_at_sources()
         injection.open_extras([extra for extra in extras if extra[0] != DEVICE], owners)
         wanted = [path for path, *_ in injection.extras] + [path for kind, path in extras if kind == DEVICE]
         if record["cache"] is None:
@@ -538,12 +547,14 @@ def raise_descriptor_limit() -> None:
 
 
 def inject(record: dict[str, Any], cache: bytes, root: Root, table: mounts.MountTable, label: str,
-           join: Callable[[], None], extras: Sequence[tuple[str, str]] = (), owners: Sequence[int] = ()) -> tuple[str, str]:
+           join: Callable[[list[tuple[str, int, int]]], None], extras: Sequence[tuple[str, str]] = (),
+           owners: Sequence[int] = ()) -> tuple[str, str]:
     """Applies ``record`` to a container that is being created. Returns how the loader's cache arrived, "file", "bind" or "" for none, and
     why it is bound where it was to be a file.
 
     ``root`` is its root filesystem in its own mount namespace, ``table`` that namespace's mounts, ``label`` its SELinux mount label;
-    ``join`` brings this process into the container's namespaces. ``extras`` are (kind, path) of what of the host appears at its own path
+    ``join`` brings this process into the container's namespaces, after it has let its cgroup use the devices it is told, which are those
+    that will be there, by the descriptors that will be mounted. ``extras`` are (kind, path) of what of the host appears at its own path
     beside the record's files; a directory must belong to one of ``owners``. Raises Stale or Refusal before ``join``, and KernelError,
     OSError or Refusal after it; in every case nothing is left behind.
     """
@@ -553,7 +564,7 @@ def inject(record: dict[str, Any], cache: bytes, root: Root, table: mounts.Mount
         injection.open_tree_place()
         injection.open_sources(label)
         injection.open_extras(extras, owners)
-        join()
+        join(injection.devices)
         injection.attach()
         way = "" if record["cache"] is None else "file" if injection.written else "bind"
         return way, injection.bound_because

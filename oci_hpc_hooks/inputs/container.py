@@ -8,6 +8,7 @@ Everything that is wrong raises :class:`~oci_hpc_hooks.errors.InputError` with t
 from __future__ import annotations
 
 import posix
+from _stat import S_ISBLK
 
 from oci_hpc_hooks.errors import InputError
 from oci_hpc_hooks.inputs import jsontext
@@ -114,6 +115,11 @@ def proposed(config: dict[str, object]) -> State:
         if mark and _is_id(name) and store.endswith("-containers") and identity in (name, ""):
             identity, bundle = name, above + "/userdata"
     return State(identity if _is_id(identity) else "", 0, bundle, "creating", annotations_of(config))
+
+
+def device_numbers(status: posix.stat_result) -> tuple[str, int, int]:
+    """"c" or "b", major and minor number of a device node: what a cgroup's rules go by."""
+    return "b" if S_ISBLK(status.st_mode) else "c", posix.major(status.st_rdev), posix.minor(status.st_rdev)
 
 
 def _is_id(text: str) -> bool:

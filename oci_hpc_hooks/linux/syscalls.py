@@ -2,21 +2,21 @@
 
 Light module: the warm path of a hook imports it, so it uses ``_ctypes`` (free) instead of ``ctypes`` (3 ms), ``posix`` and ``_stat``,
 which are built in, instead of ``os`` (1.3 ms), and neither ``_struct`` nor ``errno`` (0.05 ms each). Calls from number 424 up have one
-number on every architecture; older ones go through libc. Wrappers add ``O_CLOEXEC``, retry what the kernel asks to retry, and raise
-:class:`KernelError` that reads like a line of strace; they hold no policy.
+number on every architecture; older ones go through libc, and bpf(2), which libc does not have, by a table. Wrappers add ``O_CLOEXEC``,
+retry what the kernel asks to retry, and raise :class:`KernelError` that reads like a line of strace; they hold no policy.
 """
 
 from __future__ import annotations
 
 import posix
-from _ctypes import FUNCFLAG_CDECL, FUNCFLAG_USE_ERRNO, Array, CFuncPtr, _SimpleCData, dlopen, dlsym, get_errno, set_errno
+from _ctypes import FUNCFLAG_CDECL, FUNCFLAG_USE_ERRNO, Array, CFuncPtr, _SimpleCData, addressof, dlopen, dlsym, get_errno, set_errno
 from sys import byteorder
 
 from oci_hpc_hooks.errors import KernelError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import NoReturn
+    from typing import Any, NoReturn
 
 #: errno(3), the same on every architecture that this project runs on (asm-generic/errno-base.h, errno.h).
 EPERM, ENOENT, EINTR, EAGAIN, EACCES, ENOTDIR, EROFS, ENAMETOOLONG, ENOSYS, ELOOP = 1, 2, 4, 11, 13, 20, 30, 36, 38, 40
@@ -36,6 +36,8 @@ NR_close_range = 436
 NR_openat2 = 437
 NR_pidfd_getfd = 438
 NR_mount_setattr = 442
+#: bpf(2) has another number on each (arch/*/entry/syscalls/syscall.tbl, asm-generic/unistd.h).
+NR_bpf = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "loongarch64": 280, "ppc64le": 361, "s390x": 351}
 
 O_PATH = 0o10000000  # the same on every architecture this project runs on; posix.O_PATH exists too, but only where libc names it
 
@@ -83,6 +85,9 @@ STATX_MNT_ID = 0x1000
 #: openat2(2) answers EAGAIN when a rename elsewhere raced with ".."; under a constant attack 128 tries fail about once in a thousand.
 OPENAT2_TRIES = 128
 
+#: BPF_PROG_LOAD answers EAGAIN when a signal comes while it verifies; libbpf tries five times.
+BPF_TRIES = 5
+
 
 class _Long(_SimpleCData):  # type: ignore[type-arg]
     _type_ = "l"
@@ -107,6 +112,22 @@ class _Statx(Array):  # type: ignore[type-arg]
 
     _type_ = _Char
     _length_ = 256
+
+
+class Buffer:
+    """Memory that the kernel writes into: ``address`` of as many bytes as ``content``, which it starts with."""
+
+    __slots__ = ("_array", "address")
+
+    def __init__(self, content: bytes) -> None:
+        kind: Any = type("_Bytes", (Array,), {"_type_": _Char, "_length_": len(content)})
+        self._array = kind()
+        self._array.raw = content
+        self.address: int = addressof(self._array)
+
+    @property
+    def content(self) -> bytes:
+        return bytes(self._array.raw)
 
 
 class _Rlimit(Array):  # type: ignore[type-arg]
@@ -306,6 +327,21 @@ def set_not_dumpable() -> None:
     """prctl(2) PR_SET_DUMPABLE 0: nobody but the host's root may look into this process or open its executable through /proc."""
     if _libc("prctl")(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0:
         _fail("prctl(PR_SET_DUMPABLE, 0)")
+
+
+def bpf(command: int, attributes: Buffer) -> int:
+    """bpf(2), Linux 3.18; the kernel may answer in ``attributes`` (union bpf_attr, linux/bpf.h)."""
+    number = NR_bpf.get(posix.uname().machine)
+    if number is None:
+        raise KernelError(f"the number of bpf(2) on {posix.uname().machine} is not known here", ENOSYS)
+    size = len(attributes.content)
+    for _ in range(BPF_TRIES):
+        answer: int = _syscall(number, command, attributes.address, size, 0, 0)
+        if answer >= 0:
+            return answer
+        if get_errno() not in (EAGAIN, EINTR):
+            break
+    _fail(f"bpf({command})")
 
 
 def give_up_privileges() -> None:

@@ -34,7 +34,7 @@ etc, conf, cache_file = image / "etc", image / "etc/ld.so.conf.d", image / "etc/
 def as_file(**changes):
     return build(drop_in=DropIn(DROP_IN, TEXT, Watched("/etc/ld.so.conf", identity(image / "etc/ld.so.conf"))), **changes)
 
-def start(made=None, join=lambda: None):
+def start(made=None, join=lambda devices: None):
     global there
     there = table().lines
     data, content = made or as_file()
@@ -162,7 +162,7 @@ def test_a_plan_that_is_out_of_date_writes_nothing(tmp_path: Path) -> None:
         (host / "lib/libdep.so.1").write_text("another one")
         fails(rootfs.Stale, made)
         made = as_file()
-        def join():
+        def join(devices):
             raise KernelError("cannot join", errno.EPERM)
         fails(KernelError, made, join)
     """, tmp_path)
@@ -226,7 +226,7 @@ def test_a_tree_that_was_changed_is_looked_at_anew(change: str, tmp_path: Path) 
 def test_folders_that_are_swapped_meanwhile(tmp_path: Path) -> None:
     """What was opened is what is written to, wherever its name leads by then."""
     run("""
-        def join():
+        def join(devices):
             etc.rename(image / "old")
             etc.symlink_to(top / "outside")
         content, way = start(join=join)
@@ -239,7 +239,7 @@ def test_folders_that_are_swapped_meanwhile(tmp_path: Path) -> None:
 def test_a_link_that_is_put_in_the_way_meanwhile(tmp_path: Path) -> None:
     """A name that has appeared since the look is not followed and not taken: the cache is bound."""
     run("""
-        def join():
+        def join(devices):
             (image / DROP_IN[1:]).symlink_to(top / "outside/canary")
         content, (way, because) = start(join=join)
         assert way == "bind" and "File exists" in because
@@ -247,7 +247,7 @@ def test_a_link_that_is_put_in_the_way_meanwhile(tmp_path: Path) -> None:
         assert (image / DROP_IN[1:]).is_symlink() and (top / "outside/canary").read_text() == "the host's"
     """, tmp_path)
     run("""
-        def join():
+        def join(devices):
             cache_file.unlink()
             cache_file.symlink_to(top / "outside/canary")
         content, way = start(join=join)

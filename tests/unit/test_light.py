@@ -24,7 +24,7 @@ REPLAY = {
 }
 #: And where it asks for something of the job.
 WIRE_UP = {"oci_hpc_hooks.wireup", "oci_hpc_hooks.decide", "oci_hpc_hooks.decide.job", "oci_hpc_hooks.inputs.launcher",
-           "oci_hpc_hooks.linux.cgroups", "oci_hpc_hooks.situation"}
+           "oci_hpc_hooks.linux.cgroups", "oci_hpc_hooks.linux.bpf", "oci_hpc_hooks.situation"}
 #: Of the standard library beyond the bare interpreter: all but the first built in or small and written in C.
 ALLOWED = {"__future__", "_json", "_stat", "binascii"}
 ALLOWED_IN_REPLAY = {"_ctypes"}
@@ -67,7 +67,8 @@ def test_what_podman_of_a_rank_imports(bare: Set[str]) -> None:
 
 
 def test_what_a_rank_imports(bare: Set[str]) -> None:
-    found = modules("import oci_hpc_hooks.warm, oci_hpc_hooks.replay, oci_hpc_hooks.wireup, oci_hpc_hooks.linux.cgroups")
+    found = modules("import oci_hpc_hooks.warm, oci_hpc_hooks.replay, oci_hpc_hooks.wireup, oci_hpc_hooks.linux.cgroups; "
+                    "import oci_hpc_hooks.linux.bpf")
     check(found, bare, LIGHT | REPLAY | WIRE_UP, ALLOWED | ALLOWED_IN_REPLAY)
 
 

@@ -28,7 +28,7 @@ sys.stdout.buffer.write(pack.executable({1!r}, [{0!r}], *{2!r}))
 """
 #: Instead of the hook's work: every module that a hook may need, and which of them were read from the package.
 PROBE = """
-import oci_hpc_hooks.replay, oci_hpc_hooks.precreate, oci_hpc_hooks.wireup, oci_hpc_hooks.linux.cgroups
+import oci_hpc_hooks.replay, oci_hpc_hooks.precreate, oci_hpc_hooks.wireup, oci_hpc_hooks.linux.bpf, oci_hpc_hooks.linux.cgroups
 own = {name: module for name, module in sys.modules.items() if name.startswith("oci_hpc_hooks")}
 others = [name for name in sys.modules if name not in own]
 read = [name for name, module in own.items() if hasattr(module, "__cached__")]

@@ -43,7 +43,7 @@ def build(**changes):
     plan.update(changes)
     return record.build(Plan(**plan), None, (), "key")
 
-def inject(made=None, label="", join=lambda: None):
+def inject(made=None, label="", join=lambda devices: None):
     data, cache = made or build()
     with Root(os.open(image, os.O_PATH | os.O_DIRECTORY)) as root:
         rootfs.inject(data, cache, root, table(), label, join)
@@ -192,7 +192,7 @@ def test_nothing_is_left_whichever_mount_fails(fails: int, tmp_path: Path) -> No
 
 def test_nothing_is_left_when_joining_fails(tmp_path: Path) -> None:
     run("""
-        def join():
+        def join(devices):
             raise KernelError("cannot join", errno.EPERM)
         refused(KernelError, join=join)
     """, tmp_path)
@@ -389,7 +389,7 @@ other.mkdir()
 def wire(*extras, owners=(os.geteuid(),)):
     data, cache = record.build(Plan("nothing", ()), None, (), "key")
     with Root(os.open(image, os.O_PATH | os.O_DIRECTORY)) as root:
-        rootfs.inject(data, cache, root, table(), "", lambda: None, [(kind, str(path)) for kind, path in extras], owners)
+        rootfs.inject(data, cache, root, table(), "", lambda devices: None, [(kind, str(path)) for kind, path in extras], owners)
 
 def inside(path):
     return image / str(path).lstrip("/")

@@ -97,6 +97,31 @@ def test_what_would_be_left_without_the_defences(ready: ReadySite, scratch: Path
     assert not all(0 < value < 1 << 40 for value in found["limits"])
 
 
+#: What python-prctl, which has asked the kernel in its own way since 2010, says of a process before and after.
+OTHER_EYE = """
+import sys; sys.path.append({root!r})
+import prctl, json, resource
+from oci_hpc_hooks.linux import syscalls
+def state():
+    sets = prctl.cap_effective, prctl.cap_permitted, prctl.cap_inheritable
+    return [prctl.get_dumpable(), prctl.get_no_new_privs(), [name for name in prctl.ALL_CAP_NAMES for of in sets if getattr(of, name)],
+            resource.getrlimit(resource.RLIMIT_AS)[0]]
+before = state()
+syscalls.set_not_dumpable()
+syscalls.limit(syscalls.RLIMIT_AS, 1 << 32)
+syscalls.give_up_privileges()
+print(json.dumps([before, state()]))
+"""
+
+
+def test_by_another_eye() -> None:
+    code = OTHER_EYE.format(root=str(bed.ROOT))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    before, after = json.loads(done.stdout)
+    assert before[0] == 1 and "sys_admin" in before[2]
+    assert after == [0, 1, [], 1 << 32]
+
+
 # ------------------------------------------------------------------------------------------------ how long it lives
 
 def hook(stdin: int, *, limit: int = 1, before: str = "") -> subprocess.Popen[str]:

@@ -119,7 +119,15 @@ class Wish:
     explicit: bool  # an annotation or label: may be refused; defaults and auto are skipped with a note instead
     by_image: bool = False  # the word of the image's author: a label, or an annotation of the manifest
     kind: str = "mpi"  # of what: the key of a profile's ``provides``
+    mode: str = ""  # of a fabric: REPLACE or INJECT, "" = whichever serves
 
+
+#: Kinds of what may be asked for beside an MPI, several of each. A stack comes as a whole; its libraries are opened by name as well.
+STACKS = ("gpu", "fabric")
+
+#: How a site's fabric comes to an image that has the same library: in its place, or by modules that the image's own opens.
+REPLACE = "replace"
+INJECT = "inject"
 
 #: A container serves one rank, or all of a node, which come into it by ``podman exec``: then no rank's variables are its own.
 RANK = "rank"
@@ -134,7 +142,7 @@ class Request:
     glibc: Optional[Wish] = None  # the image's claim about its own glibc, checked against ELF
     findings: Tuple[Finding, ...] = ()
     cpu: Optional[Wish] = None  # the claim for which microarchitecture the image was built, as archspec would call it
-    gpu: Tuple[Wish, ...] = ()  # one for each of its stacks
+    stacks: Tuple[Wish, ...] = ()  # one for each stack of GPUs and of fabrics, in the order of STACKS
     launcher: Optional[Wish] = None  # "auto", "none", or names of launchers with commas between: the caller or the site says so
     scope: str = RANK  # whom the container serves
 
@@ -192,6 +200,17 @@ class LibrarySet:
     libraries: Tuple[str, ...] = ()  # sonames that go with it
     directories: Tuple[str, ...] = ()  # what it opens by path, modules and configuration; "$ORIGIN" = real directory of ``when``
     private: str = ""  # how symbol versions begin that only files of one build share
+    separable: bool = False  # its modules serve any build of ``when`` that has the symbol versions which they need
+
+
+@dataclass(frozen=True)
+class Newer:
+    """Where images carry a newer release of a driver's libraries that works on the kernel modules of older ones."""
+
+    file: str  # pattern of the library whose release, behind ".so." in its name, is held against that of the profile's first one
+    section: str = ""  # of the ELF note in it that says for which releases it is meant: a JSON object
+    owner: str = ""  # of that note
+    key: str = ""  # of that object: a list of major releases of the node's driver
 
 
 @dataclass(frozen=True)
@@ -225,7 +244,7 @@ class Profile:
 
     name: str
     description: str
-    provides: Mapping[str, str]  # {"mpi": "mpich"}, {"gpu": "opencl"} or {"launcher": "pmix"}
+    provides: Mapping[str, str]  # {"mpi": "mpich"}, {"gpu": "opencl"}, {"fabric": "ucx"} or {"launcher": "pmix"}
     libraries: Tuple[ProfileLibrary, ...] = ()
     search: Tuple[str, ...] = ()  # directories that may hold the libraries, and their dependencies, before the node's own ld.so.cache
     plugins: Tuple[str, ...] = ()  # directories of modules that are dlopened, "$ORIGIN" = directory of the first library
@@ -240,6 +259,12 @@ class Profile:
     files: Tuple[str, ...] = ()  # patterns of files that appear at their own path
     verified: Mapping[str, str] = field(default_factory=dict)  # by what it has been tried, for people
     cdi: str = ""  # the device of an installed CDI specification that says which files and devices there are
+    newer: Optional[Newer] = None  # an image's own may be preferred
+
+    @property
+    def is_stack(self) -> bool:
+        """Whether what it brings comes as a whole (:data:`STACKS`)."""
+        return any(kind in self.provides for kind in STACKS)
 
 
 # ---------------------------------------------------------------------------------------------------------------- inventory
@@ -279,6 +304,7 @@ class ResolvedSet:
     libraries: Tuple[str, ...]  # sonames, that of the library it is about first; not every one need be on this node
     modules: Tuple[HostLibrary, ...]  # of its directories: what is loaded
     files: Tuple[HostFile, ...]  # and everything else
+    separable: bool = False  # as in the profile
 
 
 @dataclass(frozen=True)
@@ -298,7 +324,13 @@ class ResolvedProfile:
     devices: Tuple[str, ...] = ()  # as in the profile: which of them there are is seen at each start
     job: Job = Job()
     files: Tuple[HostFile, ...] = ()  # ``path``: where they appear
-    names: Tuple[str, ...] = ()  # of a GPU stack: every library that the profile names, whether this node has it or not
+    names: Tuple[str, ...] = ()  # of a stack: every library that the profile names, whether this node has it or not
+    newer: Optional[Newer] = None
+
+    @property
+    def is_stack(self) -> bool:
+        """As of :class:`Profile`."""
+        return any(kind in self.provides for kind in STACKS)
 
     @property
     def title(self) -> str:
@@ -394,6 +426,14 @@ class Bystanders:
 
 
 @dataclass(frozen=True)
+class NewerLibrary:
+    """A library of the image that a profile's ``newer`` is about."""
+
+    path: str  # as the pattern found it
+    supports: Optional[Tuple[int, ...]]  # major releases of drivers, as its note says; None = it has no note that says so
+
+
+@dataclass(frozen=True)
 class ImageFacts:
     """What the image brings: enough for plan() to simulate its loader without touching a file.
 
@@ -427,6 +467,7 @@ class ImageFacts:
     conf: Optional[Watched] = None  # the ld.so.conf that says so
     static_programs: Tuple[str, ...] = ()  # real paths of static ELF programs that the arguments lead to
     bystanders: Bystanders = Bystanders()  # looked for only where the site may bring a newer C library
+    newer: Mapping[str, Tuple[NewerLibrary, ...]] = field(default_factory=dict)  # by the pattern of ``Newer.file``
 
 
 # ---------------------------------------------------------------------------------------------------------------- plan
@@ -477,7 +518,8 @@ class JobPlan:
     explicit: bool  # what is needed and lacking is a refusal, not a warning
     protocols: Tuple[str, ...] = ()  # which the MPI that is injected speaks; () = no MPI is, and it is not known
     copies_memory: bool = False  # it reads other ranks' memory (process_vm_readv(2))
-    services: Mapping[str, Job] = field(default_factory=dict)  # of the stacks of GPUs that come: what the node may have for them
+    locking: Tuple[str, ...] = ()  # patterns of device nodes whose users lock memory
+    services: Mapping[str, Job] = field(default_factory=dict)  # of the stacks that come: what the node may have for them
 
 
 @dataclass(frozen=True)

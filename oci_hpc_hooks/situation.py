@@ -16,7 +16,7 @@ class Situation:
     ``private``: the kinds of namespaces ("network", "ipc", "pid", "user") that the container has for itself. ``user``: uid and gid of its
     program inside; ``caller``: the host's of who starts it. ``preserved``: inherited descriptors from 3 up. ``root``: somebody in
     the container is root of the node. ``memlock``: bytes that may be locked, -1 for all; ``shm``: bytes of /dev/shm, -1 where it is not
-    known. ``fabric``: it gets devices.
+    known. ``fabric``: it gets devices whose users lock memory.
     """
 
     __slots__ = ("caller", "can_set", "fabric", "given", "inside", "launcher", "memlock", "preserved", "private", "root", "shm", "unseen",

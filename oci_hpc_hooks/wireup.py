@@ -42,7 +42,8 @@ def wire_up(start: Start, record: dict[str, Any]) -> WireUp:
     if record["job"] is None:
         return made
     now = launcher.situation(start.config, start.image.env, start.stage)
-    now.fabric = bool(devices)
+    locking = tuple([pattern.partition("*")[0] for pattern in record["job"]["locking"]])
+    now.fabric = any(path.startswith(locking) for path in devices)
     outcome = job.decide(record["job"], now)
     what, remedy = outcome.refusal
     if what:

@@ -175,10 +175,10 @@ def _unsaid_of_plan(plan: Plan, devices: Sequence[str]) -> List[Finding]:
         found.append(Finding(WARNING, "cdi", "what a launcher gives its ranks (variables, directories, sockets) is not in a specification, "
                              "and whether they can reach it is not looked at", plan.job.origin,
                              "pass it on by podman's options (docs/slurm.md), or start with the hook", "user"))
-    services = [path for job in plan.job.services.values() for path in (*job.sockets, *job.directories)] if plan.job is not None else []
-    if services:
-        found.append(Finding(NOTE, "cdi", f"what the node has of {', '.join(services)} is not in the specification", plan.job.origin if plan.job
-                             else "", "give it as a volume, or start with the hook", "user"))
+    if plan.job is not None and plan.job.services:
+        services = [path for job in plan.job.services.values() for path in (*job.sockets, *job.directories)]
+        found.append(Finding(NOTE, "cdi", f"what the node has of {', '.join(services)} is not in the specification", plan.job.origin,
+                             "give it as a volume, or start with the hook", "user"))
     if plan.drop_in is not None:
         found.append(Finding(NOTE, "cdi", "the loader's cache is mounted, not a file of the container's own, and ldconfig inside fails"))
     if (plan.devices or plan.open_devices) and not devices:

@@ -64,8 +64,14 @@ def with_job(made: Plan, request: Request, inventory: Inventory) -> Plan:
         copies_memory=chosen is not None and any(
             mpi.COPIES_MEMORY in library.elf.imports for library in chosen.libraries
             if library.role == "replace" or library.name.startswith(mpi.OPENMPI_INNER)),
+        locking=_locking(served),
         services=made.job.services if made.job is not None else {},
     ))
+
+
+def _locking(served: Sequence[ResolvedProfile]) -> Tuple[str, ...]:
+    return tuple(dict.fromkeys(pattern for profile in served if any(need.what == "memlock" for need in profile.job.needs)
+                               for pattern in profile.devices))
 
 
 def _with_devices(made: Plan, request: Request, served: Sequence[ResolvedProfile]) -> Plan:
@@ -80,11 +86,13 @@ def _with_devices(made: Plan, request: Request, served: Sequence[ResolvedProfile
 
 
 def _with_services(made: Plan, request: Request, served: Sequence[ResolvedProfile]) -> Plan:
-    """What a stack of GPUs has of the node's services: never on the word of the image."""
+    """What stacks have of the node's services and need of the container: never on the word of the image."""
     asking = [(profile, _asking(profile, request)) for profile in served if "mpi" not in profile.provides and profile.job != Job()]
     services = {profile.name: profile.job for profile, wish in asking if not wish.by_image}
     origins = ", ".join(dict.fromkeys(wish.origin for _, wish in asking if not wish.by_image))
-    return replace(made, job=JobPlan({}, (), Job(), request.scope, origins, False, services=services)) if services else made
+    if not services:
+        return made
+    return replace(made, job=JobPlan({}, (), Job(), request.scope, origins, False, locking=_locking(served), services=services))
 
 
 def _asking(profile: ResolvedProfile, request: Request) -> Wish:

@@ -46,9 +46,8 @@ _NEEDED = {"specification": ("cdiVersion", "kind", "devices"), "device": ("name"
 
 #: What a hook of a specification is told to do, as the vendors' generators write it, and what becomes of it here.
 CREATE_SYMLINKS = "create-symlinks"
-_DONE_ANYWAY = ("update-ldcache",)  # the loader's cache is generated
+_DONE_ANYWAY = ("update-ldcache", "enable-cuda-compat")  # the loader's cache is generated; what may be newer, a profile says ("newer")
 _LEFT_OUT = {
-    "enable-cuda-compat": "the image's own newer driver libraries are not preferred",
     "disable-device-node-modification": "programs of the driver may try to make device nodes",
     "chmod": "modes of directories of device nodes stay as they are",
 }

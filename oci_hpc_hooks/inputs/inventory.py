@@ -22,6 +22,7 @@ from oci_hpc_hooks.model import (
     Inventory,
     Job,
     Need,
+    Newer,
     ResolvedProfile,
     ResolvedSet,
     Site,
@@ -31,7 +32,7 @@ from oci_hpc_hooks.model import (
 )
 
 NAME = "inventory.json"
-VERSION = 4
+VERSION = 5
 LIMIT = 32 << 20
 
 _SCAN_AGAIN = "run oci-hpc-hooks scan"
@@ -188,6 +189,7 @@ def _profile(found: Dict[str, Any]) -> ResolvedProfile:
         job=_job(found["job"]),
         files=tuple(map(_host_file, found["files"])),
         names=tuple(found["names"]),
+        newer=Newer(**found["newer"]) if found["newer"] is not None else None,
     )
 
 

@@ -13,6 +13,7 @@ import re
 import stat
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 from oci_hpc_hooks.elf import glibc, hwcaps, ldcache, loader, mpi
@@ -291,7 +292,7 @@ class _Resolution:
         libraries: List[HostLibrary] = []
         if self.problems:
             pass
-        elif "gpu" in self._profile.provides:
+        elif self._profile.is_stack:
             libraries, files = self._driver()
         else:
             libraries = self._named_libraries() if self._profile.libraries else []
@@ -321,7 +322,8 @@ class _Resolution:
             job=self._profile.job,
             files=tuple(map(self._placed_file, files)),
             names=tuple(name for library in self._profile.libraries for name in (library.soname, *library.replaces))
-            if "gpu" in self._profile.provides else (),
+            if self._profile.is_stack else (),
+            newer=self._profile.newer,
         )
 
     def _placed(self, library: HostLibrary) -> HostLibrary:
@@ -363,10 +365,11 @@ class _Resolution:
         libraries: List[HostLibrary] = []
         home = version = ""
         for wanted in self._profile.libraries:
+            # What is beside the first belongs to it; a library that it cannot do without may belong to another package.
             together = home and wanted.role == "replace" and self._device is None
-            beside = [os.path.join(home, name) for name in (wanted.soname, *wanted.replaces)] if together else None
+            beside = [os.path.join(home, name) for name in (wanted.soname, *wanted.replaces)] if together else []
             notes = len(self.notes)
-            found = self._find(wanted, self._candidates(wanted) if beside is None else beside)
+            found = self._find(wanted, beside if beside and not wanted.required else (*beside, *self._candidates(wanted)))
             if found is None:
                 self.notes[notes:] = [note for note in self.notes[notes:] if not note.startswith("there is no ")]  # of some release only
                 continue
@@ -375,6 +378,8 @@ class _Resolution:
                 home = os.path.dirname(found.path)
                 version = os.path.basename(found.real).partition(".so.")[2]
         files = list(self._icds(libraries))
+        if not any(library.required for library in self._profile.libraries) and not self._profile.icds:
+            self._need_device()
         if self._profile.icds and not files:
             self.problems.append(f"there is no driver: no file that names one in {', '.join(self._profile.icds)}")
         if self.problems:
@@ -408,6 +413,14 @@ class _Resolution:
             elif os.path.basename(link) not in (libraries[number].name, *libraries[number].replaces):
                 names = (*libraries[number].replaces, os.path.basename(link))
                 libraries[number] = replace(libraries[number], replaces=names)
+
+    def _need_device(self) -> None:
+        """A profile that is about a device alone is of no use without."""
+        there = [path for pattern in self._profile.devices for path in Path("/").glob(pattern.lstrip("/"))]
+        if not there:
+            self.problems.append(f"there is no {' or '.join(self._profile.devices)}: its driver is not loaded")
+            for pattern in self._profile.devices:
+                self._node.watch(pattern)
 
     def _written(self, patterns: Sequence[str], home: str, version: str) -> Iterable[str]:
         """The files that patterns of the profile stand for."""
@@ -449,9 +462,15 @@ class _Resolution:
             return False
         elf = self._node.facts(real)
         name = elf.soname if elf is not None and elf.soname else os.path.basename(path)
-        also = (asked,) if asked not in ("", name) else ()
-        libraries.append(replace(self._node.library(name, path, real, "replace", also), optional=True))
+        also = dict.fromkeys(filter(None, (asked, self._plain_name(path, real))))
+        also.pop(name, None)
+        libraries.append(replace(self._node.library(name, path, real, "replace", tuple(also)), optional=True))
         return True
+
+    def _plain_name(self, path: str, real: str) -> str:
+        """The name without a release, where the driver has it for this file: programs open libraries by it too."""
+        plain = path.partition(".so")[0] + ".so"
+        return os.path.basename(plain) if self._node.resolve(plain) == real else ""
 
     def _own_file(self, path: str) -> HostFile:
         """A file at its own path; a program tells which glibc it needs."""
@@ -513,7 +532,7 @@ class _Resolution:
     def _places(self, library: ProfileLibrary) -> str:
         if self._device is not None:
             return f"the CDI device {self._device.name} of {self._device.file}"
-        if library is not self._profile.libraries[0] and (library.role == "replace" or "gpu" not in self._profile.provides):
+        if library is not self._profile.libraries[0] and (library.role == "replace" or not self._profile.is_stack):
             return f"the directory of {self._profile.libraries[0].soname}"
         whose = "variant" if self._variant else "profile"
         directories = ", ".join(self._directories) or f"the {whose}'s directories (none of them exists on this node)"
@@ -630,7 +649,7 @@ class _Resolution:
             files += map(self._node.plain_file, others)
             if not found and not others:
                 self.notes.append(f"the set {wanted.name} has nothing in {directory}: what {wanted.when} opens there will be missing")
-        return ResolvedSet(wanted.name, wanted.private, (wanted.when, *wanted.libraries), tuple(modules), tuple(files))
+        return ResolvedSet(wanted.name, wanted.private, (wanted.when, *wanted.libraries), tuple(modules), tuple(files), wanted.separable)
 
     def _simulate(self, paths: Sequence[str], search: loader.Search) -> loader.LinkMap:
         return loader.simulate(_Program.PATH, _Program(self._node, paths), search)

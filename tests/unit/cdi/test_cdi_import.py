@@ -233,7 +233,7 @@ def test_the_same_as_by_the_profiles_own_lists(folders: Tuple[Path, Path], root:
     assert found.problems == listed.problems == ()
     assert replace(found, devices=listed.devices) == listed and len(files(found)) == 4
     assert found.devices == ("/dev/nvidia-modeset", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools", "/dev/nvidiactl", "/dev/nvidia0")
-    assert len(notes) == 3 and all("nvidia.com/gpu=all" in note for note in notes)
+    assert len(notes) == 2 and all("nvidia.com/gpu=all" in note for note in notes)
 
 
 def test_paths_of_containers_are_those_of_the_specification(folders: Tuple[Path, Path], root: Path, tmp_path: Path) -> None:

@@ -31,6 +31,9 @@ GPU_SWITCHES = ("org.supercontainers.hardware.gpu.available", "org.supercontaine
 LAUNCHER = "org.supercontainers.launcher"
 LAUNCHER_SCOPE = "org.supercontainers.launcher.scope"
 
+#: Which of the granted GPUs: of the caller and the site alone, for an image cannot know them.
+GPU_DEVICES = "org.supercontainers.gpu.devices"
+
 GLIBC_KEYS = ("org.supercontainers.glibc", "org.supercontainers.glibc.version")
 
 #: The microarchitecture that the image was built for, in archspec's names; mode ``generic``: it runs anywhere.
@@ -104,6 +107,7 @@ def request(container: Container, site: Site) -> Request:
     cpu: Optional[Wish] = None
     stacks: Dict[str, Tuple[Wish, ...]] = dict.fromkeys(STACKS, ())
     launcher: Optional[Wish] = None
+    gpu_devices: Optional[Wish] = None
     scope = ""
     mode: Tuple[Wish, ...] = ()
     for source in _sources(container, site):
@@ -112,6 +116,7 @@ def request(container: Container, site: Site) -> Request:
         else:
             launcher = launcher or _launcher(source)
             scope = scope or _scope(source)
+            gpu_devices = gpu_devices or _gpu_devices(source)
         if mpi is None:
             mpi, found = _mpi(source)
             findings.extend(found)
@@ -126,7 +131,8 @@ def request(container: Container, site: Site) -> Request:
     if mode:
         stacks["fabric"] = tuple(replace(wish, mode=mode[0].mode) for wish in stacks["fabric"] or mode)
     asked = tuple(wish for wished in stacks.values() for wish in wished)
-    return Request(mpi=mpi, glibc=glibc, findings=tuple(findings), cpu=cpu, stacks=asked, launcher=launcher, scope=scope or RANK)
+    return Request(mpi=mpi, glibc=glibc, findings=tuple(findings), cpu=cpu, stacks=asked, launcher=launcher, scope=scope or RANK,
+                   gpu_devices=gpu_devices)
 
 
 def _sources(container: Container, site: Site) -> Iterator[_Source]:
@@ -145,6 +151,9 @@ def _not_for_images(source: _Source) -> Iterator[Finding]:
         if key in source.values:
             yield Finding(WARNING, "not-for-images", f"{key} of an image is passed over: what a container gets of a job is for whoever "
                           "starts it to say", f"{source.kind} {key}={source.values[key]}", f"give --annotation {key}=…", "user")
+    if GPU_DEVICES in source.values:
+        yield Finding(WARNING, "not-for-images", f"{GPU_DEVICES} of an image is passed over: which GPUs there are, only the node knows",
+                      f"{source.kind} {GPU_DEVICES}={source.values[GPU_DEVICES]}", f"give --annotation {GPU_DEVICES}=…", "user")
 
 
 def _launcher(source: _Source) -> Optional[Wish]:
@@ -155,6 +164,13 @@ def _launcher(source: _Source) -> Optional[Wish]:
     value = NOBODY if NOBODY in names else AUTO if AUTO in names else ",".join(dict.fromkeys(names))
     explicit = source.kind == "annotation" and value != AUTO
     return Wish(value, f"{source.kind} {LAUNCHER}={source.values[LAUNCHER]}", explicit)
+
+
+def _gpu_devices(source: _Source) -> Optional[Wish]:
+    """Which GPUs, as they are written: :mod:`oci_hpc_hooks.decide.gpus` reads them at each start."""
+    text = source.values.get(GPU_DEVICES, "").strip()
+    explicit = source.kind == "annotation"
+    return Wish(text, f"{source.kind} {GPU_DEVICES}={text}", explicit, False, "gpu") if text else None
 
 
 def _words(text: str) -> List[str]:

@@ -39,6 +39,9 @@ def semantic_problems(document: Dict[str, Any], file: str) -> List[Problem]:
     for key in ("companions", "icds", "files", "newer", "cdi") if kind and kind not in STACKS else ():
         if key in document:
             problems.append(Problem(file, f"$.{key}", "only a profile of GPUs or of a fabric brings these"))
+    for key in ("gpus", "gpus_of") if kind not in ("", "gpu") else ():
+        if key in document:
+            problems.append(Problem(file, f"$.{key}", "only a profile of a GPU stack has these"))
     seen: Dict[str, str] = {}
     for index, library in enumerate(document.get("libraries", ())):
         at = f"$.libraries[{index}]"

@@ -279,7 +279,9 @@ class _Resolution:
         self._root = cdi.root(self._device)
         self._places_inside = {os.path.dirname(host): os.path.dirname(inside) for host, inside in self._device.mounts}
         self._places_inside.update(self._device.mounts)
-        self._profile = replace(self._profile, devices=self._device.devices, icds=(), companions=(), files=())
+        # Whose GPUs are found by rules, of that a start gets what its job was given, whatever a specification lists.
+        devices = self._device.devices if self._profile.gpus is None else self._profile.devices
+        self._profile = replace(self._profile, devices=devices, icds=(), companions=(), files=())
         folders = [os.path.dirname(host) for host, _ in self._device.mounts if ".so" in os.path.basename(host)]
         folders += [self._root + directory for directory in self._node.default_dirs if self._root]
         self._directories = [folder for folder in dict.fromkeys(folders) if os.path.isdir(folder)]
@@ -323,6 +325,8 @@ class _Resolution:
             files=tuple(map(self._placed_file, files)),
             names=tuple(name for library in self._profile.libraries for name in (library.soname, *library.replaces))
             if self._profile.is_stack else (),
+            gpus=self._profile.gpus,
+            gpus_of=self._profile.gpus_of,
             newer=self._profile.newer,
         )
 

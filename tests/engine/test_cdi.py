@@ -158,7 +158,6 @@ def test_a_driver_by_its_specification(folder: Path, scratch: Path, form: str) -
         (found[name],) = [profile for profile in json.loads((site.state_dir / "inventory.json").read_text())["profiles"]
                           if profile["name"] == "cuda"]
     assert found["by-cdi"]["problems"] == [] and len(found["by-cdi"]["libraries"]) > 20
-    assert found["by-cdi"].pop("devices") != found["listed"].pop("devices")
     for profile in found.values():
         for key in ("libraries", "files"):
             profile[key].sort(key=lambda row: row["path"])

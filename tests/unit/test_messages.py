@@ -117,7 +117,8 @@ def test_a_fabric_that_is_nothing_but_devices() -> None:
 
 def test_in_which_way_a_fabric_comes() -> None:
     where = container(annotations={FABRIC: "libfabric", MPI_MODE: "libfabric_replace"})
-    image = mpich_image().add("/usr/lib64/libfabric.so.1", elf("libfabric.so.1", needed=("libc.so.6",), verdef=("FABRIC_1.0",)), cached=True)
-    site = replace(site_fabric(), role="replace")
-    made = plan(where, request(where, Site()), inventory(ResolvedProfile("libfabric", {"fabric": "libfabric"}, "", (site,))), image.facts(APP))
+    image = mpich_image()
+    image.add("/usr/lib64/libfabric.so.1", elf("libfabric.so.1", needed=("libc.so.6",), verdef=("FABRIC_1.0",)), cached=True)
+    site = ResolvedProfile("libfabric", {"fabric": "libfabric"}, "", (replace(site_fabric(), role="replace"),))
+    made = plan(where, request(where, Site()), inventory(site), image.facts(APP))
     assert "mode" in codes_of(made)

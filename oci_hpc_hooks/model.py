@@ -137,6 +137,7 @@ class Request:
     gpu: Tuple[Wish, ...] = ()  # one for each of its stacks
     launcher: Optional[Wish] = None  # "auto", "none", or names of launchers with commas between: the caller or the site says so
     scope: str = RANK  # whom the container serves
+    network: Optional[Wish] = None  # "none", "auto", or names of profiles with commas between: of the caller and the site alone
 
 
 # ---------------------------------------------------------------------------------------------------------------- site
@@ -219,6 +220,16 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Interface:
+    """A network interface of the node that comes into a container's own network namespace."""
+
+    device: str  # its name on the node; one * stands for any characters
+    mode: str  # "move": itself, with its addresses; "ipvlan" or "macvlan": a new one on top of it
+    name: str = ""  # in the container; "" = as on the node
+    addresses: Tuple[str, ...] = ()  # of a new one, with the length of the prefix
+
+
+@dataclass(frozen=True)
 class Profile:
     """profiles.d/NAME.json: data, not code. What to inject when a request matches."""
 
@@ -238,6 +249,7 @@ class Profile:
     icds: Tuple[str, ...] = ()  # patterns of files that name a library each, which comes too; as "files" they are at their own path
     files: Tuple[str, ...] = ()  # patterns of files that appear at their own path
     verified: Mapping[str, str] = field(default_factory=dict)  # by what it has been tried, for people
+    interfaces: Tuple[Interface, ...] = ()
 
 
 # ---------------------------------------------------------------------------------------------------------------- inventory
@@ -297,6 +309,7 @@ class ResolvedProfile:
     job: Job = Job()
     files: Tuple[HostFile, ...] = ()  # ``path``: where they appear
     names: Tuple[str, ...] = ()  # of a GPU stack: every library that the profile names, whether this node has it or not
+    interfaces: Tuple[Interface, ...] = ()  # as in the profile: which of them there are is seen at each start
 
     @property
     def title(self) -> str:
@@ -479,6 +492,15 @@ class JobPlan:
 
 
 @dataclass(frozen=True)
+class NetworkPlan:
+    """Interfaces for a container with a network namespace of its own; whether it has one is seen at its start."""
+
+    interfaces: Tuple[Interface, ...]
+    origin: str
+    explicit: bool  # what cannot be brought is a refusal, not a warning
+
+
+@dataclass(frozen=True)
 class Plan:
     """Ordered actions and findings. Applying it needs no further decision."""
 
@@ -500,3 +522,4 @@ class Plan:
     open_devices: Tuple[str, ...] = ()  # those that only the image has asked for: of them what anybody may open
     job: Optional[JobPlan] = None
     variant: str = ""  # of the profile, "" = its own libraries
+    network: Optional[NetworkPlan] = None

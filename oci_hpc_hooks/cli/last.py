@@ -69,6 +69,8 @@ def lines(entry: Dict[str, Any]) -> Iterator[show.Block]:
         yield f"  of {' and '.join(map(str, entry['launchers']))}: {entry.get('variables')} variables, {places}"
     if entry.get("devices"):
         yield f"  devices: {', '.join(map(str, entry['devices']))}"
+    if entry.get("interfaces"):
+        yield f"  network interfaces: {', '.join(map(str, entry['interfaces']))}"
     message = str(entry.get("message") or "")
     if message:
         yield f"  {message}"

@@ -26,6 +26,9 @@ GPU_SWITCHES = ("org.supercontainers.hardware.gpu.available", "org.supercontaine
 LAUNCHER = "org.supercontainers.launcher"
 LAUNCHER_SCOPE = "org.supercontainers.launcher.scope"
 
+#: Interfaces for a network namespace of the container's own. Of the caller and the site alone, too: some leave the node.
+NETWORK = "org.supercontainers.network"
+
 GLIBC_KEYS = ("org.supercontainers.glibc", "org.supercontainers.glibc.version")
 
 #: The microarchitecture that the image was built for, in archspec's names; mode ``generic``: it runs anywhere.
@@ -87,12 +90,14 @@ def request(container: Container, site: Site) -> Request:
     cpu: Optional[Wish] = None
     gpu: Tuple[Wish, ...] = ()
     launcher: Optional[Wish] = None
+    network: Optional[Wish] = None
     scope = ""
     for source in _sources(container, site):
         if source.who == "image author":
             findings += _not_for_images(source)
         else:
-            launcher = launcher or _launcher(source)
+            launcher = launcher or _named(source, LAUNCHER)
+            network = network or _named(source, NETWORK)
             scope = scope or _scope(source)
         if mpi is None:
             mpi, found = _mpi(source)
@@ -104,7 +109,8 @@ def request(container: Container, site: Site) -> Request:
                     break
         cpu = cpu or _cpu(source)
         gpu = gpu or _gpu(source)
-    return Request(mpi=mpi, glibc=glibc, findings=tuple(findings), cpu=cpu, gpu=gpu, launcher=launcher, scope=scope or RANK)
+    return Request(mpi=mpi, glibc=glibc, findings=tuple(findings), cpu=cpu, gpu=gpu, launcher=launcher, scope=scope or RANK,
+                   network=network)
 
 
 def _sources(container: Container, site: Site) -> Iterator[_Source]:
@@ -119,20 +125,22 @@ def _sources(container: Container, site: Site) -> Iterator[_Source]:
 
 
 def _not_for_images(source: _Source) -> Iterator[Finding]:
-    for key in (LAUNCHER, LAUNCHER_SCOPE):
+    for key in (LAUNCHER, LAUNCHER_SCOPE, NETWORK):
         if key in source.values:
-            yield Finding(WARNING, "not-for-images", f"{key} of an image is passed over: what a container gets of a job is for whoever "
-                          "starts it to say", f"{source.kind} {key}={source.values[key]}", f"give --annotation {key}=…", "user")
+            what = "interfaces a container gets" if key == NETWORK else "a container gets of a job"
+            yield Finding(WARNING, "not-for-images",
+                          f"{key} of an image is passed over: what {what} is for whoever starts it to say",
+                          f"{source.kind} {key}={source.values[key]}", f"give --annotation {key}=…", "user")
 
 
-def _launcher(source: _Source) -> Optional[Wish]:
-    """The launchers that one source names. podman takes a comma in --annotation for the beginning of the next one, hence "+"."""
-    names = _words(source.values.get(LAUNCHER, ""))
+def _named(source: _Source, key: str) -> Optional[Wish]:
+    """The launchers or networks that one source names. In --annotation podman takes a comma for a new one: hence "+"."""
+    names = _words(source.values.get(key, ""))
     if not names:
         return None
     value = NOBODY if NOBODY in names else AUTO if AUTO in names else ",".join(dict.fromkeys(names))
     explicit = source.kind == "annotation" and value != AUTO
-    return Wish(value, f"{source.kind} {LAUNCHER}={source.values[LAUNCHER]}", explicit)
+    return Wish(value, f"{source.kind} {key}={source.values[key]}", explicit)
 
 
 def _words(text: str) -> List[str]:

@@ -19,6 +19,7 @@ from oci_hpc_hooks.model import (
     FileId,
     HostFile,
     HostLibrary,
+    Interface,
     Inventory,
     Job,
     Need,
@@ -187,6 +188,8 @@ def _profile(found: Dict[str, Any]) -> ResolvedProfile:
         job=_job(found["job"]),
         files=tuple(map(_host_file, found["files"])),
         names=tuple(found["names"]),
+        interfaces=tuple(Interface(row["device"], row["mode"], row["name"], tuple(row["addresses"]))
+                         for row in found.get("interfaces", ())),
     )
 
 

@@ -292,6 +292,7 @@ class _Resolution:
                        for one in sets),
             devices=self._profile.devices,
             job=self._profile.job,
+            interfaces=self._profile.interfaces,
             files=tuple(map(self._placed_file, files)),
             names=tuple(name for library in self._profile.libraries for name in (library.soname, *library.replaces))
             if "gpu" in self._profile.provides else (),

@@ -82,6 +82,7 @@ def generated() -> Iterator[Tuple[str, str]]:
         yield path, shtab.complete(whole, shell).rstrip() + "\n"
     for kind in ("site", "profile"):
         yield f"docs/reference/{kind}.md", reference(json.loads((ROOT / f"schemas/{kind}.schema.json").read_text(encoding="utf-8")), kind)
+    yield "docs/reference/verified.md", verified()
     yield f"{MAN}/{whole.prog}.1", page(cli.parser(()), whole.prog, MORE + _see_also(pages))
     for name, verb in pages.items():
         title = f"{whole.prog}-{name}"
@@ -132,6 +133,23 @@ def _followed(part: Mapping[str, Any], whole: Mapping[str, Any]) -> Mapping[str,
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|")
+
+
+def verified() -> str:
+    """A page with one row for each shipped profile: by what it has been tried."""
+    schema = json.loads((ROOT / "schemas/profile.schema.json").read_text(encoding="utf-8"))
+    what = schema["properties"]["verified"]["properties"]["by"]["description"]
+    rows = []
+    for path in sorted((ROOT / "oci_hpc_hooks/profiles.d").glob("*.json")):
+        profile = json.loads(path.read_text(encoding="utf-8"))
+        ((kind, value),) = profile["provides"].items()
+        rows.append(f"| `{profile['name']}` | {kind} `{value}` | {profile['verified']['by']} | {_cell(profile['verified']['source'])} |")
+    for path in sorted((ROOT / "tests/hardware").glob("*.json")):
+        said = json.loads(path.read_text(encoding="utf-8"))["verified"]
+        rows.append(f"| (fixture `{path.stem}`) | | {said['by']} | {_cell(said['source'])} |")
+    head = ["| profile | answers | tried by | source |", "| --- | --- | --- | --- |"]
+    origin = "Made from the profiles themselves; on a node `oci-hpc-hooks profiles list` tells the same of its own."
+    return "\n".join(["# By what each profile has been tried", "", what, "", origin, "", *head, *rows, ""])
 
 
 # ---------------------------------------------------------------------------------------------------------------- man pages

@@ -195,6 +195,16 @@ class LibrarySet:
 
 
 @dataclass(frozen=True)
+class Newer:
+    """Where images carry a newer release of a driver's libraries that works on the kernel modules of older ones."""
+
+    file: str  # pattern of the library whose release, behind ".so." in its name, is held against that of the profile's first one
+    section: str = ""  # of the ELF note in it that says for which releases it is meant: a JSON object
+    owner: str = ""  # of that note
+    key: str = ""  # of that object: a list of major releases of the node's driver
+
+
+@dataclass(frozen=True)
 class Need:
     """What ranks need of the container that they run in; ``what`` is one of those in :mod:`oci_hpc_hooks.decide.job`."""
 
@@ -250,6 +260,7 @@ class Profile:
     files: Tuple[str, ...] = ()  # patterns of files that appear at their own path
     verified: Mapping[str, str] = field(default_factory=dict)  # by what it has been tried, for people
     interfaces: Tuple[Interface, ...] = ()
+    newer: Optional[Newer] = None  # an image's own may be preferred
 
 
 # ---------------------------------------------------------------------------------------------------------------- inventory
@@ -310,6 +321,7 @@ class ResolvedProfile:
     files: Tuple[HostFile, ...] = ()  # ``path``: where they appear
     names: Tuple[str, ...] = ()  # of a GPU stack: every library that the profile names, whether this node has it or not
     interfaces: Tuple[Interface, ...] = ()  # as in the profile: which of them there are is seen at each start
+    newer: Optional[Newer] = None
 
     @property
     def title(self) -> str:
@@ -405,6 +417,14 @@ class Bystanders:
 
 
 @dataclass(frozen=True)
+class NewerLibrary:
+    """A library of the image that a profile's ``newer`` is about."""
+
+    path: str  # as the pattern found it
+    supports: Optional[Tuple[int, ...]]  # major releases of drivers, as its note says; None = it has no note that says so
+
+
+@dataclass(frozen=True)
 class ImageFacts:
     """What the image brings: enough for plan() to simulate its loader without touching a file.
 
@@ -438,6 +458,7 @@ class ImageFacts:
     conf: Optional[Watched] = None  # the ld.so.conf that says so
     static_programs: Tuple[str, ...] = ()  # real paths of static ELF programs that the arguments lead to
     bystanders: Bystanders = Bystanders()  # looked for only where the site may bring a newer C library
+    newer: Mapping[str, Tuple[NewerLibrary, ...]] = field(default_factory=dict)  # by the pattern of ``Newer.file``
 
 
 # ---------------------------------------------------------------------------------------------------------------- plan

@@ -42,21 +42,22 @@ def inject(config: dict[str, Any], record: dict[str, Any], cache_file: str, size
     tree = [(row[0], row[4]) for row in record["tree"]]
     if record["tree_at"]:
         mounts += _tree(record["tree_at"], tree, size)
-    mounts += [_file(row[0], row[4]) for row in (*record["in_place"], *record["files"])]
+    mounts += [file_mount(row[0], row[4]) for row in (*record["in_place"], *record["files"])]
     for folder, target, *_ in record["modules"]:
         mounts += _tree(target, [(source, name[len(folder) + 1:]) for source, name in tree if name.startswith(folder + "/")], size)
     if cache_file:
-        mounts.append(_file(cache_file, record["cache"]["target"]))
+        mounts.append(file_mount(cache_file, record["cache"]["target"]))
     config["mounts"] = [*(config.get("mounts") or ()), *mounts]
 
 
 def _tree(where: str, files: list[tuple[str, str]], size: int) -> list[dict[str, Any]]:
     options = ["nosuid", "nodev", "ro", "mode=755", f"size={size}"]
     top = {"destination": where, "type": "tmpfs", "source": MARK, "options": options}
-    return [top, *[_file(source, f"{where}/{name}") for source, name in files]]
+    return [top, *[file_mount(source, f"{where}/{name}") for source, name in files]]
 
 
-def _file(source: str, destination: str) -> dict[str, Any]:
+def file_mount(source: str, destination: str) -> dict[str, Any]:
+    """A file of the host, read-only, as config.json has it."""
     return {"destination": destination, "type": "bind", "source": source, "options": FILE_OPTIONS}
 
 

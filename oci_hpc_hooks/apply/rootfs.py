@@ -293,6 +293,18 @@ class Injection:
                               remedy="move the library to a filesystem that is mounted without noexec", who="site admin")
             self.folders.append(folder)
 
+    def look_at_sources(self) -> None:
+        """Raises as :meth:`look_at_source` for every host file, without keeping it open: there may be more of them than descriptors."""
+        for path, *row in [row[:4] for row in (*self.record["tree"], *self.record["in_place"], *self.record["files"])]:
+            try:
+                fd = posix.open(path, O_PATH | posix.O_NOFOLLOW | posix.O_CLOEXEC)
+            except OSError:
+                raise Stale(path) from None
+            try:
+                self.look_at_source(fd, path, *row)
+            finally:
+                posix.close(fd)
+
     def open_extras(self, extras: Sequence[tuple[str, str]], owners: Sequence[int]) -> None:
         """The same for what is mounted at its own path: (kind, path). What the container has there already stays as it is."""
         for kind, path in extras:
@@ -510,15 +522,7 @@ def prepare(record: dict[str, Any], cache: bytes, root: Root, table: mounts.Moun
         injection.open_targets()
         if record["tree_make"] != "dev":
             injection.open_tree_place()
-        for path, *row in [row[:4] for row in (*record["tree"], *record["in_place"], *record["files"])]:
-            try:
-                fd = posix.open(path, O_PATH | posix.O_NOFOLLOW | posix.O_CLOEXEC)
-            except OSError:
-                raise Stale(path) from None
-            try:
-                injection.look_at_source(fd, path, *row)
-            finally:
-                posix.close(fd)  # there may be more of them than descriptors
+        injection.look_at_sources()
         injection.open_extras([extra for extra in extras if extra[0] != DEVICE], owners)
         wanted = [path for path, *_ in injection.extras] + [path for kind, path in extras if kind == DEVICE]
         if record["cache"] is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
 from oci_hpc_hooks.decide import abi
@@ -39,6 +39,7 @@ class Choice:
     findings: Tuple[Finding, ...]
     runtime: Tuple[Tuple[HostLibrary, ImageFile], ...] = ()
     sets: Tuple[ResolvedSet, ...] = ()  # those that come from the site
+    own: Mapping[str, str] = field(default_factory=dict)  # names that lead to a path of the image, where it has newer libraries for them
 
     @property
     def names(self) -> Dict[str, HostLibrary]:

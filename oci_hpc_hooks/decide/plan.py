@@ -28,6 +28,7 @@ from oci_hpc_hooks.decide.choice import (
 from oci_hpc_hooks.decide.launcher import with_job
 from oci_hpc_hooks.decide.layers import laid_over
 from oci_hpc_hooks.decide.network import with_network
+from oci_hpc_hooks.decide.newer import prefer
 from oci_hpc_hooks.decide.proof import PMIX_TOO_OLD, prove
 from oci_hpc_hooks.decide.request import AUTO, OVERRIDES, STACKS, wishes
 from oci_hpc_hooks.decide.runtime import Replaced, lay_over
@@ -264,6 +265,7 @@ def _plan_choice(container: Container, served: _Served, profile: ResolvedProfile
                  f"the scan says: {profile.problems[0]}")
     facts = served.facts
     _gates(facts, profile)
+    profile, own, told = prefer(profile, facts)
     choice = choose(facts, profile, keep_pmix)
     drivers = {file.library for file in profile.files if file.library}
     if drivers and drivers.isdisjoint(library.name for library in choice.libraries):
@@ -271,7 +273,7 @@ def _plan_choice(container: Container, served: _Served, profile: ResolvedProfile
         insisted = [replace(library, optional=library.optional and library.name not in drivers) for library in profile.libraries]
         profile = replace(profile, libraries=tuple(insisted))
         choice = choose(facts, profile, keep_pmix)
-    choice = replace(choice, runtime=replaced)
+    choice = replace(choice, runtime=replaced, own=own, findings=(*([told] if told else ()), *choice.findings))
     if not choice.libraries and not profile.files:
         all_there = Finding(NOTE, "all-there", f"the image has everything that profile {profile.name} would add")
         return _left(served, *choice.findings, all_there)
@@ -290,8 +292,8 @@ def _plan_choice(container: Container, served: _Served, profile: ResolvedProfile
         for earlier in choices[:-1]:
             prove(after, *earlier, cache, tree_root, inventory.cpu)
         must_fit_launcher(choice, facts.programs, keep_pmix)
-        made, told = _with_files(made, container, profile, choice, facts)
-        missing += told
+        made, left = _with_files(made, container, profile, choice, facts)
+        missing += left
     except No as no:
         no.tried = made
         raise
@@ -330,6 +332,7 @@ def _whole(choices: Sequence[Tuple[ResolvedProfile, Choice]]) -> Choice:
         findings=(),
         runtime=parts[-1].runtime,
         sets=tuple({one.name: one for part in parts for one in part.sets}.values()),
+        own={name: path for part in parts for name, path in part.own.items()},
     )
 
 

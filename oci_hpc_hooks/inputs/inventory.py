@@ -23,6 +23,7 @@ from oci_hpc_hooks.model import (
     Inventory,
     Job,
     Need,
+    Newer,
     ResolvedProfile,
     ResolvedSet,
     Site,
@@ -32,7 +33,7 @@ from oci_hpc_hooks.model import (
 )
 
 NAME = "inventory.json"
-VERSION = 4
+VERSION = 5
 LIMIT = 32 << 20
 
 _SCAN_AGAIN = "run oci-hpc-hooks scan"
@@ -190,6 +191,7 @@ def _profile(found: Dict[str, Any]) -> ResolvedProfile:
         names=tuple(found["names"]),
         interfaces=tuple(Interface(row["device"], row["mode"], row["name"], tuple(row["addresses"]))
                          for row in found.get("interfaces", ())),
+        newer=Newer(**found["newer"]) if found["newer"] is not None else None,
     )
 
 

@@ -34,7 +34,7 @@ def semantic_problems(document: Dict[str, Any], file: str) -> List[Problem]:
     for kind, what in (("mpi", "an MPI"), ("gpu", "a stack of GPUs")):
         if kind in document.get("provides", ()) and "libraries" not in document:
             problems.append(Problem(file, "$", f'the key "libraries" is missing: a profile that provides {what} names its libraries'))
-    for key in ("companions", "icds", "files") if "gpu" not in document.get("provides", ("gpu",)) else ():
+    for key in ("companions", "icds", "files", "newer") if "gpu" not in document.get("provides", ("gpu",)) else ():
         if key in document:
             problems.append(Problem(file, f"$.{key}", "only a profile of a GPU stack brings these"))
     problems += _network_problems(document, file)

@@ -296,6 +296,7 @@ class _Resolution:
             files=tuple(map(self._placed_file, files)),
             names=tuple(name for library in self._profile.libraries for name in (library.soname, *library.replaces))
             if "gpu" in self._profile.provides else (),
+            newer=self._profile.newer,
         )
 
     def _placed(self, library: HostLibrary) -> HostLibrary:
@@ -392,9 +393,15 @@ class _Resolution:
             return False
         elf = self._node.facts(real)
         name = elf.soname if elf is not None and elf.soname else os.path.basename(path)
-        also = (asked,) if asked not in ("", name) else ()
-        libraries.append(replace(self._node.library(name, path, real, "replace", also), optional=True))
+        also = dict.fromkeys(filter(None, (asked, self._plain_name(path, real))))
+        also.pop(name, None)
+        libraries.append(replace(self._node.library(name, path, real, "replace", tuple(also)), optional=True))
         return True
+
+    def _plain_name(self, path: str, real: str) -> str:
+        """The name without a release, where the driver has it for this file: programs open libraries by it too."""
+        plain = path.partition(".so")[0] + ".so"
+        return os.path.basename(plain) if self._node.resolve(plain) == real else ""
 
     def _own_file(self, path: str) -> HostFile:
         """A file at its own path; a program tells which glibc it needs."""

@@ -606,7 +606,7 @@ def host_state() -> HostState:
 
 # What the engines themselves make once and keep.
 _KEPT = ("/dev/shm/libpod", "/run/crun", "/run/runc", "/run/user", "/run/netns", "/run/lock", "/run/containers", "/run/libpod",
-         "/run/oci-hpc-hooks-bed-", "/run/netavark")  # fmt: skip
+         "/run/oci-hpc-hooks-bed-", "/run/netavark", "/run/cdi")  # fmt: skip
 
 
 def leaks(before: HostState, patience: float = 3) -> list[str]:
@@ -660,6 +660,19 @@ def clean() -> None:
     _kill([*_pause_pids(), str(_holder())])
     shutil.rmtree(BED, ignore_errors=True)
     shutil.rmtree(RUN, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def cdi_folder() -> Iterator[Path]:
+    """An empty /var/run/cdi, where engines look for specifications of the Container Device Interface, that only the bed sees."""
+    enter()
+    folder = Path("/var/run/cdi")
+    folder.mkdir(mode=0o755, exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "oci-hpc-hooks-bed", folder], check=True, timeout=30)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True, timeout=30)
 
 
 def _kill(pids: Sequence[str]) -> None:

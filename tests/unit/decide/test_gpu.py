@@ -34,6 +34,7 @@ from tests.unit.decide.world import (
     elf,
     file_id,
     glibc_versions,
+    gpu,
     host,
     inventory,
     mpich_image,
@@ -57,12 +58,6 @@ def driver(*, needed: Sequence[str] = ("libstdc++.so.6", "libc.so.6"), glibc: st
            role: str = "replace") -> HostLibrary:
     wants = {"libc.so.6": [glibc], "libstdc++.so.6": ["GLIBCXX_3.4.30"]} if "libstdc++.so.6" in needed else {"libc.so.6": [glibc]}
     return host(path, elf("libacme.so.1", needed=needed, verneed=wants), role)
-
-
-def gpu(*libraries: HostLibrary, name: str = "acme", problems: Sequence[str] = (), devices: Sequence[str] = ()) -> ResolvedProfile:
-    return ResolvedProfile(f"site-{name}", {"gpu": name}, f"/etc/oci-hpc-hooks/profiles.d/site-{name}.json", libraries,
-                           problems=tuple(problems), devices=tuple(devices),
-                           names=tuple(library.name for library in libraries if library.role != "dependency"))
 
 
 ACME = gpu(driver(), cxx())

@@ -87,6 +87,8 @@ class Proposal(Service):
         if more is not None:
             rules = not namespaces.in_own_user_namespace()  # a runtime without privileges of its own cannot keep devices closed
             config.wire_up(self.start.config, [extra for extra in extras if extra[1] in wanted], more.variables, rules)
+            if more.hidden:
+                config.hide(self.start.config, more.hidden)
         return way, because
 
     def lay(self, where: str, kind: str, source: str, options: list[str]) -> None:

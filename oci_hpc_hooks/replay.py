@@ -73,7 +73,7 @@ class Service:
         """Applies a plan that was found on this path, and says so in the log. Raises as :func:`rootfs.inject`, and Precondition."""
         self.journal = report.open_log(self.places)
         more: WireUp | None = None
-        if record["job"] is not None or record["devices"] or record["open_devices"]:
+        if record["job"] is not None or record["devices"] or record["open_devices"] or record["gpus"]:
             from oci_hpc_hooks import wireup
 
             more = wireup.wire_up(self.start, record)

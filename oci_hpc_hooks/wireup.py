@@ -14,18 +14,21 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from oci_hpc_hooks.decide.gpus import Outcome
+    from oci_hpc_hooks.situation import Situation
     from oci_hpc_hooks.warm import Start
 
 
 class WireUp:
     """``mounts``: (kind, path) of what of the host appears at its own path; ``owners``: whose directories may. ``variables`` to set,
-    ``findings`` to tell, ``told``: what the log says of it."""
+    ``hidden``: directories that are to be empty. ``findings`` to tell, ``told``: what the log says of it."""
 
-    __slots__ = ("findings", "mounts", "owners", "told", "variables")
+    __slots__ = ("findings", "hidden", "mounts", "owners", "told", "variables")
 
     def __init__(self) -> None:
         self.mounts: list[tuple[str, str]] = []
         self.owners: tuple[int, ...] = ()
+        self.hidden: list[str] = []
         self.variables: dict[str, str] = {}
         self.findings: list[dict[str, str]] = []
         self.told: dict[str, Any] = {}
@@ -35,21 +38,30 @@ def wire_up(start: Start, record: dict[str, Any]) -> WireUp:
     """What this start gets. Raises Precondition where ranks could not work in it and somebody has asked for them, InputError for a
     config.json that is not what the specification says."""
     made = WireUp()
-    devices = list(dict.fromkeys([*launcher.devices(record["devices"], True), *launcher.devices(record["open_devices"], False)]))
+    closed, opened = list(record["devices"]), list(record["open_devices"])
+    asks = record["job"] is not None or record["gpus"] is not None
+    now = launcher.situation(start.config, start.image.env, start.stage) if asks else None
+    chosen = gpus(made, record["gpus"], now) if record["gpus"] is not None and now is not None else None
+    if chosen is not None:
+        for name, nodes in chosen.nodes.items():
+            (opened if name in record["gpus"]["closed"] else closed).extend(nodes)
+    devices = list(dict.fromkeys([*launcher.devices(closed, True), *launcher.devices(opened, False)]))
+    if chosen is not None and chosen.without:
+        devices = [path for path in devices if not any(_matches(path, pattern) for pattern in chosen.without)]
     made.mounts += [(DEVICE, path) for path in devices]
     if devices:
         made.told["devices"] = devices
-    if record["job"] is None:
+    if record["job"] is None or now is None:
         return made
-    now = launcher.situation(start.config, start.image.env, start.stage)
-    now.fabric = bool(devices)
+    locking = tuple([pattern.partition("*")[0] for pattern in record["job"]["locking"]])
+    now.fabric = any(path.startswith(locking) for path in devices)
     outcome = job.decide(record["job"], now)
     what, remedy = outcome.refusal
     if what:
         remedy += f"; to start without this check give {job.OVERRIDE}"
         raise Precondition(what, origin=record["job"]["origin"], remedy=remedy, who="user", findings=outcome.findings)
-    made.variables = outcome.variables
-    made.findings = outcome.findings
+    made.variables = {**outcome.variables, **made.variables}
+    made.findings += outcome.findings
     made.owners = launcher.owners(now)
     as_root = now.caller[0] == 0
     for path in outcome.directories:
@@ -79,6 +91,27 @@ def wire_up(start: Start, record: dict[str, Any]) -> WireUp:
         made.told["variables"] = len(outcome.variables)
         made.told["directories"] = [path for kind, path in made.mounts if kind != DEVICE]
     return made
+
+
+def gpus(made: WireUp, plan: dict[str, Any], now: Situation) -> Outcome:
+    """Which GPUs this start gets, with what else it needs for them in ``made``. Raises Precondition as :func:`wire_up`."""
+    from oci_hpc_hooks.decide import gpus as decide_gpus
+    from oci_hpc_hooks.inputs import gpus as read_gpus
+
+    outcome = decide_gpus.decide(plan, read_gpus.node(plan), now)
+    what, origin, remedy = outcome.refusal
+    if what:
+        remedy += f"; to start without GPUs give {decide_gpus.OVERRIDE}"
+        raise Precondition(what, origin=origin, remedy=remedy, who="user", findings=outcome.findings)
+    made.findings += outcome.findings
+    made.variables.update(outcome.variables)
+    made.hidden = outcome.hidden
+    made.told.update(outcome.told)
+    return outcome
+
+
+def _matches(path: str, pattern: str) -> bool:
+    return path.startswith(pattern[:-1]) if pattern.endswith("*") else path == pattern
 
 
 def _missing(code: str, path: str, why: str, record: dict[str, Any]) -> dict[str, str]:

@@ -7,6 +7,7 @@ the whole plan, decided once: then its containers start with no process of ours 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import os
@@ -19,7 +20,7 @@ from oci_hpc_hooks import cli, cold, record
 from oci_hpc_hooks.apply import cdi, rootfs
 from oci_hpc_hooks.cli import check, digest, show, target
 from oci_hpc_hooks.errors import Refusal, UsageError
-from oci_hpc_hooks.inputs import inventory, launcher
+from oci_hpc_hooks.inputs import gpus, inventory, launcher
 from oci_hpc_hooks.linux import mounts
 from oci_hpc_hooks.linux.paths import Root
 from oci_hpc_hooks.model import ERROR, NOTE, NOTHING, REFUSED, WARNING, Finding, Inventory, Plan, ResolvedProfile
@@ -140,7 +141,8 @@ def _of_image(args: argparse.Namespace, places: Places) -> Tuple[int, List[Writt
     if not cdi.is_name(name):
         raise UsageError(f"--name {name!r}: a device's name has letters, digits, dots, dashes and underscores, and begins and ends with a "
                          "letter or digit", who="user")
-    devices = list(dict.fromkeys([*launcher.devices(plan.devices, True), *launcher.devices(plan.open_devices, False)]))
+    devices = list(dict.fromkeys([*launcher.devices(plan.devices, True), *launcher.devices(plan.open_devices, False),
+                                  *(gpus.all_nodes(made["gpus"]) if made["gpus"] else ())]))
     if plan.verdict == NOTHING and not devices:
         why = next((finding.what for finding in plan.findings), "nothing asks for anything")
         raise Refusal(f"there is nothing to write for {args.image}: {why}", who="user",
@@ -175,6 +177,9 @@ def _unsaid_of_plan(plan: Plan, devices: Sequence[str]) -> List[Finding]:
         found.append(Finding(WARNING, "cdi", "what a launcher gives its ranks (variables, directories, sockets) is not in a specification, "
                              "and whether they can reach it is not looked at", plan.job.origin,
                              "pass it on by podman's options (docs/slurm.md), or start with the hook", "user"))
+    if plan.gpus is not None:
+        found.append(Finding(WARNING, "cdi", "all GPUs of this node are in the specification, whichever a job was given", plan.gpus.origin,
+                             "start with the hook where jobs share nodes", "user"))
     if plan.drop_in is not None:
         found.append(Finding(NOTE, "cdi", "the loader's cache is mounted, not a file of the container's own, and ldconfig inside fails"))
     if (plan.devices or plan.open_devices) and not devices:
@@ -186,6 +191,14 @@ def _unsaid_of_plan(plan: Plan, devices: Sequence[str]) -> List[Finding]:
 
 
 # ---------------------------------------------------------------------------------------------------------------- profiles
+
+def _gpus(profile: ResolvedProfile) -> List[List[str]]:
+    """The device nodes of each GPU of this stack, with those of all its instances."""
+    if profile.gpus is None:
+        return []
+    found = gpus.node({"stacks": {profile.name: dataclasses.asdict(profile.gpus)}}).gpus[profile.name]
+    return [[path for one in (gpu, *gpu.parts) for path in one.nodes] for gpu in found]
+
 
 def _of_profiles(args: argparse.Namespace, offers: Inventory) -> Tuple[int, List[Written], List[Finding]]:
     """What of each profile needs no decision."""
@@ -203,13 +216,16 @@ def _of_profiles(args: argparse.Namespace, offers: Inventory) -> Tuple[int, List
         kind = f"{cdi.VENDOR}/{profile.name}"
         files = [(file.real, file.path) for file in profile.files if not (file.glibc or file.library)]
         devices = launcher.devices(profile.devices, True)
-        edits = cdi.of_files(files, devices)
+        own = _gpus(profile)
+        edits = cdi.of_files(files, [*devices, *(path for nodes in own for path in nodes)])
         if profile.problems or cdi.CLASS.fullmatch(profile.name) is None or not edits:
             if args.profiles:
                 told.append(Finding(NOTE, "cdi", f"profile {profile.name} has nothing for a specification: {_unsaid(profile)}"))
             continue
         says = {f"{cdi.VENDOR}/inventory": _fingerprint(offers), f"{cdi.VENDOR}/profile": profile.source}
-        found.append(Written(kind, "", cdi.document(kind, {ALL: edits}, says if args.annotate else {})))
+        found.append(Written(kind, "", cdi.document(kind, {
+            ALL: edits, **{str(number): cdi.of_files(files, [*devices, *nodes]) for number, nodes in enumerate(own)},
+        }, says if args.annotate else {})))
         unsaid = _unsaid(profile)
         if unsaid:
             told.append(Finding(NOTE, "cdi", f"not in {kind}: {unsaid}", profile.source, "write them for an image: cdi --image", "user"))

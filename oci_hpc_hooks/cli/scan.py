@@ -57,7 +57,7 @@ def _styled(line: str) -> show.Line:
 
 def _lines(profile: ResolvedProfile, notes: Mapping[str, Sequence[str]]) -> Iterator[str]:
     """A profile and, indented below it, its variants."""
-    if profile.problems and "gpu" in profile.provides:  # most nodes have one stack at most
+    if profile.problems and profile.is_stack:  # most nodes have few of them
         yield f"{profile.name}: not available: {profile.problems[0]}"
         return
     told = "not available" if profile.problems else "available"

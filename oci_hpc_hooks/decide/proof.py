@@ -254,7 +254,7 @@ class _Proof:
 
     @property
     def _offer(self) -> str:
-        return "an MPI" if "mpi" in self.profile.provides else f"{self.profile.provides.get('gpu')} libraries"
+        return "an MPI" if "mpi" in self.profile.provides else f"{next(iter(self.profile.provides.values()), '')} libraries"
 
     def _refuse_version(self, loaded: Mapping[str, loader.Loaded], gaps: Sequence[loader.VersionGap]) -> None:
         worst = max(gaps, key=lambda gap: (gap.version.startswith("GLIBC_"), abi.version_key(gap.version)))

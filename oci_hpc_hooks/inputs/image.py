@@ -144,7 +144,7 @@ class _Copies:
         self.libraries = [library for profile in profiles for library in profile.libraries]
         self.names: Set[str] = set()
         # What programs are linked to, so that those that use it can be told. A driver is opened by its name.
-        self.replaced = {name for profile in profiles if "gpu" not in profile.provides for library in profile.libraries
+        self.replaced = {name for profile in profiles if not profile.is_stack for library in profile.libraries
                          if library.role == "replace" for name in (library.name, *library.replaces)}
         self.compared: Set[str] = set()  # symbol by symbol: MPI itself, and what has no versions that could be compared
         for library in self.libraries:
@@ -167,10 +167,10 @@ class _Copies:
         paths = [module.path for group in sets for module in group.modules] + [file.path for group in sets for file in group.files]
         self.own_paths = {file.path for profile in profiles for file in profile.files}
         self.set_folders = {posixpath.dirname(path) for path in (*paths, *self.own_paths)}
-        of_gpus = [group for profile in profiles if "gpu" in profile.provides for group in profile.sets]
+        of_stacks = [group for profile in profiles if profile.is_stack for group in profile.sets]
         self.made_folders = {posixpath.dirname(path) for path in self.own_paths}  # with all directories above them
-        self.made_folders |= {posixpath.dirname(file.path) for group in of_gpus for file in group.files}
-        self.made_folders |= {posixpath.dirname(module.path) for group in of_gpus for module in group.modules}
+        self.made_folders |= {posixpath.dirname(file.path) for group in of_stacks for file in group.files}
+        self.made_folders |= {posixpath.dirname(module.path) for group in of_stacks for module in group.modules}
         # Beside a copy in the image, where that one has its own.
         self.module_folders |= {posixpath.basename(posixpath.dirname(module.path)) for group in sets for module in group.modules}
 

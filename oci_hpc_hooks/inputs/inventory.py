@@ -17,6 +17,10 @@ from oci_hpc_hooks.model import (
     Cpu,
     ElfFacts,
     FileId,
+    GpuCapabilities,
+    GpuParts,
+    GpuRequirements,
+    Gpus,
     HostFile,
     HostLibrary,
     Interface,
@@ -26,6 +30,7 @@ from oci_hpc_hooks.model import (
     Newer,
     ResolvedProfile,
     ResolvedSet,
+    Scheduler,
     Site,
     SiteProfile,
     Variant,
@@ -191,11 +196,27 @@ def _profile(found: Dict[str, Any]) -> ResolvedProfile:
         names=tuple(found["names"]),
         interfaces=tuple(Interface(row["device"], row["mode"], row["name"], tuple(row["addresses"]))
                          for row in found.get("interfaces", ())),
+        gpus=_gpus(found["gpus"]),
+        gpus_of=tuple(found["gpus_of"]),
         newer=Newer(**found["newer"]) if found["newer"] is not None else None,
     )
 
 
+def _gpus(found: Optional[Dict[str, Any]]) -> Optional[Gpus]:
+    if found is None:
+        return None
+    parts, capabilities, requirements = found["parts"], found["capabilities"], found["requirements"]
+    values: Dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
+    values.update(
+        parts=GpuParts(**parts) if parts is not None else None,
+        capabilities=GpuCapabilities(**capabilities) if capabilities is not None else None,
+        requirements=GpuRequirements(**requirements) if requirements is not None else None,
+    )
+    return Gpus(**values)
+
+
 def _job(found: Dict[str, Any]) -> Job:
+    scheduler = found["scheduler"]
     return Job(
         when=found["when"],
         protocol=found["protocol"],
@@ -206,6 +227,7 @@ def _job(found: Dict[str, Any]) -> Job:
         directories=tuple(found["directories"]),
         sockets=tuple(found["sockets"]),
         needs=tuple(Need(need["what"], need["severity"], need["otherwise"]) for need in found["needs"]),
+        scheduler=Scheduler(tuple(scheduler["gpus"]), scheduler["cgroup"]) if scheduler is not None else None,
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any, Dict, List, Optional, Sequence
 from oci_hpc_hooks.errors import ConfigError
 from oci_hpc_hooks.inputs import resources, trust, validate
 from oci_hpc_hooks.inputs.validate import Invalid, Problem
-from oci_hpc_hooks.model import Profile
+from oci_hpc_hooks.model import STACKS, Profile
 
 
 def profile(document: Dict[str, Any], source: str) -> Profile:
@@ -31,12 +31,18 @@ def semantic_problems(document: Dict[str, Any], file: str) -> List[Problem]:
     for key in ("libraries", "search", "plugins", "immovable", "variants", "sets") if "launcher" in document.get("provides", ()) else ():
         if key in document:
             problems.append(Problem(file, f"$.{key}", "a profile of a launcher brings no libraries; give them to the profile of an MPI"))
-    for kind, what in (("mpi", "an MPI"), ("gpu", "a stack of GPUs")):
-        if kind in document.get("provides", ()) and "libraries" not in document:
+    kind = next(iter(document.get("provides", ())), "")
+    for has, what in (("mpi", "an MPI"), ("gpu", "a stack of GPUs")):
+        if has == kind and "libraries" not in document:
             problems.append(Problem(file, "$", f'the key "libraries" is missing: a profile that provides {what} names its libraries'))
-    for key in ("companions", "icds", "files", "newer") if "gpu" not in document.get("provides", ("gpu",)) else ():
+    if kind == "fabric" and "libraries" not in document and "devices" not in document:
+        problems.append(Problem(file, "$", "a profile that provides a fabric has libraries or devices, and this one has neither"))
+    for key in ("companions", "icds", "files", "newer") if kind and kind not in STACKS else ():
         if key in document:
-            problems.append(Problem(file, f"$.{key}", "only a profile of a GPU stack brings these"))
+            problems.append(Problem(file, f"$.{key}", "only a profile of GPUs or of a fabric brings these"))
+    for key in ("gpus", "gpus_of") if kind not in ("", "gpu") else ():
+        if key in document:
+            problems.append(Problem(file, f"$.{key}", "only a profile of a GPU stack has these"))
     problems += _network_problems(document, file)
     seen: Dict[str, str] = {}
     for index, library in enumerate(document.get("libraries", ())):

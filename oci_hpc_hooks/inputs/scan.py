@@ -13,6 +13,7 @@ import re
 import stat
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 from oci_hpc_hooks.elf import glibc, hwcaps, ldcache, loader, mpi
@@ -264,7 +265,7 @@ class _Resolution:
         sets: List[ResolvedSet] = []
         files: List[HostFile] = []
         needed = ""
-        if "gpu" in self._profile.provides:
+        if self._profile.is_stack:
             libraries, files = self._driver()
         else:
             libraries = self._named_libraries() if self._profile.libraries else []
@@ -295,7 +296,9 @@ class _Resolution:
             interfaces=self._profile.interfaces,
             files=tuple(map(self._placed_file, files)),
             names=tuple(name for library in self._profile.libraries for name in (library.soname, *library.replaces))
-            if "gpu" in self._profile.provides else (),
+            if self._profile.is_stack else (),
+            gpus=self._profile.gpus,
+            gpus_of=self._profile.gpus_of,
             newer=self._profile.newer,
         )
 
@@ -333,9 +336,10 @@ class _Resolution:
         libraries: List[HostLibrary] = []
         home = version = ""
         for wanted in self._profile.libraries:
-            beside = [os.path.join(home, name) for name in (wanted.soname, *wanted.replaces)] if home and wanted.role == "replace" else None
+            # What is beside the first belongs to it; a library that it cannot do without may belong to another package.
+            beside = [os.path.join(home, name) for name in (wanted.soname, *wanted.replaces)] if home and wanted.role == "replace" else []
             notes = len(self.notes)
-            found = self._find(wanted, self._candidates(wanted) if beside is None else beside)
+            found = self._find(wanted, beside if beside and not wanted.required else (*beside, *self._candidates(wanted)))
             if found is None:
                 self.notes[notes:] = [note for note in self.notes[notes:] if not note.startswith("there is no ")]  # of some release only
                 continue
@@ -344,6 +348,8 @@ class _Resolution:
                 home = os.path.dirname(found.path)
                 version = os.path.basename(found.real).partition(".so.")[2]
         files = list(self._icds(libraries))
+        if not any(library.required for library in self._profile.libraries) and not self._profile.icds:
+            self._need_device()
         if self._profile.icds and not files:
             self.problems.append(f"there is no driver: no file that names one in {', '.join(self._profile.icds)}")
         if self.problems:
@@ -352,6 +358,14 @@ class _Resolution:
             self._add(libraries, path)
         files += [self._own_file(path) for path in self._written(self._profile.files, home, version)]
         return libraries, list({file.path: file for file in files}.values())
+
+    def _need_device(self) -> None:
+        """A profile that is about a device alone is of no use without."""
+        there = [path for pattern in self._profile.devices for path in Path("/").glob(pattern.lstrip("/"))]
+        if not there:
+            self.problems.append(f"there is no {' or '.join(self._profile.devices)}: its driver is not loaded")
+            for pattern in self._profile.devices:
+                self._node.watch(pattern)
 
     def _written(self, patterns: Sequence[str], home: str, version: str) -> Iterable[str]:
         """The files that patterns of the profile stand for."""
@@ -453,7 +467,7 @@ class _Resolution:
         return None
 
     def _places(self, library: ProfileLibrary) -> str:
-        if library is not self._profile.libraries[0] and (library.role == "replace" or "gpu" not in self._profile.provides):
+        if library is not self._profile.libraries[0] and (library.role == "replace" or not self._profile.is_stack):
             return f"the directory of {self._profile.libraries[0].soname}"
         whose = "variant" if self._variant else "profile"
         directories = ", ".join(self._directories) or f"the {whose}'s directories (none of them exists on this node)"
@@ -570,7 +584,7 @@ class _Resolution:
             files += map(self._node.plain_file, others)
             if not found and not others:
                 self.notes.append(f"the set {wanted.name} has nothing in {directory}: what {wanted.when} opens there will be missing")
-        return ResolvedSet(wanted.name, wanted.private, (wanted.when, *wanted.libraries), tuple(modules), tuple(files))
+        return ResolvedSet(wanted.name, wanted.private, (wanted.when, *wanted.libraries), tuple(modules), tuple(files), wanted.separable)
 
     def _simulate(self, paths: Sequence[str], search: loader.Search) -> loader.LinkMap:
         return loader.simulate(_Program.PATH, _Program(self._node, paths), search)

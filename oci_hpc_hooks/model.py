@@ -167,6 +167,7 @@ class SiteProfile:
     search: Tuple[str, ...] = ()  # directories looked in before those of the profile
     variants: Tuple[Variant, ...] = ()
     root: str = ""  # the directory that stands for "/" in the profile's paths: of a driver that is installed in a folder of its own
+    cdi: str = ""  # as in the profile
 
 
 @dataclass(frozen=True)
@@ -331,6 +332,7 @@ class Profile:
     files: Tuple[str, ...] = ()  # patterns of files that appear at their own path
     verified: Mapping[str, str] = field(default_factory=dict)  # by what it has been tried, for people
     interfaces: Tuple[Interface, ...] = ()
+    cdi: str = ""  # the device of an installed CDI specification that says which files and devices there are
     gpus: Optional[Gpus] = None
     gpus_of: Tuple[str, ...] = ()  # profiles whose GPUs and devices this one's libraries open too
     newer: Optional[Newer] = None  # an image's own may be preferred

@@ -171,7 +171,8 @@ def _cpu(found: Dict[str, Any]) -> Cpu:
 def _site(found: Dict[str, Any]) -> Site:
     profiles = tuple(
         SiteProfile(entry["name"], tuple(entry["search"]),
-                    tuple(Variant(variant["name"], tuple(variant["search"])) for variant in entry["variants"]), entry["root"])
+                    tuple(Variant(variant["name"], tuple(variant["search"])) for variant in entry["variants"]), entry["root"],
+                    entry.get("cdi", ""))
         for entry in found["profiles"]
     )
     return Site(profiles, found["defaults"], found["on_refusal"], found["unproved"], found["c_runtime"], tuple(found["c_runtime_search"]),

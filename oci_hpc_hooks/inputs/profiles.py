@@ -37,7 +37,7 @@ def semantic_problems(document: Dict[str, Any], file: str) -> List[Problem]:
             problems.append(Problem(file, "$", f'the key "libraries" is missing: a profile that provides {what} names its libraries'))
     if kind == "fabric" and "libraries" not in document and "devices" not in document:
         problems.append(Problem(file, "$", "a profile that provides a fabric has libraries or devices, and this one has neither"))
-    for key in ("companions", "icds", "files", "newer") if kind and kind not in STACKS else ():
+    for key in ("companions", "icds", "files", "newer", "cdi") if kind and kind not in STACKS else ():
         if key in document:
             problems.append(Problem(file, f"$.{key}", "only a profile of GPUs or of a fabric brings these"))
     for key in ("gpus", "gpus_of") if kind not in ("", "gpu") else ():

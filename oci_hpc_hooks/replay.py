@@ -57,6 +57,7 @@ class Service:
         try:
             if posix.geteuid() != 0:
                 # A runtime without privileges of its own made the container's user namespace: only inside it are we somebody.
+                report.keep_voices()
                 namespaces.enter(pid)
                 self.entered = True
                 pid = posix.getpid()
@@ -124,6 +125,8 @@ class Service:
 
     def join(self) -> None:
         if not self.entered:
+            if container.user_namespace(self.start.config) is not None:
+                report.keep_voices()
             namespaces.enter(self.start.state.pid)
         self.entered = self.touched = True
 
@@ -144,15 +147,12 @@ class Service:
 
 def run(start: Start) -> None:
     """Serves one container that asks for something. Raises HookError where it must not start."""
-    syscalls.close_range(3)
-    syscalls.set_not_dumpable()
-    for resource, most in LIMITS:
-        syscalls.limit(resource, most)
     service = service_for(start)
     if not start.words and not start.defaults:
         service.log("nothing", "warm", message=f"the image's labels could not be read: {start.image.reason}")
         return
     try:
+        confine()
         if not service.look():
             return
     except (HookError, OSError) as error:
@@ -175,6 +175,14 @@ def run(start: Start) -> None:
     from oci_hpc_hooks import cold  # the whole rest of the house: only for a container not seen before, or in trouble
 
     cold.run(service, trouble if service.touched else None)
+
+
+def confine() -> None:
+    """Nobody can look into this process, what it has inherited is closed, and it takes no more than a hook may. Raises KernelError."""
+    syscalls.close_range(3)
+    syscalls.set_not_dumpable()
+    for resource, most in LIMITS:
+        syscalls.limit(resource, most)
 
 
 def service_for(start: Start) -> Service:

@@ -1,4 +1,5 @@
-"""Man pages and shell completions from the command line's own grammar, the reference of configuration files from their schemas:
+"""Man pages and shell completions from the command line's own grammar, the reference of configuration files from their schemas, the page of
+messages from the tests that bring them:
 ``python docs/generate.py [--check]``.
 
 What it writes is kept in the repository, so that a package is made without these libraries; ``make lint`` holds it against the code.
@@ -10,7 +11,9 @@ import argparse
 import configparser
 import json
 import re
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any, Dict, Iterator, Mapping, Tuple
 
@@ -82,10 +85,51 @@ def generated() -> Iterator[Tuple[str, str]]:
         yield path, shtab.complete(whole, shell).rstrip() + "\n"
     for kind in ("site", "profile"):
         yield f"docs/reference/{kind}.md", reference(json.loads((ROOT / f"schemas/{kind}.schema.json").read_text(encoding="utf-8")), kind)
+    yield "docs/messages.md", messages()
+    yield "docs/reference/verified.md", verified()
     yield f"{MAN}/{whole.prog}.1", page(cli.parser(()), whole.prog, MORE + _see_also(pages))
     for name, verb in pages.items():
         title = f"{whole.prog}-{name}"
         yield f"{MAN}/{title}.1", page(verb, title, f".SH SEE ALSO\n{_reference(whole.prog)}\n")
+
+
+# ---------------------------------------------------------------------------------------------------------------- messages
+
+MESSAGES = """\
+# Messages
+
+What `check`, the log of the hooks (`last`, `explain`) and `doctor` tell, by the code that `--json` gives it. Codes are stable; sentences
+name what was found. Each example is what a test of this project has brought forth.
+
+An **error** refuses the container (of `doctor`: containers fail, or do not get what they ask for); the same code is a **note** or a
+**warning** where only a default of the site, or `auto`, asked.
+"""
+
+
+def messages() -> str:
+    """The page of all messages, each with the sentence that a test has brought forth just now."""
+    rows: Dict[str, Dict[str, str]] = json.loads((ROOT / "docs/messages.json").read_text(encoding="utf-8"))
+    with tempfile.NamedTemporaryFile() as file:
+        tests = sorted({row["test"] for row in rows.values()})
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "tests.messages", "--messages", file.name, *tests]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        if done.returncode:
+            sys.exit(f"docs/messages.md: a test of docs/messages.json fails\n{done.stdout}{done.stderr}")
+        brought = json.loads(Path(file.name).read_text(encoding="utf-8"))
+    lines = [MESSAGES]
+    for code, row in rows.items():
+        message = brought[code][row["test"]]
+        lines += [f"## {code}", "", row["cause"], "", f"> {message['severity']}: {_text(message['what'])}", ""]
+        if message.get("remedy"):
+            who = message.get("who") or "you"
+            lines += [f"**{who[:1].upper() + who[1:]}**: {_text(message['remedy'])}", ""]
+    return "\n".join(lines)
+
+
+def _text(text: str) -> str:
+    """Without the folder of the test, and without what Markdown would act on."""
+    text = re.sub(r"/tmp/pytest-of-[^/ ]+/pytest-\d+/[^/ ]+", "", text)
+    return re.sub(r"([*_<>|])", r"\\\1", text)
 
 
 # ---------------------------------------------------------------------------------------------------------------- schemas
@@ -132,6 +176,23 @@ def _followed(part: Mapping[str, Any], whole: Mapping[str, Any]) -> Mapping[str,
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|")
+
+
+def verified() -> str:
+    """A page with one row for each shipped profile: by what it has been tried."""
+    schema = json.loads((ROOT / "schemas/profile.schema.json").read_text(encoding="utf-8"))
+    what = schema["properties"]["verified"]["properties"]["by"]["description"]
+    rows = []
+    for path in sorted((ROOT / "oci_hpc_hooks/profiles.d").glob("*.json")):
+        profile = json.loads(path.read_text(encoding="utf-8"))
+        ((kind, value),) = profile["provides"].items()
+        rows.append(f"| `{profile['name']}` | {kind} `{value}` | {profile['verified']['by']} | {_cell(profile['verified']['source'])} |")
+    for path in sorted((ROOT / "tests/hardware").glob("*.json")):
+        said = json.loads(path.read_text(encoding="utf-8"))["verified"]
+        rows.append(f"| (fixture `{path.stem}`) | | {said['by']} | {_cell(said['source'])} |")
+    head = ["| profile | answers | tried by | source |", "| --- | --- | --- | --- |"]
+    origin = "Made from the profiles themselves; on a node `oci-hpc-hooks profiles list` tells the same of its own."
+    return "\n".join(["# By what each profile has been tried", "", what, "", origin, "", *head, *rows, ""])
 
 
 # ---------------------------------------------------------------------------------------------------------------- man pages

@@ -119,7 +119,15 @@ class Wish:
     explicit: bool  # an annotation or label: may be refused; defaults and auto are skipped with a note instead
     by_image: bool = False  # the word of the image's author: a label, or an annotation of the manifest
     kind: str = "mpi"  # of what: the key of a profile's ``provides``
+    mode: str = ""  # of a fabric: REPLACE or INJECT, "" = whichever serves
 
+
+#: Kinds of what may be asked for beside an MPI, several of each. A stack comes as a whole; its libraries are opened by name as well.
+STACKS = ("gpu", "fabric")
+
+#: How a site's fabric comes to an image that has the same library: in its place, or by modules that the image's own opens.
+REPLACE = "replace"
+INJECT = "inject"
 
 #: A container serves one rank, or all of a node, which come into it by ``podman exec``: then no rank's variables are its own.
 RANK = "rank"
@@ -134,9 +142,11 @@ class Request:
     glibc: Optional[Wish] = None  # the image's claim about its own glibc, checked against ELF
     findings: Tuple[Finding, ...] = ()
     cpu: Optional[Wish] = None  # the claim for which microarchitecture the image was built, as archspec would call it
-    gpu: Tuple[Wish, ...] = ()  # one for each of its stacks
+    stacks: Tuple[Wish, ...] = ()  # one for each stack of GPUs and of fabrics, in the order of STACKS
     launcher: Optional[Wish] = None  # "auto", "none", or names of launchers with commas between: the caller or the site says so
     scope: str = RANK  # whom the container serves
+    network: Optional[Wish] = None  # "none", "auto", or names of profiles with commas between: of the caller and the site alone
+    gpu_devices: Optional[Wish] = None  # which of the granted GPUs, as the caller or the site writes them
 
 
 # ---------------------------------------------------------------------------------------------------------------- site
@@ -157,6 +167,7 @@ class SiteProfile:
     search: Tuple[str, ...] = ()  # directories looked in before those of the profile
     variants: Tuple[Variant, ...] = ()
     root: str = ""  # the directory that stands for "/" in the profile's paths: of a driver that is installed in a folder of its own
+    cdi: str = ""  # as in the profile
 
 
 @dataclass(frozen=True)
@@ -191,6 +202,17 @@ class LibrarySet:
     libraries: Tuple[str, ...] = ()  # sonames that go with it
     directories: Tuple[str, ...] = ()  # what it opens by path, modules and configuration; "$ORIGIN" = real directory of ``when``
     private: str = ""  # how symbol versions begin that only files of one build share
+    separable: bool = False  # its modules serve any build of ``when`` that has the symbol versions which they need
+
+
+@dataclass(frozen=True)
+class Newer:
+    """Where images carry a newer release of a driver's libraries that works on the kernel modules of older ones."""
+
+    file: str  # pattern of the library whose release, behind ".so." in its name, is held against that of the profile's first one
+    section: str = ""  # of the ELF note in it that says for which releases it is meant: a JSON object
+    owner: str = ""  # of that note
+    key: str = ""  # of that object: a list of major releases of the node's driver
 
 
 @dataclass(frozen=True)
@@ -200,6 +222,14 @@ class Need:
     what: str
     severity: str = ERROR  # or WARNING: it runs without, but worse
     otherwise: Mapping[str, str] = field(default_factory=dict)  # variables with which it runs without
+
+
+@dataclass(frozen=True)
+class Scheduler:
+    """How a scheduler says which GPUs of the node a job was given, beside what its device cgroup lets it open."""
+
+    gpus: Tuple[str, ...] = ()  # variables with numbers that count all GPUs of the node in PCI order, the narrowest first
+    cgroup: str = ""  # a directory in the path of every cgroup of the job, ``${NAME}`` as in a :class:`Job`
 
 
 @dataclass(frozen=True)
@@ -216,6 +246,69 @@ class Job:
     directories: Tuple[str, ...] = ()  # of the job, at their own path and writable
     sockets: Tuple[str, ...] = ()  # of the node's services, by name of the profile only
     needs: Tuple[Need, ...] = ()
+    scheduler: Optional[Scheduler] = None  # it gives jobs devices
+
+
+@dataclass(frozen=True)
+class GpuParts:
+    """How the instances are found that a GPU is divided into. In ``each`` and ``devices`` ``${NAME}`` is a fact of the GPU; in ``devices``
+    and ``uuid`` ``${1}`` is what the first ``*`` of ``each`` stands for."""
+
+    each: str
+    devices: Mapping[str, str] = field(default_factory=dict)  # file with facts, to the device node that they tell
+    uuid: str = ""
+
+
+@dataclass(frozen=True)
+class GpuCapabilities:
+    """Which devices a container gets by a variable that lists what its programs do with GPUs."""
+
+    variable: str
+    devices: Mapping[str, str] = field(default_factory=dict)  # pattern, to the words any of which brings what matches
+
+
+@dataclass(frozen=True)
+class GpuRequirements:
+    """Variables with conditions on the driver: of alternatives with blanks between, one must hold in all its parts, with commas between."""
+
+    variables: str  # a variable's name, or its beginning and "*"
+    driver: str  # the file of the node that has the driver's version, the condition "driver"
+    unless: str = ""  # the variable that switches them off
+    interface: str = ""  # the name of a condition on the programming interface: "cuda"
+    versions: Mapping[str, str] = field(default_factory=dict)  # major version of the driver, to that of the interface
+
+
+@dataclass(frozen=True)
+class Gpus:
+    """How the GPUs of one stack are found on a node without opening them, and how people name some of them.
+
+    There is one for each file or directory that ``each`` matches. ``${NAME}`` in the other texts is a fact: of a file the value in the
+    line that begins with NAME, of a directory the content of its file NAME; ``${1}`` is what the first ``*`` of ``each`` stands for.
+    """
+
+    each: str
+    only: Mapping[str, str] = field(default_factory=dict)  # facts that it must have
+    bus: str = ""  # PCI address; by it GPUs are numbered, else by what ``*`` stands for
+    uuid: str = ""
+    devices: Tuple[str, ...] = ()  # device nodes of this GPU alone
+    drm: str = ""  # a directory of sysfs with the names of its nodes in /dev/dri
+    hidden: Tuple[str, ...] = ()  # directories that would show a GPU to a container that does not get it
+    parts: Optional[GpuParts] = None
+    chosen_by: Tuple[str, ...] = ()  # variables with which people choose, as in images and engines of that vendor
+    selected_by: Mapping[str, str] = field(default_factory=dict)  # variables that programs go by, to how GPUs are named: "uuid" or "index"
+    capabilities: Optional[GpuCapabilities] = None
+    numbered: Mapping[str, str] = field(default_factory=dict)  # variables with numbers, to the device that each, in place of "*", asks for
+    requirements: Optional[GpuRequirements] = None
+
+
+@dataclass(frozen=True)
+class Interface:
+    """A network interface of the node that comes into a container's own network namespace."""
+
+    device: str  # its name on the node; one * stands for any characters
+    mode: str  # "move": itself, with its addresses; "ipvlan" or "macvlan": a new one on top of it
+    name: str = ""  # in the container; "" = as on the node
+    addresses: Tuple[str, ...] = ()  # of a new one, with the length of the prefix
 
 
 @dataclass(frozen=True)
@@ -224,7 +317,7 @@ class Profile:
 
     name: str
     description: str
-    provides: Mapping[str, str]  # {"mpi": "mpich"}, {"gpu": "opencl"} or {"launcher": "pmix"}
+    provides: Mapping[str, str]  # {"mpi": "mpich"}, {"gpu": "opencl"}, {"fabric": "ucx"} or {"launcher": "pmix"}
     libraries: Tuple[ProfileLibrary, ...] = ()
     search: Tuple[str, ...] = ()  # directories that may hold the libraries, and their dependencies, before the node's own ld.so.cache
     plugins: Tuple[str, ...] = ()  # directories of modules that are dlopened, "$ORIGIN" = directory of the first library
@@ -238,6 +331,16 @@ class Profile:
     icds: Tuple[str, ...] = ()  # patterns of files that name a library each, which comes too; as "files" they are at their own path
     files: Tuple[str, ...] = ()  # patterns of files that appear at their own path
     verified: Mapping[str, str] = field(default_factory=dict)  # by what it has been tried, for people
+    interfaces: Tuple[Interface, ...] = ()
+    cdi: str = ""  # the device of an installed CDI specification that says which files and devices there are
+    gpus: Optional[Gpus] = None
+    gpus_of: Tuple[str, ...] = ()  # profiles whose GPUs and devices this one's libraries open too
+    newer: Optional[Newer] = None  # an image's own may be preferred
+
+    @property
+    def is_stack(self) -> bool:
+        """Whether what it brings comes as a whole (:data:`STACKS`)."""
+        return any(kind in self.provides for kind in STACKS)
 
 
 # ---------------------------------------------------------------------------------------------------------------- inventory
@@ -277,6 +380,7 @@ class ResolvedSet:
     libraries: Tuple[str, ...]  # sonames, that of the library it is about first; not every one need be on this node
     modules: Tuple[HostLibrary, ...]  # of its directories: what is loaded
     files: Tuple[HostFile, ...]  # and everything else
+    separable: bool = False  # as in the profile
 
 
 @dataclass(frozen=True)
@@ -296,7 +400,16 @@ class ResolvedProfile:
     devices: Tuple[str, ...] = ()  # as in the profile: which of them there are is seen at each start
     job: Job = Job()
     files: Tuple[HostFile, ...] = ()  # ``path``: where they appear
-    names: Tuple[str, ...] = ()  # of a GPU stack: every library that the profile names, whether this node has it or not
+    names: Tuple[str, ...] = ()  # of a stack: every library that the profile names, whether this node has it or not
+    gpus: Optional[Gpus] = None  # as in the profile
+    gpus_of: Tuple[str, ...] = ()
+    interfaces: Tuple[Interface, ...] = ()  # as in the profile: which of them there are is seen at each start
+    newer: Optional[Newer] = None
+
+    @property
+    def is_stack(self) -> bool:
+        """As of :class:`Profile`."""
+        return any(kind in self.provides for kind in STACKS)
 
     @property
     def title(self) -> str:
@@ -394,6 +507,14 @@ class Bystanders:
 
 
 @dataclass(frozen=True)
+class NewerLibrary:
+    """A library of the image that a profile's ``newer`` is about."""
+
+    path: str  # as the pattern found it
+    supports: Optional[Tuple[int, ...]]  # major releases of drivers, as its note says; None = it has no note that says so
+
+
+@dataclass(frozen=True)
 class ImageFacts:
     """What the image brings: enough for plan() to simulate its loader without touching a file.
 
@@ -427,6 +548,7 @@ class ImageFacts:
     conf: Optional[Watched] = None  # the ld.so.conf that says so
     static_programs: Tuple[str, ...] = ()  # real paths of static ELF programs that the arguments lead to
     bystanders: Bystanders = Bystanders()  # looked for only where the site may bring a newer C library
+    newer: Mapping[str, Tuple[NewerLibrary, ...]] = field(default_factory=dict)  # by the pattern of ``Newer.file``
 
 
 # ---------------------------------------------------------------------------------------------------------------- plan
@@ -477,7 +599,32 @@ class JobPlan:
     explicit: bool  # what is needed and lacking is a refusal, not a warning
     protocols: Tuple[str, ...] = ()  # which the MPI that is injected speaks; () = no MPI is, and it is not known
     copies_memory: bool = False  # it reads other ranks' memory (process_vm_readv(2))
-    services: Mapping[str, Job] = field(default_factory=dict)  # of the stacks of GPUs that come: what the node may have for them
+    locking: Tuple[str, ...] = ()  # patterns of device nodes whose users lock memory
+    services: Mapping[str, Job] = field(default_factory=dict)  # of the stacks that come: what the node may have for them
+
+
+@dataclass(frozen=True)
+class GpuPlan:
+    """What is decided at each start about GPUs, and what is known of it before."""
+
+    stacks: Mapping[str, Gpus]  # by profile: those whose GPUs the container may get
+    closed: Tuple[str, ...]  # of them those asked for by the image alone: of their devices what anybody may open
+    schedulers: Mapping[str, Job]  # which could have started the job, by name
+    wish: str  # which of the granted GPUs, "" = nobody has said
+    wish_origin: str
+    origin: str  # of the wish for the stack
+    explicit: bool  # a GPU that cannot be had is a refusal, not a warning
+    refuses: bool  # the same for one that somebody names
+    copies: bool  # the container serves one rank, and gets its variables
+
+
+@dataclass(frozen=True)
+class NetworkPlan:
+    """Interfaces for a container with a network namespace of its own; whether it has one is seen at its start."""
+
+    interfaces: Tuple[Interface, ...]
+    origin: str
+    explicit: bool  # what cannot be brought is a refusal, not a warning
 
 
 @dataclass(frozen=True)
@@ -501,4 +648,6 @@ class Plan:
     files: Tuple[Bind, ...] = ()  # at their own path, over the image's or beside what is there
     open_devices: Tuple[str, ...] = ()  # those that only the image has asked for: of them what anybody may open
     job: Optional[JobPlan] = None
+    gpus: Optional[GpuPlan] = None
     variant: str = ""  # of the profile, "" = its own libraries
+    network: Optional[NetworkPlan] = None

@@ -96,6 +96,7 @@ def document(config_dir: str, state_dir: str) -> Dict[str, Any]:
             "state": "on" if name in enabled else "masked" if profile is None else "off",
             "provides": dict(profile.provides) if profile else {},
             "source": profile.source if profile else "",
+            "verified": dict(profile.verified) if profile else {},
             "available": None if found is None else not found.problems,
             "libraries": [library.path for library in found.libraries if library.role != "dependency"] if found else [],
             "problems": list(found.problems) if found else [],
@@ -107,4 +108,6 @@ def _lines(entry: Dict[str, Any]) -> List[str]:
     found = {None: "not scanned", True: "available", False: "not available"}[entry["available"]]
     told = f"{entry['state']}, {found}" if entry["state"] == "on" else entry["state"]
     lines = [f"{entry['name']}: {told}" + (f" ({entry['source']})" if entry["source"] else "")]
+    if entry["state"] == "on" and entry["verified"]:
+        lines.append(f"  verified by {entry['verified']['by']}: {entry['verified']['source']}")
     return lines + [f"  {library}" for library in entry["libraries"]] + [f"  problem: {problem}" for problem in entry["problems"]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
 from oci_hpc_hooks.decide import abi
@@ -39,6 +39,7 @@ class Choice:
     findings: Tuple[Finding, ...]
     runtime: Tuple[Tuple[HostLibrary, ImageFile], ...] = ()
     sets: Tuple[ResolvedSet, ...] = ()  # those that come from the site
+    own: Mapping[str, str] = field(default_factory=dict)  # names that lead to a path of the image, where it has newer libraries for them
 
     @property
     def names(self) -> Dict[str, HostLibrary]:
@@ -54,7 +55,7 @@ class Choice:
 
 def stack(profile: ResolvedProfile) -> str:
     """What a profile brings, for people: "MPI", "opencl stack"."""
-    return "MPI" if "mpi" in profile.provides else f"{profile.provides.get('gpu', '')} stack"
+    return "MPI" if "mpi" in profile.provides else f"{next(iter(profile.provides.values()), '')} stack"
 
 
 def copies(profile: ResolvedProfile, facts: ImageFacts) -> Dict[str, List[ImageFile]]:
@@ -80,6 +81,42 @@ def same_family(library: HostLibrary, copy: ImageFile) -> bool:
     """Whether a copy is of the MPI family of the library; what implements no MPI itself (Fortran bindings) fits by its name."""
     ours = mpi.family(library.elf)
     return not ours or mpi.family(copy.elf) == ours
+
+
+def modules_alone(profile: ResolvedProfile, facts: ImageFacts) -> Tuple[ResolvedProfile, List[Finding]]:
+    """The profile without the libraries of its separable sets: their modules join the image's own, as far as that one defines the
+    versions which they need. Each comes or stays by itself. Raises No."""
+    if profile.problems:
+        return profile, []
+    libraries: List[HostLibrary] = []
+    findings: List[Finding] = []
+    apart = [one for one in profile.sets if one.separable]
+    centers = {name for one in apart for name in one.libraries}
+    found = copies(profile, facts)
+    homes = {library.name: found.get(library.path, []) for library in profile.libraries}
+    lacks = ""
+    for one in apart:
+        theirs = homes.get(one.libraries[0], [])
+        if not theirs:
+            raise No("no-copy", f"the image has no {one.libraries[0]} that modules of the site could be added to",
+                     "let the site's take its place", "user")
+        for module in one.modules:
+            lacking = [f"{module.name} (the site's {module.path}) needs {abi.newest(versions, '') or versions[-1]} of {file}, which "
+                       f"{copy.path} of the image does not define" for file, versions in module.elf.verneed if file == one.libraries[0]
+                       for copy in theirs if not {*versions} <= {*copy.elf.verdef}]
+            if lacking:
+                lacks = lacking[0]
+                findings.append(Finding(NOTE, "left-out", lacks))
+            else:
+                libraries.append(replace(module, role="replace", optional=True))
+    if not libraries:
+        what = lacks or (f"the site's {' and '.join(sorted(centers)) or profile.name} has no modules of its own that could be added to "
+                         "another: what it can do is inside of the library")
+        raise No("version-missing" if lacks else "no-modules", what, "let the site's take the place of the image's, or keep the image's",
+                 "user")
+    rest = tuple(library for library in profile.libraries if library.name not in centers)
+    sets = tuple(one for one in profile.sets if not one.separable)
+    return replace(profile, libraries=(*libraries, *rest), sets=sets, plugins=()), findings
 
 
 def has_copies(profile: ResolvedProfile, facts: ImageFacts) -> bool:
@@ -127,7 +164,7 @@ def choose(facts: ImageFacts, profile: ResolvedProfile, keep_pmix: bool = True) 
                 others.append(copy)
                 findings.append(Finding(NOTE, "other-family", f"{copy.path} of the image is of another MPI family and is left alone"))
         # Bindings for languages come where the image has its own; a driver comes as a whole.
-        whole = "gpu" in profile.provides
+        whole = profile.is_stack
         if index == 0 and not mine and not whole and not brought:
             _refuse_other_family(profile, theirs)
             findings.append(Finding(NOTE, "no-copy", f"the image has no copy of {library.name}: it is added to the loader's cache"))
@@ -212,7 +249,7 @@ class _Dependencies:
                 continue
             if self.is_brought(name):
                 continue
-            if "gpu" in self.profile.provides and self.by_name[name].role == "add" and self.copies(name):
+            if self.profile.is_stack and self.by_name[name].role == "add" and self.copies(name):
                 continue  # a neutral loader that the image has
             stays = self.keep_pmix and name.startswith(mpi.PMIX_SONAME)
             if not stays and self.whose(name) == abi.IMAGE:

@@ -298,8 +298,9 @@ class _Decision:
             self.outcome.refusal = what, remedy
 
     def tell(self, severity: str, code: str, what: str, remedy: str) -> None:
-        self.outcome.findings.append({"severity": severity, "code": code, "what": what, "origin": self.job["origin"], "remedy": remedy,
-                                      "who": "user"})
+        found = {"severity": severity, "code": code, "what": what, "origin": self.job["origin"], "remedy": remedy, "who": "user"}
+        if found not in self.outcome.findings:  # an MPI and a fabric need the same
+            self.outcome.findings.append(found)
 
 
 def _matches(name: str, pattern: str) -> bool:

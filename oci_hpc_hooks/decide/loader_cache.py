@@ -54,7 +54,12 @@ def merged(facts: ImageFacts, choice: Choice, tree_root: str, *, stays: bool = F
     return ldcache.merge(cache, [
         CacheEntry(name, tree_root + library.path, ldcache.entry_flags(cache, library.elf.machine, library.elf.elf_class))
         for name, library in choice.names.items() if name not in theirs
-    ])
+    ] + [CacheEntry(name, path, _flags(facts, cache, path)) for name, path in choice.own.items()])
+
+
+def _flags(facts: ImageFacts, cache: LdCache, path: str) -> int:
+    elf = facts.files[facts.resolved[path]].elf
+    return ldcache.entry_flags(cache, elf.machine, elf.elf_class)
 
 
 def obstacle(container: Container, facts: ImageFacts, choice: Choice, tree_root: str) -> str:
@@ -83,7 +88,8 @@ def drop_in(facts: ImageFacts, choice: Choice, tree_root: str) -> DropIn:
 
 
 def _folders(choice: Choice, tree_root: str) -> Tuple[str, ...]:
-    return tuple(dict.fromkeys(tree_root + posixpath.dirname(library.path) for library in choice.libraries))
+    own = map(posixpath.dirname, choice.own.values())
+    return tuple(dict.fromkeys((*own, *(tree_root + posixpath.dirname(library.path) for library in choice.libraries))))
 
 
 def rebuilt(facts: ImageFacts, choice: Choice, tree_root: str) -> LdCache:
@@ -102,6 +108,9 @@ def rebuilt(facts: ImageFacts, choice: Choice, tree_root: str) -> LdCache:
         if library is not None:
             entry = replace(entry, name=library.elf.soname or posixpath.basename(entry.path))
         (last if posixpath.dirname(entry.path) in facts.default_dirs else first).append(entry)
+    for path in choice.own.values():
+        soname = facts.files[facts.resolved[path]].elf.soname or posixpath.basename(path)
+        first.append(CacheEntry(soname, f"{posixpath.dirname(path)}/{soname}", _flags(facts, cache, path)))
     for library in choice.libraries:
         name = library.elf.soname or posixpath.basename(library.path)
         flags = ldcache.entry_flags(cache, library.elf.machine, library.elf.elf_class)

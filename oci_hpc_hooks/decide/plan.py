@@ -21,22 +21,27 @@ from oci_hpc_hooks.decide.choice import (
     has_copies,
     is_used,
     lost_functions,
+    modules_alone,
     must_fit_launcher,
     needs_launcher,
     stack,
 )
 from oci_hpc_hooks.decide.launcher import with_job
 from oci_hpc_hooks.decide.layers import laid_over
+from oci_hpc_hooks.decide.network import with_network
+from oci_hpc_hooks.decide.newer import prefer
 from oci_hpc_hooks.decide.proof import PMIX_TOO_OLD, prove
-from oci_hpc_hooks.decide.request import AUTO, OVERRIDES, STACKS, wishes
+from oci_hpc_hooks.decide.request import AUTO, OVERRIDES, STACK_NAMES, wishes
 from oci_hpc_hooks.decide.runtime import Replaced, lay_over
 from oci_hpc_hooks.errors import ImageError
 from oci_hpc_hooks.model import (
     ERROR,
+    INJECT,
     NOTE,
     NOTHING,
     PROVED,
     REFUSED,
+    REPLACE,
     UNPROVED,
     WARNING,
     Bind,
@@ -57,6 +62,10 @@ from oci_hpc_hooks.model import (
 #: Where the tree appears: in the container's own /dev tmpfs, which every runtime makes afresh and no image can prepare.
 TREE_IN_DEV = "/dev/.oci-hpc"
 TREE_IN_ROOTFS = "/.oci-hpc"
+
+
+#: What is asked for, for people.
+_KINDS = {"mpi": "MPI", "gpu": "stacks of GPUs", "fabric": "fabrics"}
 
 
 @dataclass(frozen=True)
@@ -82,7 +91,8 @@ def _offers(wish: Wish, inventory: Inventory) -> Tuple[ResolvedProfile, ...]:
 
 def plan(container: Container, request: Request, inventory: Inventory, facts: ImageFacts) -> Plan:
     """What is done for this container. ``facts`` were gathered for :func:`candidates` of the same request and inventory."""
-    return with_job(_plan_libraries(container, request, inventory, facts), request, inventory)
+    made = with_job(_plan_libraries(container, request, inventory, facts), request, inventory)
+    return with_network(made, request, inventory)
 
 
 def _plan_libraries(container: Container, request: Request, inventory: Inventory, facts: ImageFacts) -> Plan:
@@ -99,7 +109,7 @@ def _plan_libraries(container: Container, request: Request, inventory: Inventory
 
 
 def _spelled_out(wish: Wish, inventory: Inventory, facts: ImageFacts) -> Tuple[Wish, ...]:
-    """A wish for whatever the image uses of the site's stacks of GPUs, as one for each; of MPIs an image has one."""
+    """A wish for whatever the image uses of the site's stacks, as one for each; of MPIs an image has one."""
     if wish.kind == "mpi" or wish.value != AUTO:
         return (wish,)
     found = dict.fromkeys(profile.provides[wish.kind] for profile in _offers(wish, inventory)
@@ -114,7 +124,8 @@ def _serve(container: Container, request: Request, inventory: Inventory, served:
     if wish.value == AUTO:
         possible = tuple(profile for profile in possible if wish.kind == "mpi" and has_copies(profile, served.facts))
         if not possible:
-            what = "MPI that this site could replace" if wish.kind == "mpi" else "library by which one of this site's GPU stacks is used"
+            what = "MPI that this site could replace" if wish.kind == "mpi" else (
+                f"library by which one of this site's {_KINDS[wish.kind]} is used")
             return _left(served, Finding(NOTE, "nothing-to-replace", f"the image has no {what}", wish.origin))
     try:
         findings += processor.gate(request, served.image, inventory.cpu)
@@ -122,9 +133,15 @@ def _serve(container: Container, request: Request, inventory: Inventory, served:
         origin = request.cpu.origin if request.cpu else wish.origin
         return _refuse(served, replace(wish, origin=origin), inventory, findings, no)
     refusals: List[No] = []
-    for profile in possible:
+    for profile, way in [(offer, way) for offer in possible for way in _ways(offer, wish)]:
         try:
-            made = _plan_with_fitting_libc(container, served, profile, inventory)
+            if way == INJECT:
+                alone, left_out = modules_alone(profile, served.facts)
+                made = _told(_plan_with_fitting_libc(container, served, alone, inventory), *left_out)
+            else:
+                made = _plan_with_fitting_libc(container, served, profile, inventory)
+            if wish.mode or way == INJECT:
+                made = _told(made, _mode(profile, way, wish, refusals))
         except No as no:
             refusals.append(no)
             continue
@@ -141,9 +158,23 @@ def _serve(container: Container, request: Request, inventory: Inventory, served:
         return replace(made, plan=replace(made.plan, findings=tuple(findings)))
     if not refusals:
         refusals = [_not_offered(wish, inventory)]
-        if wish.by_image and wish.kind == "gpu" and wish.value not in STACKS.values():
+        if wish.by_image and wish.kind != "mpi" and wish.value not in STACK_NAMES[wish.kind].values():
             return _left(served, Finding(WARNING, "unknown-value", refusals[0].what, wish.origin, refusals[0].remedy, "image author"))
     return _refuse(served, wish, inventory, findings, *refusals)
+
+
+def _ways(profile: ResolvedProfile, wish: Wish) -> Tuple[str, ...]:
+    """How what a profile offers may come to an image, the best way first: modules alone where they serve others' libraries."""
+    if wish.mode:
+        return (wish.mode,)
+    return (REPLACE, INJECT) if any(one.separable and one.modules for one in profile.sets) else (REPLACE,)
+
+
+def _mode(profile: ResolvedProfile, way: str, wish: Wish, refusals: Sequence[No]) -> Finding:
+    what = {REPLACE: f"the site's libraries of {profile.title} take the place of the image's",
+            INJECT: f"the modules of {profile.title} join the image's own libraries"}[way]
+    why = "as is asked for" if wish.mode else f"since the site's libraries cannot take their place: {refusals[-1].what}"
+    return Finding(NOTE, "mode", f"{what}, {why}")
 
 
 def _left(served: _Served, *findings: Finding) -> _Served:
@@ -152,7 +183,7 @@ def _left(served: _Served, *findings: Finding) -> _Served:
 
 def _not_offered(wish: Wish, inventory: Inventory) -> No:
     offered = ", ".join(sorted({profile.provides[wish.kind] for profile in inventory.profiles if wish.kind in profile.provides}))
-    nothing = "no MPI" if wish.kind == "mpi" else "no stack of GPUs"
+    nothing = f"no {_KINDS[wish.kind]}"
     return No("no-profile", f"{wish.value} is wanted; this site offers {offered or nothing}",
               f"use an image built for {offered}" if offered else "add a profile and run oci-hpc-hooks scan",
               "user" if offered else "site admin")
@@ -169,7 +200,7 @@ def _refuse(served: _Served, wish: Wish, inventory: Inventory, findings: Sequenc
     ]
     if not run_without:
         return replace(served, plan=Plan(REFUSED, (*findings, *found), tried=refusals[0].tried))
-    return _left(served, *findings, *found) if served.choices else replace(
+    return _left(served, *findings, *found) if served.plan.verdict != NOTHING else replace(
         served, plan=Plan(NOTHING, (*findings, *found), tried=refusals[0].tried))
 
 
@@ -261,18 +292,21 @@ def _plan_choice(container: Container, served: _Served, profile: ResolvedProfile
                  f"mend what {profile.source or profile.name} names and run oci-hpc-hooks scan", "site admin",
                  f"the scan says: {profile.problems[0]}")
     facts = served.facts
+    if not profile.libraries and not profile.files:
+        return _devices_alone(served, profile)
     _gates(facts, profile)
+    profile, own, told = prefer(profile, facts)
     choice = choose(facts, profile, keep_pmix)
-    drivers = {file.library for file in profile.files if file.library}
+    drivers = {library.name for library in profile.libraries if library.role == "replace"}
     if drivers and drivers.isdisjoint(library.name for library in choice.libraries):
         # None of them fits: let the ladder say why, or find a way.
         insisted = [replace(library, optional=library.optional and library.name not in drivers) for library in profile.libraries]
         profile = replace(profile, libraries=tuple(insisted))
         choice = choose(facts, profile, keep_pmix)
-    choice = replace(choice, runtime=replaced)
+    choice = replace(choice, runtime=replaced, own=own, findings=(*([told] if told else ()), *choice.findings))
     if not choice.libraries and not profile.files:
         all_there = Finding(NOTE, "all-there", f"the image has everything that profile {profile.name} would add")
-        return _left(served, *choice.findings, all_there)
+        return _devices_alone(served, profile, *choice.findings, all_there)
     tree_root, tree_make = _tree_place(container, facts)
     choices = _with_runtime((*served.choices, (profile, choice)))
     whole = _whole(choices)
@@ -288,8 +322,8 @@ def _plan_choice(container: Container, served: _Served, profile: ResolvedProfile
         for earlier in choices[:-1]:
             prove(after, *earlier, cache, tree_root, inventory.cpu)
         must_fit_launcher(choice, facts.programs, keep_pmix)
-        made, told = _with_files(made, container, profile, choice, facts)
-        missing += told
+        made, left = _with_files(made, container, profile, choice, facts)
+        missing += left
     except No as no:
         no.tried = made
         raise
@@ -312,6 +346,16 @@ def _plan_choice(container: Container, served: _Served, profile: ResolvedProfile
     return _Served(served.image, replace(after, cache=cache), made, choices, PROVED if proved else UNPROVED)
 
 
+def _devices_alone(served: _Served, profile: ResolvedProfile, *findings: Finding) -> _Served:
+    """A profile of which an image needs no file, or that has none."""
+    if not profile.devices:
+        return _left(served, *findings)
+    names = ", ".join(filter(None, (served.plan.profile, profile.name)))
+    verdict = PROVED if served.plan.verdict == NOTHING else served.plan.verdict
+    told = Finding(NOTE, "devices", f"of profile {profile.name} only device nodes come: {', '.join(profile.devices)}")
+    return replace(served, plan=replace(served.plan, verdict=verdict, profile=names, findings=(*findings, told)), verdict=PROVED)
+
+
 def _with_runtime(choices: Tuple[Tuple[ResolvedProfile, Choice], ...]) -> Tuple[Tuple[ResolvedProfile, Choice], ...]:
     """A C runtime that one of them brings is there for all."""
     runtime = next((choice.runtime for _, choice in choices if choice.runtime), ())
@@ -328,6 +372,7 @@ def _whole(choices: Sequence[Tuple[ResolvedProfile, Choice]]) -> Choice:
         findings=(),
         runtime=parts[-1].runtime,
         sets=tuple({one.name: one for part in parts for one in part.sets}.values()),
+        own={name: path for part in parts for name, path in part.own.items()},
     )
 
 

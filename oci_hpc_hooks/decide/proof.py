@@ -191,6 +191,7 @@ class _Proof:
         if "mpi" in self.profile.provides:
             return
         opened = [library.name for library in self.choice.libraries if library.role in ("replace", "add")]
+        opened += [name for name, path in self.choice.own.items() if self.facts.files[self.facts.resolved[path]].elf.soname == name]
         link_map = self.view.simulate(program, search, opened)
         self._must_load(link_map, lacked)
         self._takes_ours(program, link_map)
@@ -210,6 +211,10 @@ class _Proof:
                          "correct the label, or start the program that it means", "image author")
             library = names.get(loaded.name) or names.get(loaded.facts.soname)
             uses = uses or loaded.name in kept
+            own = self.choice.own.get(loaded.name, "")
+            if own and loaded.identity != self.facts.resolved.get(own):
+                raise No("not-taken", f"{program} would load {loaded.path} instead of {own} of the image, which is newer",
+                         f"take {loaded.path} out of the image", "image author")
             if library is None or library.role == "dependency":
                 continue
             uses = True
@@ -249,7 +254,7 @@ class _Proof:
 
     @property
     def _offer(self) -> str:
-        return "an MPI" if "mpi" in self.profile.provides else f"{self.profile.provides.get('gpu')} libraries"
+        return "an MPI" if "mpi" in self.profile.provides else f"{next(iter(self.profile.provides.values()), '')} libraries"
 
     def _refuse_version(self, loaded: Mapping[str, loader.Loaded], gaps: Sequence[loader.VersionGap]) -> None:
         worst = max(gaps, key=lambda gap: (gap.version.startswith("GLIBC_"), abi.version_key(gap.version)))

@@ -6,6 +6,7 @@ is hostile. Nothing is decided here; plan() simulates the image's loader over th
 
 from __future__ import annotations
 
+import fnmatch
 import os
 import posixpath
 import re
@@ -14,8 +15,8 @@ from dataclasses import dataclass, replace
 from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple
 
 from oci_hpc_hooks.elf import glibc, hwcaps, loader, mpi
-from oci_hpc_hooks.errors import ImageError
-from oci_hpc_hooks.inputs import bystanders, ldso
+from oci_hpc_hooks.errors import HookError, ImageError
+from oci_hpc_hooks.inputs import bystanders, jsontext, ldso
 from oci_hpc_hooks.inputs.consumers import find as find_consumers
 from oci_hpc_hooks.inputs.container import command_words
 from oci_hpc_hooks.inputs.tree import Tree
@@ -30,6 +31,8 @@ from oci_hpc_hooks.model import (
     ImageFacts,
     ImageFile,
     LdCache,
+    Newer,
+    NewerLibrary,
     ResolvedProfile,
 )
 
@@ -99,6 +102,7 @@ def gather(root: Root, container: Container, profiles: Sequence[ResolvedProfile]
         asked = [tree.files[program].elf.execstack for program in programs if program in tree.files]
         allowed = "glibc.rtld.execstack=2" in env.get("GLIBC_TUNABLES", "") or (bool(asked) and all(asked))
         around = bystanders.find(root, path_dirs, library_dirs, started, static, allowed)
+    newer = {profile.newer.file: _newer(tree, profile.newer) for profile in profiles if profile.newer is not None}
     for place in sorted(copies.own_paths):
         tree.resolve(place)  # on a read-only root filesystem, only what is there can be covered
     return ImageFacts(
@@ -128,6 +132,7 @@ def gather(root: Root, container: Container, profiles: Sequence[ResolvedProfile]
         conf=conf,
         static_programs=static,
         bystanders=around,
+        newer=newer,
     )
 
 
@@ -139,7 +144,7 @@ class _Copies:
         self.libraries = [library for profile in profiles for library in profile.libraries]
         self.names: Set[str] = set()
         # What programs are linked to, so that those that use it can be told. A driver is opened by its name.
-        self.replaced = {name for profile in profiles if "gpu" not in profile.provides for library in profile.libraries
+        self.replaced = {name for profile in profiles if not profile.is_stack for library in profile.libraries
                          if library.role == "replace" for name in (library.name, *library.replaces)}
         self.compared: Set[str] = set()  # symbol by symbol: MPI itself, and what has no versions that could be compared
         for library in self.libraries:
@@ -162,10 +167,10 @@ class _Copies:
         paths = [module.path for group in sets for module in group.modules] + [file.path for group in sets for file in group.files]
         self.own_paths = {file.path for profile in profiles for file in profile.files}
         self.set_folders = {posixpath.dirname(path) for path in (*paths, *self.own_paths)}
-        of_gpus = [group for profile in profiles if "gpu" in profile.provides for group in profile.sets]
+        of_stacks = [group for profile in profiles if profile.is_stack for group in profile.sets]
         self.made_folders = {posixpath.dirname(path) for path in self.own_paths}  # with all directories above them
-        self.made_folders |= {posixpath.dirname(file.path) for group in of_gpus for file in group.files}
-        self.made_folders |= {posixpath.dirname(module.path) for group in of_gpus for module in group.modules}
+        self.made_folders |= {posixpath.dirname(file.path) for group in of_stacks for file in group.files}
+        self.made_folders |= {posixpath.dirname(module.path) for group in of_stacks for module in group.modules}
         # Beside a copy in the image, where that one has its own.
         self.module_folders |= {posixpath.basename(posixpath.dirname(module.path)) for group in sets for module in group.modules}
 
@@ -404,6 +409,31 @@ def _look_for_components(tree: Tree, homes: Iterable[str]) -> None:
             real = tree.resolve(f"{folder}/{name}") if name.startswith("mca_pmix_") else ""
             if real:
                 tree.facts_with_symbols(real)
+
+
+def _newer(tree: Tree, wanted: Newer) -> Tuple[NewerLibrary, ...]:
+    """The libraries of the image that the pattern stands for, one for each file; all else in their directory is looked at too."""
+    folder, pattern = posixpath.split(wanted.file)
+    listing = tree.directory(folder)
+    found: Dict[str, NewerLibrary] = {}
+    for name in listing.names if listing is not None else ():
+        path = f"{folder}/{name}"
+        real = tree.resolve(path)
+        if real and tree.facts(real) is not None and fnmatch.fnmatchcase(name, pattern):
+            found.setdefault(real, NewerLibrary(path, _supported(tree, real, wanted)))
+    return tuple(found.values())
+
+
+def _supported(tree: Tree, real: str, wanted: Newer) -> Optional[Tuple[int, ...]]:
+    """What its note says; a note that is none says nothing."""
+    try:
+        note = tree.note(real, wanted.section, wanted.owner)
+        said = jsontext.loads(note, real, len(note)) if note is not None else None
+    except (HookError, OSError):
+        return None
+    listed = said.get(wanted.key) if isinstance(said, dict) else None
+    whole = isinstance(listed, list) and all(type(one) is int for one in listed)
+    return tuple(listed) if isinstance(listed, list) and whole else None
 
 
 def _stem(soname: str) -> str:

@@ -13,12 +13,14 @@ import re
 import stat
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 from oci_hpc_hooks.elf import glibc, hwcaps, ldcache, loader, mpi
 from oci_hpc_hooks.elf.facts import read_facts
 from oci_hpc_hooks.elf.scan import read_with_pyelftools
 from oci_hpc_hooks.errors import ConfigError, HookError
+from oci_hpc_hooks.inputs import cdi
 from oci_hpc_hooks.inputs.cpu import node_cpu
 from oci_hpc_hooks.inputs.inventory import VERSION
 from oci_hpc_hooks.inputs.site import Configuration
@@ -73,7 +75,7 @@ def scan(configuration: Configuration) -> Scan:
         root = os.path.realpath(root) if root else ""
         own = (*configuration.search(profile.name), *(root + directory for directory in profile.search))
         for variant in (Variant("", own), *configuration.variants(profile)):
-            resolution = _Resolution(node, profile, variant, root)
+            resolution = _Resolution(node, profile, variant, root, "" if variant.name else configuration.cdi(profile))
             offers.append(resolution.run())
             notes[offers[-1].title] = tuple(resolution.notes)
         resolved.append(replace(offers[0], variants=tuple(offers[1:])))
@@ -257,7 +259,7 @@ class _Program:
 class _Resolution:
     """One profile on this node, as such (a variant without a name) or as one of its variants."""
 
-    def __init__(self, node: _Node, profile: Profile, variant: Variant, root: str) -> None:
+    def __init__(self, node: _Node, profile: Profile, variant: Variant, root: str, device: str = "") -> None:
         self._node = node
         self._profile = profile
         self._variant = variant.name
@@ -267,13 +269,41 @@ class _Resolution:
             self._directories += [root + directory for directory in node.default_dirs if os.path.isdir(root + directory)]
         self.problems: List[str] = []
         self.notes: List[str] = []
+        self._device: Optional[cdi.Device] = None
+        self._places_inside: Dict[str, str] = {}  # of files and directories, where a CDI device has them in containers
+        if device:
+            self._look_at_device(device)
+
+    def _look_at_device(self, name: str) -> None:
+        """A CDI device takes the place of the profile's own directories."""
+        for path in cdi.consulted():
+            self._node.watch(path)
+        try:
+            self._device = cdi.find(name)
+        except ConfigError as error:
+            self.problems.append(error.what)
+            return
+        self.problems += self._device.problems
+        self.notes += [f"of {name}: {note}" for note in self._device.notes]
+        self._root = cdi.root(self._device)
+        self._places_inside = {os.path.dirname(host): os.path.dirname(inside) for host, inside in self._device.mounts}
+        self._places_inside.update(self._device.mounts)
+        # Whose GPUs are found by rules, of that a start gets what its job was given, whatever a specification lists.
+        devices = self._device.devices if self._profile.gpus is None else self._profile.devices
+        self._profile = replace(self._profile, devices=devices, icds=(), companions=(), files=())
+        folders = [os.path.dirname(host) for host, _ in self._device.mounts if ".so" in os.path.basename(host)]
+        folders += [self._root + directory for directory in self._node.default_dirs if self._root]
+        self._directories = [folder for folder in dict.fromkeys(folders) if os.path.isdir(folder)]
 
     def run(self) -> ResolvedProfile:
         plugins: List[HostLibrary] = []
         sets: List[ResolvedSet] = []
         files: List[HostFile] = []
         needed = ""
-        if "gpu" in self._profile.provides:
+        libraries: List[HostLibrary] = []
+        if self.problems:
+            pass
+        elif self._profile.is_stack:
             libraries, files = self._driver()
         else:
             libraries = self._named_libraries() if self._profile.libraries else []
@@ -301,9 +331,13 @@ class _Resolution:
                        for one in sets),
             devices=self._profile.devices,
             job=self._profile.job,
+            interfaces=self._profile.interfaces,
             files=tuple(map(self._placed_file, files)),
             names=tuple(name for library in self._profile.libraries for name in (library.soname, *library.replaces))
-            if "gpu" in self._profile.provides else (),
+            if self._profile.is_stack else (),
+            gpus=self._profile.gpus,
+            gpus_of=self._profile.gpus_of,
+            newer=self._profile.newer,
         )
 
     def _placed(self, library: HostLibrary) -> HostLibrary:
@@ -315,6 +349,11 @@ class _Resolution:
 
     def _inside(self, path: str) -> str:
         path = os.path.normpath(path)  # DT_RPATH may lead up and down again
+        if path in self._places_inside:
+            return self._places_inside[path]
+        folder, name = os.path.split(path)
+        if folder in self._places_inside:
+            return os.path.join(self._places_inside[folder], name)
         return path[len(self._root):] if self._root and path.startswith(self._root + "/") else path
 
     # ---------------------------------------------------------------------------------------------- the profile's own
@@ -340,9 +379,11 @@ class _Resolution:
         libraries: List[HostLibrary] = []
         home = version = ""
         for wanted in self._profile.libraries:
-            beside = [os.path.join(home, name) for name in (wanted.soname, *wanted.replaces)] if home and wanted.role == "replace" else None
+            # What is beside the first belongs to it; a library that it cannot do without may belong to another package.
+            together = home and wanted.role == "replace" and self._device is None
+            beside = [os.path.join(home, name) for name in (wanted.soname, *wanted.replaces)] if together else []
             notes = len(self.notes)
-            found = self._find(wanted, self._candidates(wanted) if beside is None else beside)
+            found = self._find(wanted, beside if beside and not wanted.required else (*beside, *self._candidates(wanted)))
             if found is None:
                 self.notes[notes:] = [note for note in self.notes[notes:] if not note.startswith("there is no ")]  # of some release only
                 continue
@@ -351,14 +392,49 @@ class _Resolution:
                 home = os.path.dirname(found.path)
                 version = os.path.basename(found.real).partition(".so.")[2]
         files = list(self._icds(libraries))
+        if not any(library.required for library in self._profile.libraries) and not self._profile.icds:
+            self._need_device()
         if self._profile.icds and not files:
             self.problems.append(f"there is no driver: no file that names one in {', '.join(self._profile.icds)}")
         if self.problems:
             return libraries, files
+        if self._device is not None:
+            files += self._of_device(self._device, libraries)
         for path in self._written(self._profile.companions, home, version):
             self._add(libraries, path)
         files += [self._own_file(path) for path in self._written(self._profile.files, home, version)]
         return libraries, list({file.path: file for file in files}.values())
+
+    def _of_device(self, device: cdi.Device, libraries: List[HostLibrary]) -> Iterable[HostFile]:
+        """What a CDI device brings beside the libraries that the profile names: all its other libraries, and files at their own path."""
+        for host, _ in device.mounts:
+            if self._node.resolve(host):
+                if not (".so" in os.path.basename(host) and self._is_loadable(host)):
+                    yield self._own_file(host)
+                else:
+                    self._add(libraries, host)
+            elif host not in self._profile.job.sockets:
+                self.notes.append(f"{host} is left out: only regular files come")
+        sonames = {os.path.join(os.path.dirname(self._inside(library.real)), library.name): library.real for library in libraries}
+        for link, _ in device.links:
+            host = cdi.host_path(device, link, sonames) or ""
+            real = self._node.resolve(host) if host else ""
+            number = next((number for number, library in enumerate(libraries) if library.real == real), -1)
+            if not real:
+                self.notes.append(f"the link {link} is left out: it leads to nothing that {device.name} brings")
+            elif number < 0 or os.path.dirname(link) != os.path.dirname(self._inside(host)):
+                yield replace(self._own_file(host), path=link)
+            elif os.path.basename(link) not in (libraries[number].name, *libraries[number].replaces):
+                names = (*libraries[number].replaces, os.path.basename(link))
+                libraries[number] = replace(libraries[number], replaces=names)
+
+    def _need_device(self) -> None:
+        """A profile that is about a device alone is of no use without."""
+        there = [path for pattern in self._profile.devices for path in Path("/").glob(pattern.lstrip("/"))]
+        if not there:
+            self.problems.append(f"there is no {' or '.join(self._profile.devices)}: its driver is not loaded")
+            for pattern in self._profile.devices:
+                self._node.watch(pattern)
 
     def _written(self, patterns: Sequence[str], home: str, version: str) -> Iterable[str]:
         """The files that patterns of the profile stand for."""
@@ -400,9 +476,15 @@ class _Resolution:
             return False
         elf = self._node.facts(real)
         name = elf.soname if elf is not None and elf.soname else os.path.basename(path)
-        also = (asked,) if asked not in ("", name) else ()
-        libraries.append(replace(self._node.library(name, path, real, "replace", also), optional=True))
+        also = dict.fromkeys(filter(None, (asked, self._plain_name(path, real))))
+        also.pop(name, None)
+        libraries.append(replace(self._node.library(name, path, real, "replace", tuple(also)), optional=True))
         return True
+
+    def _plain_name(self, path: str, real: str) -> str:
+        """The name without a release, where the driver has it for this file: programs open libraries by it too."""
+        plain = path.partition(".so")[0] + ".so"
+        return os.path.basename(plain) if self._node.resolve(plain) == real else ""
 
     def _own_file(self, path: str) -> HostFile:
         """A file at its own path; a program tells which glibc it needs."""
@@ -421,6 +503,14 @@ class _Resolution:
     def _candidates(self, library: ProfileLibrary) -> Iterable[str]:
         """Where the library may be, the best place first."""
         names = (library.soname, *library.replaces)
+        if self._device is not None:
+            for host, _ in self._device.mounts:
+                real = self._node.resolve(host) if ".so" in os.path.basename(host) else ""
+                elf = self._node.facts(real) if real else None
+                if elf is not None and elf.soname in names:
+                    usual = os.path.join(os.path.dirname(host), elf.soname)
+                    yield usual if self._node.resolve(usual) == real else host
+            return
         for directory in self._directories:
             for name in names:
                 yield os.path.join(directory, name)
@@ -454,7 +544,9 @@ class _Resolution:
         return None
 
     def _places(self, library: ProfileLibrary) -> str:
-        if library is not self._profile.libraries[0] and (library.role == "replace" or "gpu" not in self._profile.provides):
+        if self._device is not None:
+            return f"the CDI device {self._device.name} of {self._device.file}"
+        if library is not self._profile.libraries[0] and (library.role == "replace" or not self._profile.is_stack):
             return f"the directory of {self._profile.libraries[0].soname}"
         whose = "variant" if self._variant else "profile"
         directories = ", ".join(self._directories) or f"the {whose}'s directories (none of them exists on this node)"
@@ -571,7 +663,7 @@ class _Resolution:
             files += map(self._node.plain_file, others)
             if not found and not others:
                 self.notes.append(f"the set {wanted.name} has nothing in {directory}: what {wanted.when} opens there will be missing")
-        return ResolvedSet(wanted.name, wanted.private, (wanted.when, *wanted.libraries), tuple(modules), tuple(files))
+        return ResolvedSet(wanted.name, wanted.private, (wanted.when, *wanted.libraries), tuple(modules), tuple(files), wanted.separable)
 
     def _simulate(self, paths: Sequence[str], search: loader.Search) -> loader.LinkMap:
         return loader.simulate(_Program.PATH, _Program(self._node, paths), search)

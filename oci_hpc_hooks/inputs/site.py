@@ -10,7 +10,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 from oci_hpc_hooks.errors import ConfigError
 from oci_hpc_hooks.inputs import profiles, resources, trust, validate
 from oci_hpc_hooks.inputs.validate import Invalid, Problem
-from oci_hpc_hooks.model import Profile, Site, SiteProfile, Variant
+from oci_hpc_hooks.model import STACKS, Profile, Site, SiteProfile, Variant
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,10 @@ class Configuration:
     def root(self, name: str) -> str:
         """What stands for "/" in this profile's paths, "" for "/" itself."""
         return next((entry.root for entry in self.site.profiles if entry.name == name), "")
+
+    def cdi(self, profile: Profile) -> str:
+        """The CDI device that the profile goes by, "" for none; the site's word goes first."""
+        return next((entry.cdi for entry in self.site.profiles if entry.name == profile.name), "") or profile.cdi
 
     def variants(self, profile: Profile) -> Tuple[Variant, ...]:
         """The profile's variants; of one that the site names too, the site's directories come first."""
@@ -71,12 +75,12 @@ def configuration(config_dir: str, *, fixed: Sequence[str] = (), shipped: Path =
         raise Invalid(problems)
     named = [entry.name for entry in decided.profiles]
     kinds = {name: next(iter(profile.provides.items())) for name, profile in known.items() if profile is not None}
-    # Naming an MPI says that the others are off, and nothing of GPUs; naming one stack of GPUs says nothing of the others, which do not
+    # Naming an MPI says that the others are off, and nothing of stacks; naming one stack says nothing of the others, which do not
     # exclude each other. Nor do launchers, so that all of them are on.
     groups = {name: ("mpi", "") if kind == "mpi" else (kind, value) for name, (kind, value) in kinds.items()}
     chosen = {groups[name] for name in named if kinds[name][0] != "launcher"}
     others = [name for name, group in groups.items() if group not in chosen]
-    others.sort(key=lambda name: (("mpi", "gpu", "launcher").index(kinds[name][0]), name))
+    others.sort(key=lambda name: (("mpi", *STACKS, "launcher", "network").index(kinds[name][0]), name))
     names = dict.fromkeys([*named, *others])
     enabled = [found for found in map(known.get, names) if found]
     return Configuration(decided, tuple(enabled), tuple(consulted))
@@ -97,7 +101,11 @@ def semantic_problems(decided: Site, known: Dict[str, Optional[Profile]], file: 
             problems.append(Problem(file, at, f"the profile {entry.name!r} is named twice; keep one"))
         seen[entry.name] = entry
         profile = known.get(entry.name)
-        if entry.root and profile is not None and "gpu" not in profile.provides:
-            problems.append(Problem(file, f"{at}.root", "only a profile of a GPU stack can have a root of its own"))
+        if entry.root and profile is not None and not profile.is_stack:
+            problems.append(Problem(file, f"{at}.root", "only a profile of GPUs or of a fabric can have a root of its own"))
+        if entry.cdi and profile is not None and not profile.is_stack:
+            problems.append(Problem(file, f"{at}.cdi", "only a profile of GPUs or of a fabric can go by a CDI specification"))
+        if entry.cdi and entry.root:
+            problems.append(Problem(file, f"{at}.cdi", "the CDI specification says where the files are; leave root out"))
         problems += profiles.repeated_variants([variant.name for variant in entry.variants], f"{at}.variants", file)
     return problems

@@ -9,6 +9,7 @@ from typing import Dict, Iterator, Optional, Set
 
 from oci_hpc_hooks.elf import hwcaps
 from oci_hpc_hooks.elf.facts import read_facts
+from oci_hpc_hooks.elf.notes import read_note
 from oci_hpc_hooks.errors import ImageError, KernelError
 from oci_hpc_hooks.linux.paths import Root
 from oci_hpc_hooks.model import Directory, ElfFacts, FileId, ImageFile
@@ -130,6 +131,16 @@ class Tree:
         finally:
             if fd >= 0:
                 os.close(fd)
+
+    def note(self, real: str, section: str, owner: str) -> Optional[bytes]:
+        """A note of an ELF file (:func:`notes.read_note`). Raises ImageError, OSError."""
+        fd = self.root.open_regular(real)
+        if fd < 0:
+            return None
+        try:
+            return read_note(fd, section, owner)
+        finally:
+            os.close(fd)
 
     def head(self, real: str) -> bytes:
         """The first bytes of a file, none if it cannot be read: a program may be executable and no more."""

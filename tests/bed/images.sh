@@ -468,10 +468,10 @@ tesla() {
     # shellcheck disable=SC2046
     packages=$(apt_in bookworm/non-free install -s "nvidia-$name-driver-libs" "nvidia-$name-smi" "nvidia-$name-opencl-icd" "libegl-nvidia-$name$zero" \
         "libnvidia-$name"-{encode1,nvcuvid1,opticalflow1,fbc1,allocator1,ngx1,nvoptix1} "nvidia-$name-vdpau-driver" |
-        awk -v name="$name" '/^Inst/ && $2 ~ "nvidia.*" name && $2 !~ /alternative|kernel|legacy-check|xserver/ { print $2 }')
+        awk -v name="$name" '/^Inst/ && $2 ~ "nvidia.*(" name "|-common)" && $2 !~ /alternative|kernel|legacy-check|xserver/ { print $2 }')
     # shellcheck disable=SC2086
     unpack bookworm/non-free "$folder" $packages
-    rm -rf "$folder/usr/share/doc" "$folder/usr/share/lintian" "$folder/usr/share/bug" "$folder/usr/lib/i386-linux-gnu"
+    rm -rf "$folder"/usr/share/{doc,lintian,bug} "$folder/usr/lib/i386-linux-gnu"
     # What alternatives lead to once it is configured.
     mkdir -p "$folder/usr/bin"
     ln -s "../lib/nvidia/$name/nvidia-smi" "$folder/usr/bin/nvidia-smi"
@@ -482,7 +482,10 @@ build_nvidia-525() { tesla site/nvidia-525 tesla 0; }
 build_nvidia-535() { nvidia bookworm site/nvidia-535; }
 build_nvidia-550() { nvidia trixie site/nvidia-550 libnvidia-gpucomp; }
 # Debian has Intel's driver for OpenCL, and of Level Zero only the loader.
-build_intel() { with_dependencies bookworm site/intel 'libc6|gcc-.*|debconf|passwd|adduser|base-passwd' intel-opencl-icd libze1; }
+build_intel() {
+    with_dependencies bookworm site/intel 'libc6|gcc-.*|debconf|passwd|adduser|base-passwd|ocl-icd.*' intel-opencl-icd libze1
+    rm -rf site/intel/usr/share/{doc,lintian,bug}
+}
 build_rocm() { with_dependencies bookworm site/rocm 'libc6|gcc-.*|debconf|passwd|adduser|base-passwd' libhsa-runtime64-1 libamdhip64-5; }
 
 build_trixie-libc() {

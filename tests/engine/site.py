@@ -5,9 +5,11 @@ Fixtures to import: ``from tests.engine.site import ready, site  # noqa: F401``;
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,6 +62,32 @@ def ready_to_bind() -> Iterator[ReadySite]:
 def site(engine: Engine, ready: ReadySite) -> Site:
     """The module's site for the `engine` of this test."""
     return ready(engine)
+
+
+class Sites:
+    """Sites of one module's tests, each made when it is first asked for."""
+
+    def __init__(self, name: str) -> None:
+        self._folder = bed.scratch(name)
+        self._made: dict[str, Site] = {}
+
+    def made(self, account: bed.Account, profiles: Sequence[Mapping[str, Any]], own: Sequence[Mapping[str, Any]] = (), **more: Any) -> Site:
+        """One for this account with these entries of site.json (`more` are further keys of it) and profiles of its `own`; nothing is
+        remembered of tests before."""
+        key = json.dumps([account.name, profiles, own, more])
+        if key not in self._made:
+            site = self._made[key] = Site(self._folder / str(len(self._made)), account)
+            (site.config_dir / "profiles.d").mkdir()
+            for profile in own:
+                (site.config_dir / f"profiles.d/{profile['name']}.json").write_text(json.dumps(profile))
+            (site.config_dir / "site.json").write_text(json.dumps({"version": 1, "profiles": profiles, **more}))
+            site.scan()
+            site.register()
+        forget(self._made[key])
+        return self._made[key]
+
+    def remove(self) -> None:
+        shutil.rmtree(self._folder)
 
 
 def forget(site: Site) -> None:

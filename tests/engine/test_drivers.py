@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import posixpath
 import shutil
 import stat
+import struct
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import pytest
 
@@ -17,65 +18,56 @@ from tests.bed import bed
 from tests.bed.bed import Engine
 from tests.bed.site import Site
 from tests.engine.inside import TREE, start
-from tests.engine.site import forget
+from tests.engine.site import Sites
 
 KEY = "org.supercontainers.gpu"
 STAGES = ("", "podman")
 LIB = "usr/lib/x86_64-linux-gnu"
-RELEASES = {"535": "535.261.03", "550": "550.163.01"}
+RELEASES = {"470": "470.256.02", "525": "525.147.05", "535": "535.261.03", "550": "550.163.01"}
+FOLDERS = {"470": "tesla-470", "525": "tesla", "535": "current", "550": "current"}  # that Debian has for each
+PROFILES = {"rocm": "rocm", "intel": "levelzero"}  # of the site's folders that hold no NVIDIA driver
 
 NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
 NO_MODULE = (9, 999)  # NVML_ERROR_DRIVER_NOT_LOADED; NVML_ERROR_UNKNOWN where it could not even ask for it
 INVALID_DEVICE = 101  # hipErrorInvalidDevice
+NO_DRIVER = 0x78000001  # ZE_RESULT_ERROR_UNINITIALIZED: there is no device for one
 NO_RESOURCES = 4104  # HSA_STATUS_ERROR_OUT_OF_RESOURCES: no /dev/kfd
 
 
-class Drivers:
-    """One site for each driver; root's."""
-
-    def __init__(self) -> None:
-        self._folder = bed.scratch("drivers")
-        self._made: dict[str, Site] = {}
+class Drivers(Sites):
+    """One for each driver; root's."""
 
     def get(self, *names: str) -> Site:
-        key = "+".join(names)
-        if key not in self._made:
-            site = self._made[key] = Site(self._folder / key, bed.root_account())
-            profiles = [{"name": "rocm" if name == "rocm" else "cuda", "root": str(root_of(name))} for name in names]
-            (site.config_dir / "site.json").write_text(json.dumps({"version": 1, "profiles": profiles}))
-            site.scan()
-            site.register()
-        forget(self._made[key])
-        return self._made[key]
-
-    def remove(self) -> None:
-        shutil.rmtree(self._folder)
+        return self.made(bed.root_account(), [{"name": PROFILES.get(name, "cuda"), "root": str(root_of(name))} for name in names])
 
 
 def root_of(name: str) -> Path:
-    return bed.BUILD / "site" / (name if name == "rocm" else f"nvidia-{name}")
+    return bed.BUILD / "site" / (name if name in PROFILES else f"nvidia-{name}")
 
 
 @pytest.fixture(scope="module")
 def drivers() -> Iterator[Drivers]:
-    made = Drivers()
+    made = Drivers("drivers")
     yield made
     made.remove()
 
 
-def call(site: Site, suite: str, stack: str, *pairs: str, stage: str = "") -> tuple[bed.Result, list[dict[str, Any]]]:
+def call(site: Site, suite: str, stack: str, *pairs: str, stage: str = "",
+         options: tuple[str, ...] = ()) -> tuple[bed.Result, list[dict[str, Any]]]:
     return start(Engine("crun", "root"), site, "/usr/local/bin/dlcall", *pairs, image=f"opencl-{suite}",
-                 options=[f"--annotation={KEY}={stack}"], hooks_dir=site.hooks_dir / stage)
+                 options=[f"--annotation={KEY}={stack}", *options], hooks_dir=site.hooks_dir / stage)
 
 
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("suite", ["bullseye", "bookworm", "trixie"])
-@pytest.mark.parametrize("release", RELEASES)
+#: The two newest at both stages in every image; the others once.
+CELLS = [(release, suite, stage) for release in ("535", "550") for suite in ("bullseye", "bookworm", "trixie") for stage in STAGES]
+
+
+@pytest.mark.parametrize(("release", "suite", "stage"), [*CELLS, ("470", "bullseye", ""), ("525", "bookworm", "podman")])
 def test_a_program_opens_libcuda(drivers: Drivers, release: str, suite: str, stage: str) -> None:
     """By either name, and finds that there is no GPU."""
     pairs = ("libcuda.so.1", "cuInit", "libcuda.so", "cuInit", "libnvidia-ml.so.1", "nvmlInit_v2")
     result, log = call(drivers.get(release), suite, "cuda", *pairs, stage=stage)
-    folder = f"{TREE}/{LIB}/nvidia/current"
+    folder = f"{TREE}/{LIB}/nvidia/{FOLDERS[release]}"
     *cuda, nvml = result.stdout.splitlines()
     assert cuda == [f"{name}: cuInit = {NO_DEVICE} ({folder}/libcuda.so.1)" for name in ("libcuda.so.1", "libcuda.so")], result.stderr
     assert nvml in [f"libnvidia-ml.so.1: nvmlInit_v2 = {code} ({folder}/libnvidia-ml.so.1)" for code in NO_MODULE]
@@ -111,45 +103,57 @@ def test_two_stacks_at_once(drivers: Drivers, stage: str) -> None:
     assert [entry["profile"] for entry in log] == ["cuda, rocm"]
 
 
-# --------------------------------------------------------------------------------------------------- beside the vendor's list
-
-#: The rule of the vendor's own generator of CDI specifications: all libraries of the driver's release, and the files that it names. What we
-#: do otherwise, each with its reason:
-DIFFERENCES = {
-    "libnvidia-pkcs11-openssl3": "stays away where the node's libcrypto, which it needs, wants a newer glibc than the image's",
-}
-
-
-def brought(site: Site, image: str) -> list[dict[str, Any]]:
-    told = site.command("check", "--json", "--annotation", f"{KEY}=cuda", bed.reference(image), account=site.account,
-                        env={key: value for key, value in site.account.environment().items() if key != "PATH"})
-    assert told.returncode in (0, 3), told.stdout + told.stderr
-    return list(json.loads(told.stdout)["files"])
+def test_a_program_opens_level_zero(drivers: Drivers) -> None:
+    """Its loader and Intel's driver, both of the node; there is no GPU, so that no driver is left."""
+    result, _ = call(drivers.get("intel"), "bookworm", "levelzero", "libze_loader.so.1", "zeInit", "libze_intel_gpu.so.1", "zeInit")
+    assert result.stdout.splitlines() == [
+        f"{name}: zeInit = {NO_DRIVER} ({TREE}/{LIB}/{name})" for name in ("libze_loader.so.1", "libze_intel_gpu.so.1")
+    ], result.stderr
 
 
-@pytest.mark.parametrize("release", RELEASES)
-def test_all_of_the_release_arrives(drivers: Drivers, release: str) -> None:
-    site, root, version = drivers.get(release), root_of(release), RELEASES[release]
-    Engine("crun", "root").load("opencl-bookworm")
-    files = brought(site, "opencl-bookworm")
-    arrived = {file["source"] for file in files}
-    of_release = {str(path) for path in root.rglob(f"*.so.{version}") if path.is_file() and not path.is_symlink()}
-    missing = {posixpath.basename(path).partition(".so")[0] for path in of_release - arrived}
-    assert missing <= {*DIFFERENCES}, missing
-    places = {file["target"]: file["source"] for file in files}
-    for own in ("/usr/bin/nvidia-smi", "/etc/OpenCL/vendors/nvidia.icd", "/usr/share/glvnd/egl_vendor.d/10_nvidia.json",
-                "/usr/share/vulkan/icd.d/nvidia_icd.json", "/usr/share/nvidia/nvoptix.bin", f"/{LIB}/gbm/nvidia-drm_gbm.so"):
-        assert own in places or f"{TREE}{own}" in places, own
-    others = {posixpath.basename(source) for source in arrived if source.startswith(str(root)) and source not in of_release}
-    assert others <= {"nvidia-smi", "nvidia.icd", "10_nvidia.json", "nvidia_icd.json", "nvoptix.bin", "nvidia_layers.json"}, others
-    # Vendor-neutral loaders come from the node where the image has none, as it has no libGL.
-    assert not [target for target in places if "libOpenCL" in target]
+# ------------------------------------------------------------------------------------------------ a newer driver in the image
 
+NOTE = {"format": 1, "CUDA version": "12.4", "device": [1, 2, 7]}
+
+
+def compat(folder: Path, supports: Optional[list[int]]) -> Path:
+    """The libraries of 550 as an image's /usr/local/cuda/compat, with a note for which drivers they are meant."""
+    own = root_of("550") / LIB / "nvidia/current"
+    for path in own.iterdir():
+        if path.name.startswith(("libcuda.so", "libnvidia-ptxjitcompiler.so", "libnvidia-nvvm.so")):
+            shutil.copy2(path, folder / path.name, follow_symlinks=False)
+    if supports is not None:
+        said = json.dumps({**NOTE, "driver": supports}).encode()
+        owner = b"NVIDIA Corporation\0".ljust(20, b"\0")
+        (folder / "note").write_bytes(struct.pack("<3I", 19, len(said), 1) + owner + said.ljust((len(said) + 3) // 4 * 4, b"\0"))
+        library = folder / f"libcuda.so.{RELEASES['550']}"
+        subprocess.run(["objcopy", "--add-section", f".note.cuda.fwd_compatibility={folder / 'note'}", library], check=True)
+    return folder
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(("supports", "images"), [(None, True), ([470, 535], True), ([470, 525], False)])
+def test_a_newer_driver_in_the_image(drivers: Drivers, scratch: Path, supports: Optional[list[int]], images: bool, stage: str) -> None:
+    site = drivers.get("535")
+    volume = f"--volume={compat(scratch, supports)}:/usr/local/cuda/compat:ro"
+    names = ("libcuda.so.1", "cuInit", "libcuda.so", "cuInit", "libnvidia-ml.so.1", "nvmlInit_v2")
+    for way in ("cold", "warm"):
+        result, log = call(site, "bookworm", "cuda", *names, stage=stage, options=(volume,))
+        folder = "/usr/local/cuda/compat" if images else f"{TREE}/{LIB}/nvidia/current"
+        *cuda, nvml = result.stdout.splitlines()
+        assert [line.rpartition("/")[0] for line in cuda] == [f"{name}: cuInit = {NO_DEVICE} ({folder}" for name in names[:4:2]], result
+        assert nvml.endswith(f"({TREE}/{LIB}/nvidia/current/libnvidia-ml.so.1)")
+        (told,) = [finding for finding in log[-1]["findings"] if finding["code"] == "newer-in-image"]
+        assert log[-1]["path"] == way and told["severity"] == ("note" if images else "warning")
+        assert f"/usr/local/cuda/compat/libcuda.so.{RELEASES['550']}" in told["what"]
+
+
+# ---------------------------------------------------------------------------------------------------------------- devices
 
 def test_devices_of_the_node_come_by_the_callers_word(drivers: Drivers) -> None:
     """A node that has one of the names: at each start it is looked for anew."""
     site = drivers.get("535")
-    node = Path("/dev/nvidia-hpc-hooks-test")
+    node = Path("/dev/nvidia-modeset")
     os.mknod(node, stat.S_IFCHR | 0o666, os.makedev(1, 3))
     node.chmod(0o666)
     try:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from tests.bed import bed
 from tests.bed.bed import Engine
 from tests.bed.site import Site
 from tests.engine.inside import SITE_VERSION, TREE, assert_site, start
-from tests.engine.site import forget, three_engines
+from tests.engine.site import Sites, three_engines
 
 SUITES = {"bullseye": "2.31", "bookworm": "2.36", "trixie": "2.41"}
 STAGES = ("", "podman")
@@ -38,34 +36,18 @@ POCL: dict[str, Any] = {
 }
 
 
-class Sites:
+class OpenCL(Sites):
     """One for each driver and account."""
 
-    def __init__(self) -> None:
-        self._folder = bed.scratch("opencl")
-        self._made: dict[tuple[str, str, str], Site] = {}
-
     def get(self, engine: Engine, driver: str, **more: Any) -> Site:
-        key = engine.account.name, driver, json.dumps(more)
-        if key not in self._made:
-            site = self._made[key] = Site(self._folder / str(len(self._made)), engine.account)
-            (site.config_dir / "profiles.d").mkdir()
-            (site.config_dir / "profiles.d/pocl.json").write_text(json.dumps(POCL))
-            mpi = {"name": "mpich", "search": [str(bed.BUILD / "site/mpich5/lib")]}
-            gpu = {"name": "opencl" if driver == "pocl-trixie" else "pocl", "root": str(bed.BUILD / "site" / driver)}
-            (site.config_dir / "site.json").write_text(json.dumps({"version": 1, "profiles": [mpi, gpu], **more}))
-            site.scan()
-            site.register()
-        forget(self._made[key])
-        return self._made[key]
-
-    def remove(self) -> None:
-        shutil.rmtree(self._folder)
+        mpi = {"name": "mpich", "search": [str(bed.BUILD / "site/mpich5/lib")]}
+        gpu = {"name": "pocl" if driver == "pocl" else "opencl", "root": str(bed.BUILD / "site" / driver)}
+        return self.made(engine.account, [mpi, gpu], [POCL], **more)
 
 
 @pytest.fixture(scope="module")
-def sites() -> Iterator[Sites]:
-    made = Sites()
+def sites() -> Iterator[OpenCL]:
+    made = OpenCL("opencl")
     yield made
     made.remove()
 
@@ -95,7 +77,7 @@ DRIVER = f"{TREE}/opt/pocl/pyopencl/.libs/libpocl-21062cec.so"
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("suite", SUITES)
-def test_kernels_run_on_the_sites_driver(sites: Sites, suite: str, stage: str) -> None:
+def test_kernels_run_on_the_sites_driver(sites: OpenCL, suite: str, stage: str) -> None:
     engine = Engine("crun", "root")
     site = sites.get(engine, "pocl")
     for way in ("cold", "warm"):
@@ -106,14 +88,14 @@ def test_kernels_run_on_the_sites_driver(sites: Sites, suite: str, stage: str) -
 
 @three_engines
 @pytest.mark.parametrize("stage", STAGES)
-def test_every_user_computes(sites: Sites, engine: Engine, stage: str) -> None:
+def test_every_user_computes(sites: OpenCL, engine: Engine, stage: str) -> None:
     result, log = compute(engine, sites.get(engine, "pocl"), "bookworm", stage=stage)
     assert_computes(result, DRIVER)
     assert [entry["verdict"] for entry in log] == ["proved"]
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_without_the_hook_there_is_nothing(sites: Sites, stage: str) -> None:
+def test_without_the_hook_there_is_nothing(sites: OpenCL, stage: str) -> None:
     engine = Engine("crun", "root")
     site = sites.get(engine, "pocl")
     for options in ((), (ASKED, f"--annotation={KEY}=none")):
@@ -125,7 +107,7 @@ def test_without_the_hook_there_is_nothing(sites: Sites, stage: str) -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("suite", ["bullseye", "bookworm"])
-def test_a_driver_that_is_too_new_is_refused(sites: Sites, suite: str, stage: str) -> None:
+def test_a_driver_that_is_too_new_is_refused(sites: OpenCL, suite: str, stage: str) -> None:
     engine = Engine("crun", "root")
     result, log = compute(engine, sites.get(engine, "pocl-trixie"), suite, "info", stage=stage)
     said = told(result)
@@ -136,7 +118,7 @@ def test_a_driver_that_is_too_new_is_refused(sites: Sites, suite: str, stage: st
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_driver_that_fits_by_the_distributions_own_paths(sites: Sites, stage: str) -> None:
+def test_a_driver_that_fits_by_the_distributions_own_paths(sites: OpenCL, stage: str) -> None:
     """Its modules and kernels are opened by absolute paths."""
     engine = Engine("crun", "root")
     result, log = compute(engine, sites.get(engine, "pocl-trixie"), "trixie", "info", stage=stage)
@@ -147,7 +129,7 @@ def test_a_driver_that_fits_by_the_distributions_own_paths(sites: Sites, stage: 
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_c_runtime_makes_it_fit(sites: Sites, stage: str) -> None:
+def test_a_c_runtime_makes_it_fit(sites: OpenCL, stage: str) -> None:
     engine = Engine("crun", "root")
     libc = {"search": [str(bed.BUILD / "site/trixie-libc/usr/lib/x86_64-linux-gnu")]}
     result, log = compute(engine, sites.get(engine, "pocl-trixie", c_runtime=libc), "bookworm", "info", stage=stage)
@@ -156,7 +138,18 @@ def test_a_c_runtime_makes_it_fit(sites: Sites, stage: str) -> None:
     assert "c-runtime" in [finding["code"] for finding in log[-1]["findings"]]
 
 
-def test_auto_brings_it_where_the_image_has_a_loader_for_it(sites: Sites) -> None:
+def test_opencl_of_intel_finds_no_gpu(sites: OpenCL) -> None:
+    """The loader is the image's, the driver the node's, with a compiler of its own. It is opened, offers no device and is closed again; the
+    libstdc++ that only it has needed stays."""
+    engine = Engine("crun", "root")
+    result, log = compute(engine, sites.get(engine, "intel"), "bookworm", "info")
+    assert "platforms: 0 (error -1001)" in result.stdout, result.stdout + result.stderr  # CL_PLATFORM_NOT_FOUND_KHR
+    assert f"loaded: {TREE}/usr/lib/x86_64-linux-gnu/libstdc++.so.6" in result.stdout
+    assert "loaded: /usr/lib/x86_64-linux-gnu/libOpenCL.so.1" in result.stdout
+    assert [entry["verdict"] for entry in log] == ["proved"]
+
+
+def test_auto_brings_it_where_the_image_has_a_loader_for_it(sites: OpenCL) -> None:
     engine = Engine("crun", "root")
     site = sites.get(engine, "pocl", defaults={KEY: "auto"})
     result, _ = compute(engine, site, "bookworm", options=())
@@ -169,7 +162,7 @@ def test_auto_brings_it_where_the_image_has_a_loader_for_it(sites: Sites) -> Non
     ("cuda", "profile cuda is not available on this node: there is no libcuda.so.1"),
     ("acme", "acme is wanted; this site offers cuda, levelzero, opencl, rocm"),
 ])
-def test_a_stack_that_this_node_lacks(sites: Sites, value: str, what: str) -> None:
+def test_a_stack_that_this_node_lacks(sites: OpenCL, value: str, what: str) -> None:
     engine = Engine("crun", "root")
     result, _ = compute(engine, sites.get(engine, "pocl"), "bookworm", options=(f"--annotation={KEY}={value}",))
     assert what in told(result)
@@ -182,7 +175,7 @@ LOOK = "mpiexec -n 2 mpihello; cat /etc/OpenCL/vendors/pocl.icd; ls -l /etc/Open
 
 @three_engines
 @pytest.mark.parametrize("stage", STAGES)
-def test_an_mpi_and_opencl_in_one_container(sites: Sites, engine: Engine, stage: str) -> None:
+def test_an_mpi_and_opencl_in_one_container(sites: OpenCL, engine: Engine, stage: str) -> None:
     site = sites.get(engine, "pocl")
     for way in ("cold", "warm"):
         result, log = start(engine, site, "sh", "-c", LOOK, options=[ASKED], hooks_dir=site.hooks_dir / stage)
@@ -195,7 +188,7 @@ def test_an_mpi_and_opencl_in_one_container(sites: Sites, engine: Engine, stage:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_what_the_image_has_there_stays(sites: Sites, scratch: Path, stage: str) -> None:
+def test_what_the_image_has_there_stays(sites: OpenCL, scratch: Path, stage: str) -> None:
     """An image with a file of its own among those of the vendors: the site's joins it."""
     engine = Engine("crun", "root")
     site = sites.get(engine, "pocl")
@@ -213,7 +206,7 @@ def test_what_the_image_has_there_stays(sites: Sites, scratch: Path, stage: str)
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_read_only_root_has_no_place_for_the_file(sites: Sites, stage: str) -> None:
+def test_a_read_only_root_has_no_place_for_the_file(sites: OpenCL, stage: str) -> None:
     engine = Engine("crun", "root")
     result, _ = compute(engine, sites.get(engine, "pocl"), "bookworm", stage=stage, options=(ASKED, "--read-only"))
     assert "is wanted as /etc/OpenCL/vendors/pocl.icd, and no such file can be made in this container" in told(result)

@@ -71,7 +71,7 @@ def valid(output: str, name: str) -> Any:
 
 
 def mask_shipped(node: Node) -> None:
-    for name in ("mpi-abi", "mpich", "openmpi", "cuda", "levelzero", "opencl", "rocm", "hydra", "munge", "pals", "pmi2", "pmix", "slurm"):
+    for name in (path.stem for path in resources.PROFILES.glob("*.json")):
         (node.etc / f"profiles.d/{name}.json").write_text(json.dumps({"version": 1, "name": name, "masked": True}))
 
 

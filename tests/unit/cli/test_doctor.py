@@ -18,6 +18,7 @@ from oci_hpc_hooks import cli
 from oci_hpc_hooks.cli import doctor
 from oci_hpc_hooks.cli.doctor import Descriptor, Executable, Fault, Folder, Program, Rootless
 from oci_hpc_hooks.inputs import resources
+from oci_hpc_hooks.report import Places
 from tests.unit.cli.test_cli import MAIN, Node, mask_shipped, node, valid  # noqa: F401
 from tests.unit.config.node_bed import MPICH, build
 
@@ -335,3 +336,19 @@ def test_another_folder(well: Installation, tmp_path: Path) -> None:
     said = json.loads(well.doctor("--json", "--hooks-dir", well.hooks / "podman").stdout)
     assert [folder["hooks"] for folder in said["folders"]] == [["oci-hpc-hooks-precreate.json", "oci-hpc-hooks.json"]]
     assert "hooks-none" not in [fault["code"] for fault in said["faults"]]
+
+
+def test_a_cache_that_everybody_can_write(tmp_path: Path) -> None:
+    if os.geteuid():
+        pytest.skip("a user's cache lies in the user's own folder")
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    cache.chmod(0o777)
+    found = {fault.code: fault for fault in doctor.place_faults(Places("", "", str(cache), str(tmp_path / "log")))}
+    assert found.keys() == {"cache-untrusted"} and "each start is a cold one" in found["cache-untrusted"].what
+
+
+def test_a_log_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere but on a read-only filesystem
+    (fault,) = doctor.place_faults(Places("", "", str(tmp_path / "none"), str(tmp_path / "log")))
+    assert fault.code == "log" and f"{tmp_path}/log can not be written" in fault.what

@@ -94,5 +94,12 @@ def test_list(node: Node, library: Path) -> None:  # noqa: F811
     assert [(entry["name"], entry["state"], entry["available"]) for entry in document["profiles"]][:2] == [
         ("ours", "on", True), ("broken", "on", False)]
     assert document["inventory"] == "current"
+    said = {entry["name"]: entry["verified"] for entry in document["profiles"]}
+    assert said["ours"] == {} and said["mpich"]["by"] == "hardware" and said["openmpi"] == {}
+    node.site(profiles=["mpich"])
+    shown = node.run("profiles", "list").stdout
+    assert f"  verified by hardware: {said['mpich']['source']}\n" in shown
+    node.site(profiles=["ours", "broken"])
+    node.run("scan")
     library.unlink()
     assert "the inventory of this node is out of date: run oci-hpc-hooks scan" in node.run("profiles", "list").stdout

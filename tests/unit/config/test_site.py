@@ -15,7 +15,8 @@ from oci_hpc_hooks.inputs.validate import Invalid
 from oci_hpc_hooks.model import Profile, ProfileLibrary, Site, SiteProfile, Variant
 
 #: Profiles that are on whatever site.json lists.
-GPUS = ["cuda", "levelzero", "opencl", "rocm"]
+STACKS = ["cuda", "levelzero", "opencl", "rocm",
+          "cxi", "efa", "gdrcopy", "knem", "libfabric", "opx", "psm2", "ucx", "verbs", "xpmem"]
 LAUNCHERS = ["hydra", "munge", "pals", "pmi2", "pmix", "slurm"]
 
 
@@ -51,11 +52,11 @@ def told(etc: Path) -> List[str]:
 def test_no_configuration_at_all(tmp_path: Path) -> None:
     found = configuration(str(tmp_path / "nothing"))
     assert found.site == Site()
-    assert [profile.name for profile in found.profiles] == ["mpi-abi", "mpich", "openmpi", *GPUS, *LAUNCHERS]
+    assert [profile.name for profile in found.profiles] == ["mpi-abi", "mpich", "openmpi", *STACKS, *LAUNCHERS]
     assert found.consulted == (
         str(tmp_path / "nothing/site.json"),
         str(resources.PROFILES),
-        *(str(resources.PROFILES / f"{name}.json") for name in sorted(("mpi-abi", "mpich", "openmpi", *GPUS, *LAUNCHERS))),
+        *(str(resources.PROFILES / f"{name}.json") for name in sorted(("mpi-abi", "mpich", "openmpi", *STACKS, *LAUNCHERS))),
         str(tmp_path / "nothing/profiles.d"),
     )
 
@@ -83,7 +84,7 @@ def test_documents_become_dataclasses(etc: Path) -> None:
         plugins=("$ORIGIN/ucx",),
         source=str(source),
     )
-    assert [profile.name for profile in found.profiles] == ["b", "a", *GPUS, *LAUNCHERS]
+    assert [profile.name for profile in found.profiles] == ["b", "a", *STACKS, *LAUNCHERS]
     assert found.search("a") == ("/x",)
     assert found.search("b") == ()
 
@@ -96,7 +97,7 @@ def test_own_profile_takes_the_place_of_the_shipped_one(etc: Path) -> None:
 
 def test_masked_profile_is_off(etc: Path) -> None:
     put(etc / "profiles.d/mpich.json", {"version": 1, "name": "mpich", "masked": True})
-    assert [profile.name for profile in configuration(str(etc)).profiles] == ["mpi-abi", "openmpi", *GPUS, *LAUNCHERS]
+    assert [profile.name for profile in configuration(str(etc)).profiles] == ["mpi-abi", "openmpi", *STACKS, *LAUNCHERS]
     site = put(etc / "site.json", {"version": 1, "profiles": ["mpich"]})
     assert told(etc) == [f"{site}: $.profiles[0]: the profile 'mpich' is masked in profiles.d; remove the mask or this entry"]
 
@@ -104,14 +105,14 @@ def test_masked_profile_is_off(etc: Path) -> None:
 def test_other_files_are_passed_over(etc: Path) -> None:
     for name in ("README", ".hidden.json", "mpich.json~", "a.json.rpmnew"):
         (etc / "profiles.d" / name).write_text("not JSON")
-    assert [profile.name for profile in configuration(str(etc)).profiles] == ["mpi-abi", "mpich", "openmpi", *GPUS, *LAUNCHERS]
+    assert [profile.name for profile in configuration(str(etc)).profiles] == ["mpi-abi", "mpich", "openmpi", *STACKS, *LAUNCHERS]
 
 
 def test_launchers_are_on_unless_masked(etc: Path) -> None:
     put(etc / "site.json", {"version": 1, "profiles": ["mpich", "slurm"]})
     put(etc / "profiles.d/pals.json", {"version": 1, "name": "pals", "masked": True})
     names = [profile.name for profile in configuration(str(etc)).profiles]
-    assert names == ["mpich", "slurm", *GPUS, "hydra", "munge", "pmi2", "pmix"]
+    assert names == ["mpich", "slurm", *STACKS, "hydra", "munge", "pmi2", "pmix"]
 
 
 def test_what_profiles_of_launchers_and_of_an_mpi_must_have(etc: Path) -> None:
@@ -143,7 +144,7 @@ def test_profile_that_does_not_exist(etc: Path) -> None:
     put(etc / "site.json", {"version": 1, "profiles": ["mpihc", "zzz", "mpich", "mpich"]})
     first, second, third = told(etc)
     assert "$.profiles[0]: there is no profile 'mpihc'; did you mean \"mpich\"?" in first
-    assert "$.profiles[1]: there is no profile 'zzz'; installed are: cuda, hydra, levelzero, mpi-abi, mpich, munge, " in second
+    assert "$.profiles[1]: there is no profile 'zzz'; installed are: cuda, cxi, efa, gdrcopy, hydra, " in second
     assert "$.profiles[3]: the profile 'mpich' is named twice" in third
 
 

@@ -101,8 +101,9 @@ def test_shipped_profiles_are_valid() -> None:
     from oci_hpc_hooks.inputs import profiles, resources
 
     files = sorted(resources.PROFILES.glob("*.json"))
-    assert [file.stem for file in files] == ["cuda", "hydra", "levelzero", "mpi-abi", "mpich", "munge", "opencl", "openmpi",
-                                              "pals", "pmi2", "pmix", "rocm", "slurm"]
+    assert [file.stem for file in files] == ["cuda", "cxi", "efa", "gdrcopy", "hydra", "knem", "levelzero", "libfabric", "mpi-abi", "mpich",
+                                              "munge", "opencl", "openmpi", "opx",
+                                              "pals", "pmi2", "pmix", "psm2", "rocm", "slurm", "ucx", "verbs", "xpmem"]
     for file in files:
         document = validate.check(file.read_bytes(), "profile", str(file))
         assert profiles.semantic_problems(document, str(file)) == []

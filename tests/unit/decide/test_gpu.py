@@ -34,6 +34,7 @@ from tests.unit.decide.world import (
     elf,
     file_id,
     glibc_versions,
+    gpu,
     host,
     inventory,
     mpich_image,
@@ -57,12 +58,6 @@ def driver(*, needed: Sequence[str] = ("libstdc++.so.6", "libc.so.6"), glibc: st
            role: str = "replace") -> HostLibrary:
     wants = {"libc.so.6": [glibc], "libstdc++.so.6": ["GLIBCXX_3.4.30"]} if "libstdc++.so.6" in needed else {"libc.so.6": [glibc]}
     return host(path, elf("libacme.so.1", needed=needed, verneed=wants), role)
-
-
-def gpu(*libraries: HostLibrary, name: str = "acme", problems: Sequence[str] = (), devices: Sequence[str] = ()) -> ResolvedProfile:
-    return ResolvedProfile(f"site-{name}", {"gpu": name}, f"/etc/oci-hpc-hooks/profiles.d/site-{name}.json", libraries,
-                           problems=tuple(problems), devices=tuple(devices),
-                           names=tuple(library.name for library in libraries if library.role != "dependency"))
 
 
 ACME = gpu(driver(), cxx())
@@ -96,7 +91,7 @@ def error(made: Plan) -> Finding:
     ("unknown", ("auto",)), ("acme", ("acme",)), ("", ()), ("+", ()),
 ])
 def test_stacks(text: str, stacks: Tuple[str, ...]) -> None:
-    found = request(container(labels={GPU: text}), Site()).gpu
+    found = request(container(labels={GPU: text}), Site()).stacks
     assert tuple(wish.value for wish in found) == stacks
     assert all(wish.explicit == (wish.value != "auto") and wish.by_image and wish.kind == "gpu" for wish in found)
 
@@ -104,16 +99,16 @@ def test_stacks(text: str, stacks: Tuple[str, ...]) -> None:
 @pytest.mark.parametrize(("text", "value"), [("yes", "auto"), ("TRUE", "auto"), ("no", "none"), ("false", "none"), ("0", "none")])
 @pytest.mark.parametrize("key", GPU_SWITCHES)
 def test_switches_of_another_vocabulary(key: str, text: str, value: str) -> None:
-    (wish,) = request(container(labels={key: text}), Site()).gpu
+    (wish,) = request(container(labels={key: text}), Site()).stacks
     assert (wish.value, wish.explicit) == (value, value == "none")
 
 
 def test_the_caller_goes_before_the_image_and_the_image_before_the_site() -> None:
     site = Site(defaults={GPU: "opencl"})
-    assert [wish.value for wish in request(container(), site).gpu] == ["opencl"]
-    (wish,) = request(container(labels=LABEL, annotations={GPU: "none"}), site).gpu
+    assert [wish.value for wish in request(container(), site).stacks] == ["opencl"]
+    (wish,) = request(container(labels=LABEL, annotations={GPU: "none"}), site).stacks
     assert (wish.value, wish.by_image) == ("none", False)
-    assert not request(container(), site).gpu[0].explicit
+    assert not request(container(), site).stacks[0].explicit
 
 
 def test_how_to_start_without() -> None:

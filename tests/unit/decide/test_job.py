@@ -40,7 +40,8 @@ def asked(family: str = "", protocols: Sequence[str] = (), *, wanted: Sequence[s
     """The job part of a record."""
     return {"launchers": {name: dataclasses.asdict(one) for name, one in LAUNCHERS.items()}, "wanted": list(wanted),
             "family": dataclasses.asdict(shipped(family).job if family else Job()), "scope": scope, "origin": "annotation x",
-            "explicit": explicit, "protocols": list(protocols), "copies_memory": copies_memory, "services": {}}
+            "explicit": explicit, "protocols": list(protocols), "copies_memory": copies_memory, "locking": [],
+            "services": {}}
 
 
 def start(launcher: Mapping[str, str], given: Optional[Mapping[str, str]] = None, image: Optional[Mapping[str, str]] = None,

@@ -58,6 +58,12 @@ def file_id(path: str) -> FileId:
     return FileId(inode=len(path) * 1000 + sum(path.encode()), size=4096, mtime_ns=1)
 
 
+def gpu(*libraries: HostLibrary, name: str = "acme", problems: Sequence[str] = (), devices: Sequence[str] = ()) -> ResolvedProfile:
+    return ResolvedProfile(f"site-{name}", {"gpu": name}, f"/etc/oci-hpc-hooks/profiles.d/site-{name}.json", libraries,
+                           problems=tuple(problems), devices=tuple(devices),
+                           names=tuple(library.name for library in libraries if library.role != "dependency"))
+
+
 class Image:
     """An image of glibc 2.``glibc`` with an ordinary loader cache; files and links are added one by one."""
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 import threading
 from collections.abc import Iterator, Sequence
@@ -14,7 +16,7 @@ import pytest
 from tests.bed import bed
 from tests.bed.bed import Engine, Result
 from tests.bed.site import MPICH5, Site
-from tests.engine.inside import LIBRARY_DIR, start
+from tests.engine.inside import LIBRARY_DIR, TREE, start
 from tests.engine.site import forget
 
 ROOT = str(bed.BUILD / "site/fabrics")
@@ -23,7 +25,7 @@ MODE = "--annotation=org.supercontainers.mpi.portability.mode="
 STAGES = ("", "podman")
 SITES: dict[str, dict[str, dict[str, Any]]] = {
     "modules": {"libfabric": {"root": ROOT}, "ucx": {"root": ROOT}},
-    "newer": {"libfabric": {"search": [str(MPICH5 / "mpich")]}},  # PyPI's 2.5.1, all that this node loads of it inside
+    "newer": {"libfabric": {"search": [str(MPICH5 / "mpich")]}},  # PyPI's 2.5.1, with all inside that this node loads
 }
 
 #: Runs a program until its server is there, and tells what it has had of these libraries in its memory: path and inode.
@@ -92,26 +94,79 @@ def notes(log: list[dict[str, Any]], code: str) -> list[str]:
     return [finding["what"] for finding in log[-1]["findings"] if finding["code"] == code]
 
 
-TCP = ("fi_pingpong", "-p", "tcp", "-e", "rdm", "-S", "1024", "-I", "5000")
 OWN = f"{LIBRARY_DIR}/libfabric.so.1.27.0"
+TCP = ("fi_pingpong", "-p", "tcp", "-e", "rdm", "-S", "1024", "-I", "5000")
+CMA = ("ucx_perftest", "-p", "13473", "-d", "memory", "-x", "cma", "-t", "put_bw", "-D", "zcopy", "-s", "4096", "-n", "20000")
+LIBFABRIC = f"{LIBRARY_DIR}/libfabric.so.1"
+LIBTCP = f"{LIBRARY_DIR}/libfabric/libtcp-fi.so"
 
 
-def test_without_the_site_there_is_no_provider(sites: dict[str, Site]) -> None:
+@pytest.mark.parametrize(("command", "says"), [(TCP, "No data available"), (CMA, "cma")], ids=["libfabric", "ucx"])
+def test_without_the_site_there_is_no_provider(sites: dict[str, Site], command: Sequence[str], says: str) -> None:
+    both = f"{' '.join(command)} & sleep 1; {' '.join(command)} 127.0.0.1"
     for options in ([], [FABRIC + "none"]):
-        result, _ = start(Engine("crun", "root"), sites["modules"], *TCP, "127.0.0.1", image="fabrics", options=options)
-        assert result.returncode != 0 and "No data available" in result.stderr + result.stdout, result.stdout + result.stderr
+        result, _ = start(Engine("crun", "root"), sites["modules"], "sh", "-c", both, image="fabrics", options=["--net=host", *options])
+        assert result.returncode != 0 and says in result.stderr + result.stdout, result.stdout + result.stderr
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_sites_libfabric_takes_the_place_of_the_images(sites: dict[str, Site], stage: str) -> None:
     found, log = pair(sites["modules"], "fabrics", TCP, FABRIC + "libfabric", stage=stage)
-    print(found, log)
-    assert [(entry["verdict"], entry["profile"]) for entry in log] == [("proved", "libfabric")]
+    assert {path: found[path] for path in found if "libshm" not in path} == {TREE + path: inode(path) for path in (LIBFABRIC, LIBTCP)}
+    assert {(entry["verdict"], entry["profile"]) for entry in log} == {("proved", "libfabric")}
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_its_modules_join_the_images(sites: dict[str, Site], stage: str) -> None:
     """The image keeps its MPI and its libfabric, and gets the provider that it lacks."""
     found, log = pair(sites["modules"], "fabrics", TCP, MODE + "libfabric_inject", stage=stage)
-    print(found, log)
+    assert found[TREE + LIBTCP] == inode(LIBTCP)
+    assert OWN in found and TREE + LIBFABRIC not in found
     assert notes(log, "mode") == ["the modules of profile libfabric join the image's own libraries, as is asked for"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_sites_ucx_takes_the_place_of_the_images(sites: dict[str, Site], stage: str) -> None:
+    found, log = pair(sites["modules"], "fabrics", CMA, FABRIC + "ucx", stage=stage)
+    module = f"{LIBRARY_DIR}/ucx/libuct_cma.so.0"
+    assert found[f"{TREE}{module}"] == inode(module), found
+    assert all(path.startswith(TREE) for path in found), found
+    assert {(entry["verdict"], entry["profile"]) for entry in log} == {("proved", "ucx")}
+
+
+def test_a_newer_libfabric_over_an_old_one(sites: dict[str, Site]) -> None:
+    found, _ = pair(sites["newer"], "fabrics-old", TCP, MODE + "libfabric_replace")
+    (path,) = found
+    assert path.startswith(TREE) and found[path] == (MPICH5 / "mpich/libfabric.so.1").stat().st_ino
+
+
+@pytest.mark.parametrize(("site", "image", "program", "option", "says"), [
+    ("modules", "fabrics-old", "fi_pingpong", MODE + "libfabric_inject", "FABRIC_1.8 of libfabric.so.1, which"),
+    ("newer", "fabrics-old", "fi_pingpong", MODE + "libfabric_inject", "no modules of its own that could be added"),
+    ("newer", "fabrics", "fi_pingpong", FABRIC + "knem", "there is no /dev/knem: its driver is not loaded"),
+])
+def test_what_does_not_fit_is_refused(sites: dict[str, Site], site: str, image: str, program: str, option: str, says: str) -> None:
+    result, log = start(Engine("crun", "root"), sites[site], program, "--help", image=image, options=[option])
+    assert result.returncode != 0 and says in result.stderr, result.stderr
+    assert "to start without injection give --annotation org.supercontainers.fabric=none" in result.stderr
+    assert [entry["verdict"] for entry in log] == ["refused"]
+
+
+EXAMPLES = re.findall(r"```console\n\$ oci-hpc-hooks (.*)\n((?:.*\n)*?)```", (bed.ROOT / "docs/fabrics.md").read_text())
+
+
+@pytest.mark.parametrize(("command", "shown"), EXAMPLES, ids=["replace", "inject"])
+def test_what_the_page_shows(sites: dict[str, Site], command: str, shown: str) -> None:
+    """The first lines of what check says, in the order of the page."""
+    Engine("crun", "root").load("fabrics")
+    said = sites["modules"].command(*shlex.split(command)).stdout
+    assert said.startswith(shown) and len(shown.splitlines()) > 1
+
+
+def test_devices_of_rdma_in_software() -> None:
+    """Where the kernel has them, verbs can be tried for real; this one says what it lacks."""
+    made = bed.root_account().execute("rdma", "link", "add", "rxe-test", "type", "rxe", "netdev", "lo")
+    if made.returncode != 0:
+        pytest.skip(f"this kernel has no RDMA in software (CONFIG_RDMA_RXE): {made.stderr.strip()}")
+    bed.root_account().execute("rdma", "link", "delete", "rxe-test")
+    pytest.fail("this kernel has RDMA in software: a ping-pong over it is to be written")

@@ -151,7 +151,7 @@ def test_what_cannot_be_added(site: ResolvedProfile, code: str) -> None:
 def test_nothing_to_add_to() -> None:
     bare = Image(36).add(APP, program())
     (found,) = errors(decide(bare.facts(APP), ofi(), annotations={MPI_MODE: "libfabric_inject"}))
-    assert found.code == "no-copy"
+    assert found.code == "no-library"
 
 
 # -------------------------------------------------------------------------------------- libraries without versions; devices

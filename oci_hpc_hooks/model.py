@@ -145,6 +145,8 @@ class Request:
     stacks: Tuple[Wish, ...] = ()  # one for each stack of GPUs and of fabrics, in the order of STACKS
     launcher: Optional[Wish] = None  # "auto", "none", or names of launchers with commas between: the caller or the site says so
     scope: str = RANK  # whom the container serves
+    network: Optional[Wish] = None  # "none", "auto", or names of profiles with commas between: of the caller and the site alone
+    gpu_devices: Optional[Wish] = None  # which of the granted GPUs, as the caller or the site writes them
 
 
 # ---------------------------------------------------------------------------------------------------------------- site
@@ -165,6 +167,7 @@ class SiteProfile:
     search: Tuple[str, ...] = ()  # directories looked in before those of the profile
     variants: Tuple[Variant, ...] = ()
     root: str = ""  # the directory that stands for "/" in the profile's paths: of a driver that is installed in a folder of its own
+    cdi: str = ""  # as in the profile
 
 
 @dataclass(frozen=True)
@@ -222,6 +225,14 @@ class Need:
 
 
 @dataclass(frozen=True)
+class Scheduler:
+    """How a scheduler says which GPUs of the node a job was given, beside what its device cgroup lets it open."""
+
+    gpus: Tuple[str, ...] = ()  # variables with numbers that count all GPUs of the node in PCI order, the narrowest first
+    cgroup: str = ""  # a directory in the path of every cgroup of the job, ``${NAME}`` as in a :class:`Job`
+
+
+@dataclass(frozen=True)
 class Job:
     """What a container gets of the job that it is started in. Text in ``variables`` and ``directories`` may name variables of the
     launcher's as ``${NAME}``; with one that is not set, the whole entry does not apply."""
@@ -235,6 +246,69 @@ class Job:
     directories: Tuple[str, ...] = ()  # of the job, at their own path and writable
     sockets: Tuple[str, ...] = ()  # of the node's services, by name of the profile only
     needs: Tuple[Need, ...] = ()
+    scheduler: Optional[Scheduler] = None  # it gives jobs devices
+
+
+@dataclass(frozen=True)
+class GpuParts:
+    """How the instances are found that a GPU is divided into. In ``each`` and ``devices`` ``${NAME}`` is a fact of the GPU; in ``devices``
+    and ``uuid`` ``${1}`` is what the first ``*`` of ``each`` stands for."""
+
+    each: str
+    devices: Mapping[str, str] = field(default_factory=dict)  # file with facts, to the device node that they tell
+    uuid: str = ""
+
+
+@dataclass(frozen=True)
+class GpuCapabilities:
+    """Which devices a container gets by a variable that lists what its programs do with GPUs."""
+
+    variable: str
+    devices: Mapping[str, str] = field(default_factory=dict)  # pattern, to the words any of which brings what matches
+
+
+@dataclass(frozen=True)
+class GpuRequirements:
+    """Variables with conditions on the driver: of alternatives with blanks between, one must hold in all its parts, with commas between."""
+
+    variables: str  # a variable's name, or its beginning and "*"
+    driver: str  # the file of the node that has the driver's version, the condition "driver"
+    unless: str = ""  # the variable that switches them off
+    interface: str = ""  # the name of a condition on the programming interface: "cuda"
+    versions: Mapping[str, str] = field(default_factory=dict)  # major version of the driver, to that of the interface
+
+
+@dataclass(frozen=True)
+class Gpus:
+    """How the GPUs of one stack are found on a node without opening them, and how people name some of them.
+
+    There is one for each file or directory that ``each`` matches. ``${NAME}`` in the other texts is a fact: of a file the value in the
+    line that begins with NAME, of a directory the content of its file NAME; ``${1}`` is what the first ``*`` of ``each`` stands for.
+    """
+
+    each: str
+    only: Mapping[str, str] = field(default_factory=dict)  # facts that it must have
+    bus: str = ""  # PCI address; by it GPUs are numbered, else by what ``*`` stands for
+    uuid: str = ""
+    devices: Tuple[str, ...] = ()  # device nodes of this GPU alone
+    drm: str = ""  # a directory of sysfs with the names of its nodes in /dev/dri
+    hidden: Tuple[str, ...] = ()  # directories that would show a GPU to a container that does not get it
+    parts: Optional[GpuParts] = None
+    chosen_by: Tuple[str, ...] = ()  # variables with which people choose, as in images and engines of that vendor
+    selected_by: Mapping[str, str] = field(default_factory=dict)  # variables that programs go by, to how GPUs are named: "uuid" or "index"
+    capabilities: Optional[GpuCapabilities] = None
+    numbered: Mapping[str, str] = field(default_factory=dict)  # variables with numbers, to the device that each, in place of "*", asks for
+    requirements: Optional[GpuRequirements] = None
+
+
+@dataclass(frozen=True)
+class Interface:
+    """A network interface of the node that comes into a container's own network namespace."""
+
+    device: str  # its name on the node; one * stands for any characters
+    mode: str  # "move": itself, with its addresses; "ipvlan" or "macvlan": a new one on top of it
+    name: str = ""  # in the container; "" = as on the node
+    addresses: Tuple[str, ...] = ()  # of a new one, with the length of the prefix
 
 
 @dataclass(frozen=True)
@@ -257,6 +331,10 @@ class Profile:
     icds: Tuple[str, ...] = ()  # patterns of files that name a library each, which comes too; as "files" they are at their own path
     files: Tuple[str, ...] = ()  # patterns of files that appear at their own path
     verified: Mapping[str, str] = field(default_factory=dict)  # by what it has been tried, for people
+    interfaces: Tuple[Interface, ...] = ()
+    cdi: str = ""  # the device of an installed CDI specification that says which files and devices there are
+    gpus: Optional[Gpus] = None
+    gpus_of: Tuple[str, ...] = ()  # profiles whose GPUs and devices this one's libraries open too
     newer: Optional[Newer] = None  # an image's own may be preferred
 
     @property
@@ -323,6 +401,9 @@ class ResolvedProfile:
     job: Job = Job()
     files: Tuple[HostFile, ...] = ()  # ``path``: where they appear
     names: Tuple[str, ...] = ()  # of a stack: every library that the profile names, whether this node has it or not
+    gpus: Optional[Gpus] = None  # as in the profile
+    gpus_of: Tuple[str, ...] = ()
+    interfaces: Tuple[Interface, ...] = ()  # as in the profile: which of them there are is seen at each start
     newer: Optional[Newer] = None
 
     @property
@@ -521,6 +602,30 @@ class JobPlan:
 
 
 @dataclass(frozen=True)
+class GpuPlan:
+    """What is decided at each start about GPUs, and what is known of it before."""
+
+    stacks: Mapping[str, Gpus]  # by profile: those whose GPUs the container may get
+    closed: Tuple[str, ...]  # of them those asked for by the image alone: of their devices what anybody may open
+    schedulers: Mapping[str, Job]  # which could have started the job, by name
+    wish: str  # which of the granted GPUs, "" = nobody has said
+    wish_origin: str
+    origin: str  # of the wish for the stack
+    explicit: bool  # a GPU that cannot be had is a refusal, not a warning
+    refuses: bool  # the same for one that somebody names
+    copies: bool  # the container serves one rank, and gets its variables
+
+
+@dataclass(frozen=True)
+class NetworkPlan:
+    """Interfaces for a container with a network namespace of its own; whether it has one is seen at its start."""
+
+    interfaces: Tuple[Interface, ...]
+    origin: str
+    explicit: bool  # what cannot be brought is a refusal, not a warning
+
+
+@dataclass(frozen=True)
 class Plan:
     """Ordered actions and findings. Applying it needs no further decision."""
 
@@ -541,4 +646,6 @@ class Plan:
     files: Tuple[Bind, ...] = ()  # at their own path, over the image's or beside what is there
     open_devices: Tuple[str, ...] = ()  # those that only the image has asked for: of them what anybody may open
     job: Optional[JobPlan] = None
+    gpus: Optional[GpuPlan] = None
     variant: str = ""  # of the profile, "" = its own libraries
+    network: Optional[NetworkPlan] = None

@@ -45,3 +45,37 @@ class Situation:
     def job_uid(self) -> int:
         """Whose job it is: the host's uid."""
         return self.number("SLURM_JOB_UID", self.caller[0])
+
+
+class Gpu:
+    """One GPU of the node, or one instance of a GPU that is divided, as :mod:`oci_hpc_hooks.inputs.gpus` finds it.
+
+    ``number``: its place among those of its stack (of an instance: among those of its GPU), by PCI address where that is known. ``bus``,
+    ``uuid``: "" where they are not known. ``nodes``: device nodes of its own that are there. ``closed``: the cgroup of who starts the
+    container does not let it be opened. ``hidden``: directories of the node that show it. ``parts``: its instances.
+    """
+
+    __slots__ = ("bus", "closed", "hidden", "nodes", "number", "parts", "uuid")
+
+    def __init__(self, number: int = 0, uuid: str = "", bus: str = "", nodes: tuple[str, ...] = (), closed: bool = False,
+                 hidden: tuple[str, ...] = (), parts: tuple[Gpu, ...] = ()) -> None:
+        self.number = number
+        self.uuid = uuid
+        self.bus = bus
+        self.nodes = nodes
+        self.closed = closed
+        self.hidden = hidden
+        self.parts = parts
+
+
+class Node:
+    """What is known of a node's GPUs at one start: ``gpus`` by stack; ``drivers``: version by stack, "" where it is not known;
+    ``cgroups``: the directories in the paths of this process's cgroups; ``numbered``: which devices there are for each variable."""
+
+    __slots__ = ("cgroups", "drivers", "gpus", "numbered")
+
+    def __init__(self) -> None:
+        self.gpus: dict[str, list[Gpu]] = {}
+        self.drivers: dict[str, str] = {}
+        self.cgroups: tuple[str, ...] = ()
+        self.numbered: dict[str, list[str]] = {}

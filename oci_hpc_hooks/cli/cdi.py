@@ -7,19 +7,20 @@ the whole plan, decided once: then its containers start with no process of ours 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import os
 import shlex
 import sys
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from oci_hpc_hooks import cli, cold, record
 from oci_hpc_hooks.apply import cdi, rootfs
 from oci_hpc_hooks.cli import check, digest, show, target
 from oci_hpc_hooks.errors import Refusal, UsageError
-from oci_hpc_hooks.inputs import inventory, launcher
+from oci_hpc_hooks.inputs import gpus, inventory, launcher
 from oci_hpc_hooks.linux import mounts
 from oci_hpc_hooks.linux.paths import Root
 from oci_hpc_hooks.model import ERROR, NOTE, NOTHING, REFUSED, WARNING, Finding, Inventory, Plan, ResolvedProfile
@@ -140,7 +141,7 @@ def _of_image(args: argparse.Namespace, places: Places) -> Tuple[int, List[Writt
     if not cdi.is_name(name):
         raise UsageError(f"--name {name!r}: a device's name has letters, digits, dots, dashes and underscores, and begins and ends with a "
                          "letter or digit", who="user")
-    devices = list(dict.fromkeys([*launcher.devices(plan.devices, True), *launcher.devices(plan.open_devices, False)]))
+    devices = _devices(plan, made["gpus"])
     if plan.verdict == NOTHING and not devices:
         why = next((finding.what for finding in plan.findings), "nothing asks for anything")
         raise Refusal(f"there is nothing to write for {args.image}: {why}", who="user",
@@ -161,6 +162,15 @@ def _of_image(args: argparse.Namespace, places: Places) -> Tuple[int, List[Writt
     return check.EXIT[plan.verdict], [found], [*plan.findings, *_unsaid_of_plan(plan, devices)]
 
 
+def _devices(plan: Plan, stacks: Optional[Dict[str, Any]]) -> List[str]:
+    """As at a start of root's: on the word of the image alone, what anybody may open."""
+    found = [*launcher.devices(plan.devices, True), *launcher.devices(plan.open_devices, False)]
+    for name, units in gpus.node(stacks).gpus.items() if stacks else ():
+        nodes = [path for unit in units for one in (unit, *unit.parts) for path in one.nodes]
+        found += launcher.devices(nodes, stacks is not None and name not in stacks["closed"])
+    return list(dict.fromkeys(found))
+
+
 def _fingerprint(offers: Inventory) -> str:
     """Equal for two inventories with the same content."""
     said = inventory.document(offers)
@@ -171,10 +181,17 @@ def _fingerprint(offers: Inventory) -> str:
 def _unsaid_of_plan(plan: Plan, devices: Sequence[str]) -> List[Finding]:
     """What a hook would do at each start and a specification cannot say."""
     found = []
-    if plan.job is not None:
+    if plan.job is not None and plan.job.launchers:
         found.append(Finding(WARNING, "cdi", "what a launcher gives its ranks (variables, directories, sockets) is not in a specification, "
                              "and whether they can reach it is not looked at", plan.job.origin,
                              "pass it on by podman's options (docs/slurm.md), or start with the hook", "user"))
+    if plan.job is not None and plan.job.services:
+        services = [path for job in plan.job.services.values() for path in (*job.sockets, *job.directories)]
+        found.append(Finding(NOTE, "cdi", f"what the node has of {', '.join(services)} is not in the specification", plan.job.origin,
+                             "give it as a volume, or start with the hook", "user"))
+    if plan.gpus is not None:
+        found.append(Finding(WARNING, "cdi", "all GPUs of this node are in the specification, whichever a job was given", plan.gpus.origin,
+                             "start with the hook where jobs share nodes", "user"))
     if plan.drop_in is not None:
         found.append(Finding(NOTE, "cdi", "the loader's cache is mounted, not a file of the container's own, and ldconfig inside fails"))
     if (plan.devices or plan.open_devices) and not devices:
@@ -186,6 +203,14 @@ def _unsaid_of_plan(plan: Plan, devices: Sequence[str]) -> List[Finding]:
 
 
 # ---------------------------------------------------------------------------------------------------------------- profiles
+
+def _gpus(profile: ResolvedProfile) -> List[List[str]]:
+    """The device nodes of each GPU of this stack, with those of all its instances."""
+    if profile.gpus is None:
+        return []
+    found = gpus.node({"stacks": {profile.name: dataclasses.asdict(profile.gpus)}}).gpus[profile.name]
+    return [[path for one in (gpu, *gpu.parts) for path in one.nodes] for gpu in found]
+
 
 def _of_profiles(args: argparse.Namespace, offers: Inventory) -> Tuple[int, List[Written], List[Finding]]:
     """What of each profile needs no decision."""
@@ -203,13 +228,16 @@ def _of_profiles(args: argparse.Namespace, offers: Inventory) -> Tuple[int, List
         kind = f"{cdi.VENDOR}/{profile.name}"
         files = [(file.real, file.path) for file in profile.files if not (file.glibc or file.library)]
         devices = launcher.devices(profile.devices, True)
-        edits = cdi.of_files(files, devices)
+        own = _gpus(profile)
+        edits = cdi.of_files(files, [*devices, *(path for nodes in own for path in nodes)])
         if profile.problems or cdi.CLASS.fullmatch(profile.name) is None or not edits:
             if args.profiles:
                 told.append(Finding(NOTE, "cdi", f"profile {profile.name} has nothing for a specification: {_unsaid(profile)}"))
             continue
         says = {f"{cdi.VENDOR}/inventory": _fingerprint(offers), f"{cdi.VENDOR}/profile": profile.source}
-        found.append(Written(kind, "", cdi.document(kind, {ALL: edits}, says if args.annotate else {})))
+        found.append(Written(kind, "", cdi.document(kind, {
+            ALL: edits, **{str(number): cdi.of_files(files, [*devices, *nodes]) for number, nodes in enumerate(own)},
+        }, says if args.annotate else {})))
         unsaid = _unsaid(profile)
         if unsaid:
             told.append(Finding(NOTE, "cdi", f"not in {kind}: {unsaid}", profile.source, "write them for an image: cdi --image", "user"))
@@ -232,5 +260,6 @@ def _unsaid(profile: ResolvedProfile) -> str:
 
 def _bind_arguments(found: Sequence[Written]) -> List[str]:
     """For ch-run, which has all of the host's /dev already."""
-    return [f"-b {shlex.quote(mount['hostPath'] + ':' + mount['containerPath'])}"
-            for one in found for device in one.document["devices"] for mount in device["containerEdits"].get("mounts", ())]
+    pairs = [f"{mount['hostPath']}:{mount['containerPath']}" for one in found for device in one.document["devices"]
+             for mount in device["containerEdits"].get("mounts", ())]
+    return [f"-b {shlex.quote(pair)}" for pair in dict.fromkeys(pairs)]

@@ -67,8 +67,13 @@ def lines(entry: Dict[str, Any]) -> Iterator[show.Block]:
     if entry.get("launchers"):
         places = ", ".join(map(str, entry.get("directories") or ())) or "no directory"
         yield f"  of {' and '.join(map(str, entry['launchers']))}: {entry.get('variables')} variables, {places}"
+    if entry.get("gpus_by"):
+        which = ", ".join(map(str, entry.get("gpus") or ())) or "none"
+        yield f"  GPUs: {which} (by {entry['gpus_by']})"
     if entry.get("devices"):
         yield f"  devices: {', '.join(map(str, entry['devices']))}"
+    if entry.get("interfaces"):
+        yield f"  network interfaces: {', '.join(map(str, entry['interfaces']))}"
     message = str(entry.get("message") or "")
     if message:
         yield f"  {message}"

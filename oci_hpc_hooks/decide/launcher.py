@@ -6,7 +6,7 @@ The rest is decided at each start, by :mod:`oci_hpc_hooks.decide.job`.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Dict, List, Sequence, Tuple
+from typing import Dict, List, Mapping, Sequence, Tuple
 
 from oci_hpc_hooks.decide.job import OVERRIDE
 from oci_hpc_hooks.decide.request import AUTO, LAUNCHER, NOBODY, wishes
@@ -15,9 +15,11 @@ from oci_hpc_hooks.model import (
     ERROR,
     NOTE,
     PROVED,
+    RANK,
     REFUSED,
     UNPROVED,
     Finding,
+    GpuPlan,
     Inventory,
     Job,
     JobPlan,
@@ -35,7 +37,7 @@ def with_job(made: Plan, request: Request, inventory: Inventory) -> Plan:
     if made.verdict == REFUSED:
         return made
     served = [profile for profile in inventory.profiles if profile.name in made.profile.split(", ")]
-    made = _with_devices(made, request, served)
+    made = _with_devices(made, request, inventory, served)
     made = _with_services(made, request, served)
     chosen = next((profile for profile in served if "mpi" in profile.provides), None)
     wish = request.launcher
@@ -74,15 +76,39 @@ def _locking(served: Sequence[ResolvedProfile]) -> Tuple[str, ...]:
                                for pattern in profile.devices))
 
 
-def _with_devices(made: Plan, request: Request, served: Sequence[ResolvedProfile]) -> Plan:
+def _with_devices(made: Plan, request: Request, inventory: Inventory, served: Sequence[ResolvedProfile]) -> Plan:
     """On the word of the image alone, of a profile's devices only those come that anybody may open."""
     devices: Dict[str, bool] = {}
+    stacks: Dict[str, bool] = {}
     for profile in served:
         closed = _asking(profile, request).by_image
-        for pattern in profile.devices:
-            devices[pattern] = devices.get(pattern, True) and closed
+        for one in (profile, *(other for other in inventory.profiles if other.name in profile.gpus_of)):
+            for pattern in one.devices:
+                devices[pattern] = devices.get(pattern, True) and closed
+            if one.gpus is not None:
+                stacks[one.name] = stacks.get(one.name, True) and closed
     return replace(made, devices=tuple(pattern for pattern, closed in devices.items() if not closed),
-                   open_devices=tuple(pattern for pattern, closed in devices.items() if closed))
+                   open_devices=tuple(pattern for pattern, closed in devices.items() if closed),
+                   gpus=_gpus(request, inventory, stacks) if stacks else None)
+
+
+def _gpus(request: Request, inventory: Inventory, closed: Mapping[str, bool]) -> GpuPlan:
+    """What is known beforehand of which GPUs a start gets. ``closed``: the stacks, and whether the image alone has asked for each."""
+    rules = {profile.name: profile.gpus for profile in inventory.profiles if profile.gpus is not None}
+    refuses = inventory.site.on_refusal == "refuse"
+    wished = [wish for wish in request.stacks if wish.kind == "gpu"]
+    devices, launcher = request.gpu_devices, request.launcher
+    return GpuPlan(
+        stacks={name: rules[name] for name in closed},
+        closed=tuple(name for name, alone in closed.items() if alone),
+        schedulers={profile.name: profile.job for profile in inventory.profiles if profile.job.scheduler is not None},
+        wish=devices.value if devices is not None else "",
+        wish_origin=devices.origin if devices is not None else "",
+        origin=wished[0].origin,
+        explicit=refuses and any(wish.explicit for wish in wished),
+        refuses=refuses and (devices is None or devices.explicit),
+        copies=request.scope == RANK and launcher is not None and launcher.value != NOBODY,
+    )
 
 
 def _with_services(made: Plan, request: Request, served: Sequence[ResolvedProfile]) -> Plan:

@@ -17,14 +17,20 @@ from oci_hpc_hooks.model import (
     Cpu,
     ElfFacts,
     FileId,
+    GpuCapabilities,
+    GpuParts,
+    GpuRequirements,
+    Gpus,
     HostFile,
     HostLibrary,
+    Interface,
     Inventory,
     Job,
     Need,
     Newer,
     ResolvedProfile,
     ResolvedSet,
+    Scheduler,
     Site,
     SiteProfile,
     Variant,
@@ -165,7 +171,8 @@ def _cpu(found: Dict[str, Any]) -> Cpu:
 def _site(found: Dict[str, Any]) -> Site:
     profiles = tuple(
         SiteProfile(entry["name"], tuple(entry["search"]),
-                    tuple(Variant(variant["name"], tuple(variant["search"])) for variant in entry["variants"]), entry["root"])
+                    tuple(Variant(variant["name"], tuple(variant["search"])) for variant in entry["variants"]), entry["root"],
+                    entry.get("cdi", ""))
         for entry in found["profiles"]
     )
     return Site(profiles, found["defaults"], found["on_refusal"], found["unproved"], found["c_runtime"], tuple(found["c_runtime_search"]),
@@ -188,11 +195,29 @@ def _profile(found: Dict[str, Any]) -> ResolvedProfile:
         job=_job(found["job"]),
         files=tuple(map(_host_file, found["files"])),
         names=tuple(found["names"]),
+        interfaces=tuple(Interface(row["device"], row["mode"], row["name"], tuple(row["addresses"]))
+                         for row in found.get("interfaces", ())),
+        gpus=_gpus(found["gpus"]),
+        gpus_of=tuple(found["gpus_of"]),
         newer=Newer(**found["newer"]) if found["newer"] is not None else None,
     )
 
 
+def _gpus(found: Optional[Dict[str, Any]]) -> Optional[Gpus]:
+    if found is None:
+        return None
+    parts, capabilities, requirements = found["parts"], found["capabilities"], found["requirements"]
+    values: Dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
+    values.update(
+        parts=GpuParts(**parts) if parts is not None else None,
+        capabilities=GpuCapabilities(**capabilities) if capabilities is not None else None,
+        requirements=GpuRequirements(**requirements) if requirements is not None else None,
+    )
+    return Gpus(**values)
+
+
 def _job(found: Dict[str, Any]) -> Job:
+    scheduler = found["scheduler"]
     return Job(
         when=found["when"],
         protocol=found["protocol"],
@@ -203,6 +228,7 @@ def _job(found: Dict[str, Any]) -> Job:
         directories=tuple(found["directories"]),
         sockets=tuple(found["sockets"]),
         needs=tuple(Need(need["what"], need["severity"], need["otherwise"]) for need in found["needs"]),
+        scheduler=Scheduler(tuple(scheduler["gpus"]), scheduler["cgroup"]) if scheduler is not None else None,
     )
 
 

@@ -35,7 +35,7 @@ cd "$ROOT"
 # ---------------------------------------------------------------- packages
 PACKAGES=(
     podman crun runc conmon catatonit buildah                   # engines
-    docker.io containerd                                        # others, whose daemons the tests start by themselves
+    docker.io containerd charliecloud-runtime                   # others; their daemons the tests start by themselves
     netavark slirp4netns uidmap fuse-overlayfs iptables         # and what they call
     docker-compose                                              # the compose client for pytest-docker; needs no docker
     mmdebstrap debian-archive-keyring ca-certificates           # images

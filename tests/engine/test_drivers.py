@@ -153,7 +153,7 @@ def test_a_newer_driver_in_the_image(drivers: Drivers, scratch: Path, supports: 
 def test_devices_of_the_node_come_by_the_callers_word(drivers: Drivers) -> None:
     """A node that has one of the names: at each start it is looked for anew."""
     site = drivers.get("535")
-    node = Path("/dev/nvidia-hpc-hooks-test")
+    node = Path("/dev/nvidia-modeset")
     os.mknod(node, stat.S_IFCHR | 0o666, os.makedev(1, 3))
     node.chmod(0o666)
     try:

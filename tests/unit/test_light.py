@@ -25,6 +25,8 @@ REPLAY = {
 #: And where it asks for something of the job.
 WIRE_UP = {"oci_hpc_hooks.wireup", "oci_hpc_hooks.decide", "oci_hpc_hooks.decide.job", "oci_hpc_hooks.inputs.launcher",
            "oci_hpc_hooks.linux.cgroups", "oci_hpc_hooks.linux.bpf", "oci_hpc_hooks.situation"}
+#: And where it may get a GPU.
+GPUS = {"oci_hpc_hooks.decide.gpus", "oci_hpc_hooks.inputs.gpus"}
 #: Of the standard library beyond the bare interpreter: all but the first built in or small and written in C.
 ALLOWED = {"__future__", "_json", "_stat", "binascii"}
 ALLOWED_IN_REPLAY = {"_ctypes"}
@@ -70,6 +72,12 @@ def test_what_a_rank_imports(bare: Set[str]) -> None:
     found = modules("import oci_hpc_hooks.warm, oci_hpc_hooks.replay, oci_hpc_hooks.wireup, oci_hpc_hooks.linux.cgroups; "
                     "import oci_hpc_hooks.linux.bpf")
     check(found, bare, LIGHT | REPLAY | WIRE_UP, ALLOWED | ALLOWED_IN_REPLAY)
+
+
+def test_what_a_start_with_gpus_imports(bare: Set[str]) -> None:
+    found = modules("import oci_hpc_hooks.warm, oci_hpc_hooks.replay, oci_hpc_hooks.wireup, oci_hpc_hooks.linux.cgroups, "
+                    "oci_hpc_hooks.linux.bpf, oci_hpc_hooks.decide.gpus, oci_hpc_hooks.inputs.gpus")
+    check(found, bare, LIGHT | REPLAY | WIRE_UP | GPUS, ALLOWED | ALLOWED_IN_REPLAY)
 
 
 def test_nothing_heavy_is_in_a_bare_interpreter(bare: Set[str]) -> None:

@@ -15,10 +15,10 @@ from typing import List, Set, Tuple
 import pytest
 
 from oci_hpc_hooks import pack
-from tests.unit.test_light import ALLOWED, ALLOWED_IN_REPLAY, HEAVY, LIGHT, REPLAY, WIRE_UP, bare  # noqa: F401
+from tests.unit.test_light import ALLOWED, ALLOWED_IN_REPLAY, GPUS, HEAVY, LIGHT, REPLAY, WIRE_UP, bare  # noqa: F401
 
 PRECREATE = {"oci_hpc_hooks.precreate", "oci_hpc_hooks.apply.config"}
-MODULES = LIGHT | REPLAY | PRECREATE | WIRE_UP
+MODULES = LIGHT | REPLAY | PRECREATE | WIRE_UP | GPUS
 
 MAKE = """
 import sys
@@ -29,6 +29,7 @@ sys.stdout.buffer.write(pack.executable({1!r}, [{0!r}], *{2!r}))
 #: Instead of the hook's work: every module that a hook may need, and which of them were read from the package.
 PROBE = """
 import oci_hpc_hooks.replay, oci_hpc_hooks.precreate, oci_hpc_hooks.wireup, oci_hpc_hooks.linux.bpf, oci_hpc_hooks.linux.cgroups
+import oci_hpc_hooks.decide.gpus, oci_hpc_hooks.inputs.gpus
 own = {name: module for name, module in sys.modules.items() if name.startswith("oci_hpc_hooks")}
 others = [name for name in sys.modules if name not in own]
 read = [name for name, module in own.items() if hasattr(module, "__cached__")]

@@ -1,8 +1,8 @@
 """What a hook says: to the person at the terminal, and to the log that ``oci-hpc-hooks last`` reads (light module).
 
-runc prints what a failed hook wrote to stderr. crun connects hooks to /dev/null, and podman then shows only crun's own words; so under
-crun the sentence goes to crun's stderr (at podman's own stage precreate, to podman's), and a line is added to crun's log file, which
-podman cannot parse then and therefore shows that stderr instead.
+runc prints what a failed hook wrote to stderr. crun connects hooks to /dev/null (or to a file that an annotation names), and podman then
+shows only crun's own words; so under crun the sentence goes to crun's stderr (at podman's own stage precreate, to podman's), and a line
+is added to crun's log file, which podman cannot parse then and therefore shows that stderr instead.
 
 Who starts containers as root by way of sudo chooses podman's stderr and its arguments, and has words in the sentence: so it goes only to
 a stderr that is open for writing there already, and only a runtime's log is believed to be one.
@@ -13,7 +13,7 @@ from __future__ import annotations
 import posix
 import time
 from _json import encode_basestring_ascii
-from _stat import S_ISCHR, S_ISREG
+from _stat import S_ISFIFO, S_ISREG, S_ISSOCK
 
 from oci_hpc_hooks.errors import HookError
 from oci_hpc_hooks.inputs import container, jsontext
@@ -75,23 +75,46 @@ def complain(text: str, by_runtime: bool = True) -> None:
     except HookError:
         pass
     try:
-        posix.write(2, line)
-        status = posix.fstat(2)
-        if S_ISCHR(status.st_mode) and status.st_rdev == posix.makedev(1, 3):
-            _complain_through_parent(line, by_runtime)
+        if _is_heard(2):
+            posix.write(2, line)
+        else:
+            for fd, as_json in _voices or open_voices(by_runtime):
+                _speak(fd, as_json, line)
     except (OSError, HookError):
         pass
 
 
-def _complain_through_parent(line: bytes, by_runtime: bool) -> None:
+#: What was opened by :func:`keep_voices`: descriptors, and whether lines of JSON are wanted.
+_voices: list[tuple[int, bool]] = []
+
+
+def keep_voices() -> None:
+    """For a hook that is about to join a container's user namespace: from inside it the runtime's descriptors cannot be opened any more."""
+    if not _is_heard(2):
+        _voices.extend(open_voices(True))
+
+
+def open_voices(by_runtime: bool) -> list[tuple[int, bool]]:
+    """Where the sentence goes when nobody hears our own stderr, as :data:`_voices` has it. Never raises."""
+    found = []
     parent = posix.getppid()
-    if _is_written(parent, 2):
-        try:
-            # O_APPEND and never O_TRUNC: the runtime's stderr may be a file.
-            _append(f"/proc/{parent}/fd/2", line)
-        except OSError:  # a pipe that another user made, as under sudo -u
-            posix.write(syscalls.descriptor_of(parent, 2), line)
-    arguments = container.command_line(parent) if by_runtime else []
+    try:
+        if _is_written(parent, 2):
+            try:
+                # O_APPEND and never O_TRUNC: the runtime's stderr may be a file.
+                found.append((posix.open(f"/proc/{parent}/fd/2", APPEND), False))
+            except OSError:  # a pipe that another user made, as under sudo -u
+                found.append((syscalls.descriptor_of(parent, 2), False))
+        path = _log_of_runtime(container.command_line(parent)) if by_runtime else ""
+        if path:
+            found.append((posix.open(path, APPEND), True))
+    except (OSError, HookError):
+        pass
+    return found
+
+
+def _log_of_runtime(arguments: list[str]) -> str:
+    """The absolute path that its command line names as its log, "" if there is none."""
     for index, argument in enumerate(arguments):
         path = ""
         if argument == "--log" and index + 1 < len(arguments):
@@ -99,9 +122,25 @@ def _complain_through_parent(line: bytes, by_runtime: bool) -> None:
         elif argument.startswith("--log="):
             path = argument[len("--log="):]
         if path.startswith("/"):
-            text = encode_basestring_ascii(line.decode("utf-8").strip())
-            _append(path, ('{"level":"error","msg":' + text + "}\n").encode())
-            return
+            return path
+    return ""
+
+
+def _speak(fd: int, as_json: bool, line: bytes) -> None:
+    if as_json:
+        line = ('{"level":"error","msg":' + encode_basestring_ascii(line.decode("utf-8").strip()) + "}\n").encode()
+    try:
+        posix.write(fd, line)
+    except OSError:
+        pass
+    posix.close(fd)
+
+
+def _is_heard(fd: int) -> bool:
+    """Whether a runtime, or a person, reads what is written there. crun connects hooks to /dev/null, or to a file that an annotation names
+    (run.oci.hooks.stderr): which is whatever an image wants where podman hands on the annotations of its manifest."""
+    mode = posix.fstat(fd).st_mode
+    return S_ISFIFO(mode) or S_ISSOCK(mode) or posix.isatty(fd)
 
 
 def _is_written(pid: int, descriptor: int) -> bool:
@@ -111,14 +150,6 @@ def _is_written(pid: int, descriptor: int) -> bool:
         if line.startswith(b"flags:"):
             return int(line[6:], 8) & posix.O_ACCMODE in (posix.O_WRONLY, posix.O_RDWR)
     return False
-
-
-def _append(path: str, data: bytes) -> None:
-    fd = posix.open(path, APPEND)
-    try:
-        posix.write(fd, data)
-    finally:
-        posix.close(fd)
 
 
 def open_log(places: Places) -> int:

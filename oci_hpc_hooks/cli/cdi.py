@@ -14,7 +14,7 @@ import os
 import shlex
 import sys
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from oci_hpc_hooks import cli, cold, record
 from oci_hpc_hooks.apply import cdi, rootfs
@@ -141,8 +141,7 @@ def _of_image(args: argparse.Namespace, places: Places) -> Tuple[int, List[Writt
     if not cdi.is_name(name):
         raise UsageError(f"--name {name!r}: a device's name has letters, digits, dots, dashes and underscores, and begins and ends with a "
                          "letter or digit", who="user")
-    devices = list(dict.fromkeys([*launcher.devices(plan.devices, True), *launcher.devices(plan.open_devices, False),
-                                  *(gpus.all_nodes(made["gpus"]) if made["gpus"] else ())]))
+    devices = _devices(plan, made["gpus"])
     if plan.verdict == NOTHING and not devices:
         why = next((finding.what for finding in plan.findings), "nothing asks for anything")
         raise Refusal(f"there is nothing to write for {args.image}: {why}", who="user",
@@ -163,6 +162,15 @@ def _of_image(args: argparse.Namespace, places: Places) -> Tuple[int, List[Writt
     return check.EXIT[plan.verdict], [found], [*plan.findings, *_unsaid_of_plan(plan, devices)]
 
 
+def _devices(plan: Plan, stacks: Optional[Dict[str, Any]]) -> List[str]:
+    """As at a start of root's: on the word of the image alone, what anybody may open."""
+    found = [*launcher.devices(plan.devices, True), *launcher.devices(plan.open_devices, False)]
+    for name, units in gpus.node(stacks).gpus.items() if stacks else ():
+        nodes = [path for unit in units for one in (unit, *unit.parts) for path in one.nodes]
+        found += launcher.devices(nodes, stacks is not None and name not in stacks["closed"])
+    return list(dict.fromkeys(found))
+
+
 def _fingerprint(offers: Inventory) -> str:
     """Equal for two inventories with the same content."""
     said = inventory.document(offers)
@@ -173,10 +181,14 @@ def _fingerprint(offers: Inventory) -> str:
 def _unsaid_of_plan(plan: Plan, devices: Sequence[str]) -> List[Finding]:
     """What a hook would do at each start and a specification cannot say."""
     found = []
-    if plan.job is not None:
+    if plan.job is not None and plan.job.launchers:
         found.append(Finding(WARNING, "cdi", "what a launcher gives its ranks (variables, directories, sockets) is not in a specification, "
                              "and whether they can reach it is not looked at", plan.job.origin,
                              "pass it on by podman's options (docs/slurm.md), or start with the hook", "user"))
+    if plan.job is not None and plan.job.services:
+        services = [path for job in plan.job.services.values() for path in (*job.sockets, *job.directories)]
+        found.append(Finding(NOTE, "cdi", f"what the node has of {', '.join(services)} is not in the specification", plan.job.origin,
+                             "give it as a volume, or start with the hook", "user"))
     if plan.gpus is not None:
         found.append(Finding(WARNING, "cdi", "all GPUs of this node are in the specification, whichever a job was given", plan.gpus.origin,
                              "start with the hook where jobs share nodes", "user"))
@@ -248,5 +260,6 @@ def _unsaid(profile: ResolvedProfile) -> str:
 
 def _bind_arguments(found: Sequence[Written]) -> List[str]:
     """For ch-run, which has all of the host's /dev already."""
-    return [f"-b {shlex.quote(mount['hostPath'] + ':' + mount['containerPath'])}"
-            for one in found for device in one.document["devices"] for mount in device["containerEdits"].get("mounts", ())]
+    pairs = [f"{mount['hostPath']}:{mount['containerPath']}" for one in found for device in one.document["devices"]
+             for mount in device["containerEdits"].get("mounts", ())]
+    return [f"-b {shlex.quote(pair)}" for pair in dict.fromkeys(pairs)]

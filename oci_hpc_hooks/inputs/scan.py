@@ -20,6 +20,7 @@ from oci_hpc_hooks.elf import glibc, hwcaps, ldcache, loader, mpi
 from oci_hpc_hooks.elf.facts import read_facts
 from oci_hpc_hooks.elf.scan import read_with_pyelftools
 from oci_hpc_hooks.errors import ConfigError, HookError
+from oci_hpc_hooks.inputs import cdi
 from oci_hpc_hooks.inputs.cpu import node_cpu
 from oci_hpc_hooks.inputs.inventory import VERSION
 from oci_hpc_hooks.inputs.site import Configuration
@@ -73,7 +74,7 @@ def scan(configuration: Configuration) -> Scan:
         root = os.path.realpath(root) if root else ""
         own = (*configuration.search(profile.name), *(root + directory for directory in profile.search))
         for variant in (Variant("", own), *configuration.variants(profile)):
-            resolution = _Resolution(node, profile, variant, root)
+            resolution = _Resolution(node, profile, variant, root, "" if variant.name else configuration.cdi(profile))
             offers.append(resolution.run())
             notes[offers[-1].title] = tuple(resolution.notes)
         resolved.append(replace(offers[0], variants=tuple(offers[1:])))
@@ -249,7 +250,7 @@ class _Program:
 class _Resolution:
     """One profile on this node, as such (a variant without a name) or as one of its variants."""
 
-    def __init__(self, node: _Node, profile: Profile, variant: Variant, root: str) -> None:
+    def __init__(self, node: _Node, profile: Profile, variant: Variant, root: str, device: str = "") -> None:
         self._node = node
         self._profile = profile
         self._variant = variant.name
@@ -259,13 +260,41 @@ class _Resolution:
             self._directories += [root + directory for directory in node.default_dirs if os.path.isdir(root + directory)]
         self.problems: List[str] = []
         self.notes: List[str] = []
+        self._device: Optional[cdi.Device] = None
+        self._places_inside: Dict[str, str] = {}  # of files and directories, where a CDI device has them in containers
+        if device:
+            self._look_at_device(device)
+
+    def _look_at_device(self, name: str) -> None:
+        """A CDI device takes the place of the profile's own directories."""
+        for path in cdi.consulted():
+            self._node.watch(path)
+        try:
+            self._device = cdi.find(name)
+        except ConfigError as error:
+            self.problems.append(error.what)
+            return
+        self.problems += self._device.problems
+        self.notes += [f"of {name}: {note}" for note in self._device.notes]
+        self._root = cdi.root(self._device)
+        self._places_inside = {os.path.dirname(host): os.path.dirname(inside) for host, inside in self._device.mounts}
+        self._places_inside.update(self._device.mounts)
+        # Whose GPUs are found by rules, of that a start gets what its job was given, whatever a specification lists.
+        devices = self._device.devices if self._profile.gpus is None else self._profile.devices
+        self._profile = replace(self._profile, devices=devices, icds=(), companions=(), files=())
+        folders = [os.path.dirname(host) for host, _ in self._device.mounts if ".so" in os.path.basename(host)]
+        folders += [self._root + directory for directory in self._node.default_dirs if self._root]
+        self._directories = [folder for folder in dict.fromkeys(folders) if os.path.isdir(folder)]
 
     def run(self) -> ResolvedProfile:
         plugins: List[HostLibrary] = []
         sets: List[ResolvedSet] = []
         files: List[HostFile] = []
         needed = ""
-        if self._profile.is_stack:
+        libraries: List[HostLibrary] = []
+        if self.problems:
+            pass
+        elif self._profile.is_stack:
             libraries, files = self._driver()
         else:
             libraries = self._named_libraries() if self._profile.libraries else []
@@ -293,6 +322,7 @@ class _Resolution:
                        for one in sets),
             devices=self._profile.devices,
             job=self._profile.job,
+            interfaces=self._profile.interfaces,
             files=tuple(map(self._placed_file, files)),
             names=tuple(name for library in self._profile.libraries for name in (library.soname, *library.replaces))
             if self._profile.is_stack else (),
@@ -310,6 +340,11 @@ class _Resolution:
 
     def _inside(self, path: str) -> str:
         path = os.path.normpath(path)  # DT_RPATH may lead up and down again
+        if path in self._places_inside:
+            return self._places_inside[path]
+        folder, name = os.path.split(path)
+        if folder in self._places_inside:
+            return os.path.join(self._places_inside[folder], name)
         return path[len(self._root):] if self._root and path.startswith(self._root + "/") else path
 
     # ---------------------------------------------------------------------------------------------- the profile's own
@@ -336,7 +371,8 @@ class _Resolution:
         home = version = ""
         for wanted in self._profile.libraries:
             # What is beside the first belongs to it; a library that it cannot do without may belong to another package.
-            beside = [os.path.join(home, name) for name in (wanted.soname, *wanted.replaces)] if home and wanted.role == "replace" else []
+            together = home and wanted.role == "replace" and self._device is None
+            beside = [os.path.join(home, name) for name in (wanted.soname, *wanted.replaces)] if together else []
             notes = len(self.notes)
             found = self._find(wanted, beside if beside and not wanted.required else (*beside, *self._candidates(wanted)))
             if found is None:
@@ -353,10 +389,35 @@ class _Resolution:
             self.problems.append(f"there is no driver: no file that names one in {', '.join(self._profile.icds)}")
         if self.problems:
             return libraries, files
+        if self._device is not None:
+            files += self._of_device(self._device, libraries)
         for path in self._written(self._profile.companions, home, version):
             self._add(libraries, path)
         files += [self._own_file(path) for path in self._written(self._profile.files, home, version)]
         return libraries, list({file.path: file for file in files}.values())
+
+    def _of_device(self, device: cdi.Device, libraries: List[HostLibrary]) -> Iterable[HostFile]:
+        """What a CDI device brings beside the libraries that the profile names: all its other libraries, and files at their own path."""
+        for host, _ in device.mounts:
+            if self._node.resolve(host):
+                if not (".so" in os.path.basename(host) and self._is_loadable(host)):
+                    yield self._own_file(host)
+                else:
+                    self._add(libraries, host)
+            elif host not in self._profile.job.sockets:
+                self.notes.append(f"{host} is left out: only regular files come")
+        sonames = {os.path.join(os.path.dirname(self._inside(library.real)), library.name): library.real for library in libraries}
+        for link, _ in device.links:
+            host = cdi.host_path(device, link, sonames) or ""
+            real = self._node.resolve(host) if host else ""
+            number = next((number for number, library in enumerate(libraries) if library.real == real), -1)
+            if not real:
+                self.notes.append(f"the link {link} is left out: it leads to nothing that {device.name} brings")
+            elif number < 0 or os.path.dirname(link) != os.path.dirname(self._inside(host)):
+                yield replace(self._own_file(host), path=link)
+            elif os.path.basename(link) not in (libraries[number].name, *libraries[number].replaces):
+                names = (*libraries[number].replaces, os.path.basename(link))
+                libraries[number] = replace(libraries[number], replaces=names)
 
     def _need_device(self) -> None:
         """A profile that is about a device alone is of no use without."""
@@ -433,6 +494,14 @@ class _Resolution:
     def _candidates(self, library: ProfileLibrary) -> Iterable[str]:
         """Where the library may be, the best place first."""
         names = (library.soname, *library.replaces)
+        if self._device is not None:
+            for host, _ in self._device.mounts:
+                real = self._node.resolve(host) if ".so" in os.path.basename(host) else ""
+                elf = self._node.facts(real) if real else None
+                if elf is not None and elf.soname in names:
+                    usual = os.path.join(os.path.dirname(host), elf.soname)
+                    yield usual if self._node.resolve(usual) == real else host
+            return
         for directory in self._directories:
             for name in names:
                 yield os.path.join(directory, name)
@@ -466,6 +535,8 @@ class _Resolution:
         return None
 
     def _places(self, library: ProfileLibrary) -> str:
+        if self._device is not None:
+            return f"the CDI device {self._device.name} of {self._device.file}"
         if library is not self._profile.libraries[0] and (library.role == "replace" or not self._profile.is_stack):
             return f"the directory of {self._profile.libraries[0].soname}"
         whose = "variant" if self._variant else "profile"

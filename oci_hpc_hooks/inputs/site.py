@@ -29,6 +29,10 @@ class Configuration:
         """What stands for "/" in this profile's paths, "" for "/" itself."""
         return next((entry.root for entry in self.site.profiles if entry.name == name), "")
 
+    def cdi(self, profile: Profile) -> str:
+        """The CDI device that the profile goes by, "" for none; the site's word goes first."""
+        return next((entry.cdi for entry in self.site.profiles if entry.name == profile.name), "") or profile.cdi
+
     def variants(self, profile: Profile) -> Tuple[Variant, ...]:
         """The profile's variants; of one that the site names too, the site's directories come first."""
         site = next((entry.variants for entry in self.site.profiles if entry.name == profile.name), ())
@@ -76,7 +80,7 @@ def configuration(config_dir: str, *, fixed: Sequence[str] = (), shipped: Path =
     groups = {name: ("mpi", "") if kind == "mpi" else (kind, value) for name, (kind, value) in kinds.items()}
     chosen = {groups[name] for name in named if kinds[name][0] != "launcher"}
     others = [name for name, group in groups.items() if group not in chosen]
-    others.sort(key=lambda name: (("mpi", *STACKS, "launcher").index(kinds[name][0]), name))
+    others.sort(key=lambda name: (("mpi", *STACKS, "launcher", "network").index(kinds[name][0]), name))
     names = dict.fromkeys([*named, *others])
     enabled = [found for found in map(known.get, names) if found]
     return Configuration(decided, tuple(enabled), tuple(consulted))
@@ -99,5 +103,9 @@ def semantic_problems(decided: Site, known: Dict[str, Optional[Profile]], file: 
         profile = known.get(entry.name)
         if entry.root and profile is not None and not profile.is_stack:
             problems.append(Problem(file, f"{at}.root", "only a profile of GPUs or of a fabric can have a root of its own"))
+        if entry.cdi and profile is not None and not profile.is_stack:
+            problems.append(Problem(file, f"{at}.cdi", "only a profile of GPUs or of a fabric can go by a CDI specification"))
+        if entry.cdi and entry.root:
+            problems.append(Problem(file, f"{at}.cdi", "the CDI specification says where the files are; leave root out"))
         problems += profiles.repeated_variants([variant.name for variant in entry.variants], f"{at}.variants", file)
     return problems

@@ -52,7 +52,7 @@ def test_without_the_defences(ready: ReadySite, scratch: Path, open_folder: Path
     for path in (victim, named):
         path.write_text("of root\n")
     hooks = weakened(ready(engine), scratch, ("report.py", "if _is_written(parent, 2):", "if True:"),
-                     ("report.py", "if by_runtime else []", "")) / "podman"
+                     ("report.py", ' if by_runtime else ""', "")) / "podman"
     refused(engine, hooks, victim)
     refused(engine, hooks, errors, "--log", str(named), mode="ab")
     assert "$(id)" in victim.read_text() and "$(id)" in named.read_text()

@@ -12,9 +12,8 @@ from tests.bed.site import Site
 Edit = tuple[str, str, str]  # file of the package, what stands there once, what instead
 
 
-def weakened(site: Site, folder: Path, *edits: Edit, name: str = "weak") -> Path:
-    """The folder for ``--hooks-dir`` of hooks that are the site's in all else. Fails where an edit does not fit any more."""
-    copy = folder / name / "package"
+def edited(copy: Path, *edits: Edit) -> Path:
+    """A copy of the package in this new folder, edited. Fails where an edit does not fit any more."""
     shutil.copytree(bed.ROOT / "oci_hpc_hooks", copy / "oci_hpc_hooks", ignore=shutil.ignore_patterns("__pycache__"))
     for other in ("hooks.d", "schemas"):
         (copy / other).symlink_to(bed.ROOT / other)
@@ -23,10 +22,17 @@ def weakened(site: Site, folder: Path, *edits: Edit, name: str = "weak") -> Path
         text = path.read_text()
         assert text.count(old) == 1, f"{old!r} is not once in {file}"
         path.write_text(text.replace(old, new))
-    done = site.command("register", str(folder / name / "hooks.d"), env={"PYTHONPATH": str(copy)})
+    return copy
+
+
+def weakened(site: Site, folder: Path, *edits: Edit, name: str = "weak") -> Path:
+    """The folder for ``--hooks-dir`` of hooks that are the site's in all else."""
+    copy = edited(folder / name / "package", *edits)
+    hooks = folder / name / "hooks.d"
+    done = site.command("register", str(hooks), env={"PYTHONPATH": str(copy)})
     assert done.returncode == 0, done.stderr
-    assert str(copy).encode() in (folder / name / "hooks.d/bin/oci-hpc-hooks-createruntime").read_bytes()
-    return folder / name / "hooks.d"
+    assert str(copy).encode() in (hooks / "bin/oci-hpc-hooks-createruntime").read_bytes()
+    return hooks
 
 
 def wrapped(hooks: Path, folder: Path, script: str) -> Path:

@@ -19,6 +19,7 @@ from tests.engine.inside import HELLO, assert_own, assert_site, start
 from tests.engine.site import ReadySite, site, three_engines  # noqa: F401
 from tests.engine.site import ready_to_bind as ready  # noqa: F401
 from tests.engine.test_precreate import seen
+from tests.unit.cdi.driver import specification
 
 KIND = "oci-hpc-hooks.org/image"
 IMAGE = "bookworm-mpich"
@@ -123,21 +124,48 @@ def profile(site: Site, **keys: object) -> None:
     (site.config_dir / "profiles.d/imaginary.json").write_text(json.dumps(document))
 
 
-@pytest.mark.parametrize("runtime", ["crun", "runc"])
-def test_devices_of_a_profile(runtime: str, make_site: SiteMaker, folder: Path, device_node: Path) -> None:
+def test_the_page_on_profiles(make_site: SiteMaker, folder: Path, device_node: Path) -> None:
     """The device's cgroup rule too: it can be read, by nobody without the device."""
-    engine = Engine(runtime, "root")
-    site = make_site(engine)
+    site = make_site(Engine("crun", "root"))
     profile(site, devices=["/dev/hpc-cdi-*"])
     site.scan()
-    done = site.command("cdi", "imaginary", "--output", str(folder))
+    done = commands(site, "profile")
     assert done.returncode == 0, done.stderr
-    assert done.stdout == ("oci-hpc-hooks.org/imaginary=all: 0 mounts, 1 device nodes, "
-                           f"in {folder.resolve()}/oci-hpc-hooks.org-imaginary.json\n")
+    where = f"{folder.resolve()}/oci-hpc-hooks.org-imaginary.json"
+    assert f"oci-hpc-hooks.org/imaginary=all: 0 mounts, 1 device nodes, in {where}" in done.stdout.splitlines()
     read = ("head", "-c", "3", str(device_node))
-    result = engine.run(IMAGE, *read, options=["--device=oci-hpc-hooks.org/imaginary=all"])
-    assert (result.returncode, result.stdout) == (0, "\0\0\0"), result.stderr
-    assert engine.run(IMAGE, *read).returncode == 1
+    for engine in (Engine("crun", "root"), Engine("runc", "root")):
+        result = engine.run(IMAGE, *read, options=["--device=oci-hpc-hooks.org/imaginary=all"])
+        assert (result.returncode, result.stdout) == (0, "\0\0\0"), result.stderr
+        assert engine.run(IMAGE, *read).returncode == 1
+
+
+# -------------------------------------------------------------------------------------------- a specification of the node's
+
+@pytest.mark.parametrize("form", ["json", pytest.param("yaml", marks=pytest.mark.long)])
+def test_a_driver_by_its_specification(folder: Path, scratch: Path, form: str) -> None:
+    """As the vendor's generator writes it: the same files come as by the profile's own lists, and a program opens the library."""
+    yaml = pytest.importorskip("yaml", reason="PyYAML is optional") if form == "yaml" else None
+    root = bed.BUILD / "site/nvidia-535"
+    document = specification(root, "535.261.03")
+    (folder / f"nvidia.{form}").write_text(yaml.safe_dump(document) if yaml else json.dumps(document))
+    found = {}
+    for name, entry in {"listed": {"root": str(root)}, "by-cdi": {"cdi": "nvidia.com/gpu=all"}}.items():
+        site = Site(scratch / name, bed.root_account())
+        (site.config_dir / "site.json").write_text(json.dumps({"version": 1, "profiles": [{"name": "cuda", **entry}]}))
+        site.scan()
+        (found[name],) = [profile for profile in json.loads((site.state_dir / "inventory.json").read_text())["profiles"]
+                          if profile["name"] == "cuda"]
+    assert found["by-cdi"]["problems"] == [] and len(found["by-cdi"]["libraries"]) > 20
+    for profile in found.values():
+        for key in ("libraries", "files"):
+            profile[key].sort(key=lambda row: row["path"])
+    assert found["by-cdi"] == found["listed"]
+    site.register()
+    result, log = start(Engine("crun", "root"), site, "/usr/local/bin/dlcall", "libcuda.so.1", "cuInit", image="opencl-bookworm",
+                        options=["--annotation=org.supercontainers.gpu=cuda"])
+    assert re.fullmatch(r"libcuda.so.1: cuInit = 100 \(/dev/.oci-hpc/.*/libcuda.so.1\)\n", result.stdout), result.stderr
+    assert [(entry["verdict"], entry["profile"]) for entry in log] == [("unproved", "cuda")]
 
 
 PAGE = bed.ROOT / "docs/cdi.md"
@@ -157,11 +185,3 @@ def test_the_page(ready: ReadySite, folder: Path) -> None:
     engine.load(IMAGE)
     assert_site(commands(site, "image"))
     assert set(BLOCKS) == {"image", "profile"}
-
-
-def test_the_page_on_profiles(make_site: SiteMaker, folder: Path) -> None:
-    site = make_site(Engine("crun", "root"))
-    profile(site, devices=["/dev/null"])
-    site.scan()
-    done = commands(site, "profile")
-    assert done.returncode == 0 and (folder / "oci-hpc-hooks.org-imaginary.json").exists(), done.stderr

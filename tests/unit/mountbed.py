@@ -44,14 +44,15 @@ def raises(kind, call, *arguments, **named):
 _UNSHARE = ("unshare", "--mount", "--propagation", "private")
 
 
-def unshared(code: str, where: Path, *, before: str = "") -> str:
-    """Runs the code, and ``before`` it, with ``where`` as ``top``; returns what it prints. Skips where nobody may mount."""
+def unshared(code: str, where: Path, *, before: str = "", package: Path = ROOT, timeout: float = 60) -> str:
+    """Runs the code, and ``before`` it, with ``where`` as ``top`` and the package of that checkout; returns what it prints. Skips where
+    nobody may mount."""
     if os.geteuid() != 0:
         pytest.skip("mounting in a namespace of one's own needs root")
     if subprocess.run([*_UNSHARE, "true"], capture_output=True).returncode != 0:
         pytest.skip("this machine does not let root unshare its mounts")
     text = _HEAD + textwrap.dedent(before) + textwrap.dedent(code)
-    done = subprocess.run([*_UNSHARE, sys.executable, "-c", text, str(where)], capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}, timeout=60)
+    done = subprocess.run([*_UNSHARE, sys.executable, "-c", text, str(where)], capture_output=True, text=True, cwd=package,
+                          env={**os.environ, "PYTHONPATH": os.pathsep.join([str(package), str(ROOT), *sys.path])}, timeout=timeout)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

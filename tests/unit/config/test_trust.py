@@ -65,6 +65,38 @@ def test_file_that_others_can_write(site: Path, mode: int) -> None:
         trust.read_trusted(str(site), 10)
 
 
+@pytest.mark.parametrize(("mode", "believed"), [(0o2755, True), (0o2750, True), (0o2775, False), (0o2770, False)])
+def test_setgid_tree(site: Path, folder: Path, mode: int, believed: bool) -> None:
+    """A folder of a group whose files are the group's too: what counts is who can write, not whose group it is."""
+    os.chown(folder, 0, USER)
+    folder.chmod(mode)
+    os.chown(site, 0, USER)
+    if believed:
+        assert trust.read_trusted(str(site), 10) == b"{}"
+    else:
+        with pytest.raises(ConfigError, match=f"{folder}, which {site} rests on, .* mode {mode:04o}, so others than root can write it"):
+            trust.read_trusted(str(site), 10)
+
+
+def test_root_squash(site: Path) -> None:
+    """Root of a node is nobody on a file server: what is closed to it there is a sentence, never a guess. (In a process without the
+    rights that let root read everything.)"""
+    site.chmod(0o600)
+    os.chown(site, USER, USER)
+    code = f"""
+import sys; sys.path[:0] = [{str(REPOSITORY)!r}]
+from oci_hpc_hooks.linux import syscalls
+from oci_hpc_hooks.inputs import trust
+syscalls.give_up_privileges()
+try:
+    trust.read_trusted({str(site)!r}, 10)
+except trust.ConfigError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True)
+    assert done.stdout == f"{site} cannot be read: Permission denied. Site admin: make {site} readable.\n"
+
+
 def test_file_of_another_user(site: Path) -> None:
     os.chown(site, USER, USER)
     with pytest.raises(ConfigError, match=f"Site admin: chown root {site}"):

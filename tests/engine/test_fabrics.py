@@ -169,7 +169,8 @@ def test_a_device_and_nothing_else(sites: dict[str, Site], stage: str) -> None:
                             hooks_dir=sites["device"].hooks_dir / stage)
         assert result.returncode == 0, result.stderr
         assert "fuse" in result.stdout.split() and ".oci-hpc" not in result.stdout
-        assert [(entry["verdict"], entry["path"], entry["profile"], entry["devices"]) for entry in log] == [("proved", way, "fuse", ["/dev/fuse"])]
+        (entry,) = log
+        assert (entry["verdict"], entry["path"], entry["profile"], entry["devices"]) == ("proved", way, "fuse", ["/dev/fuse"])
 
 
 EXAMPLES = re.findall(r"```console\n\$ oci-hpc-hooks (.*)\n((?:.*\n)*?)```", (bed.ROOT / "docs/fabrics.md").read_text())

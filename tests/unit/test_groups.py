@@ -39,7 +39,8 @@ def needed(nodes: List[str], user: Dict[str, Any], stage: str = container.PRECRE
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="root makes device nodes")
 @pytest.mark.parametrize(("user", "groups"), [
-    ({"uid": 1000, "gid": 1000}, [4242]), ({"uid": 0}, []), ({"uid": 1000, "gid": 4242}, []), ({"uid": 1000, "additionalGids": [4242]}, [])])
+    ({"uid": 1000, "gid": 1000}, [4242]), ({"uid": 0}, []), ({"uid": 1000, "gid": 4242}, []),
+    ({"uid": 1000, "additionalGids": [4242]}, [])])
 def test_root_gives_them(nodes: List[str], user: Dict[str, Any], groups: List[int]) -> None:
     made = needed(nodes, user)
     assert (made.groups, made.findings) == (groups, [])

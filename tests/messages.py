@@ -16,7 +16,7 @@ import pytest
 
 from oci_hpc_hooks import model, wireup
 from oci_hpc_hooks.cli import doctor
-from oci_hpc_hooks.decide import job
+from oci_hpc_hooks.decide import gpus, job
 
 Message = Dict[str, str]
 _seen: Dict[str, Dict[str, Message]] = {}
@@ -31,7 +31,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--messages"):
         _listen(model.Finding, "__init__", lambda made, *_, **__: dataclasses.asdict(made))
         _listen(doctor.Fault, "__init__", lambda made, *_, **__: dataclasses.asdict(made))
-        _listen(job._Decision, "tell", lambda made, *_, **__: made.outcome.findings[-1])
+        for decision in (job._Decision, gpus._Decision):
+            _listen(decision, "tell", lambda made, *_, **__: made.outcome.findings[-1])
         original = wireup._missing
         wireup._missing = lambda *given: _heard(original(*given))
 

@@ -25,6 +25,7 @@ VERBS: Dict[str, str] = {
     "register": "write the hook executables and descriptors of this installation",
     "unregister": "take away what register has written",
     "bundle": "give the hook to a plain OCI bundle, for runtimes without an engine and Slurm's --container",
+    "plan": "print the plan of an image: as a document, or as arguments of Charliecloud, Apptainer or enroot",
     "cdi": "write what containers get as a specification of the Container Device Interface, for starts without a hook",
     "features": "tell a scheduler what this node offers, in the words of images' labels",
     "doctor": "look for what is wrong with this node or this installation, and say how to mend it",
@@ -33,7 +34,7 @@ VERBS: Dict[str, str] = {
 }
 
 #: Those that take a container's command after "--".
-COMMAND = ("check", "label", "cdi")
+COMMAND = ("check", "label", "plan", "cdi")
 
 #: The global options: each place, its default, and what lies there.
 PLACES = (

@@ -35,11 +35,12 @@ cd "$ROOT"
 # ---------------------------------------------------------------- packages
 PACKAGES=(
     podman crun runc conmon catatonit buildah                   # engines
-    docker.io containerd                                        # others, whose daemons the tests start by themselves
+    docker.io containerd charliecloud-runtime                   # others; their daemons the tests start by themselves
     netavark slirp4netns uidmap fuse-overlayfs iptables         # and what they call
     docker-compose                                              # the compose client for pytest-docker; needs no docker
     mmdebstrap debian-archive-keyring ca-certificates           # images
     gcc gfortran libc6-dev musl musl-tools busybox-static       # programs inside the images
+    automake libtool                                            # libfabric's source comes without its configure
     make python3-venv python3-dev libcap-dev                    # the project (python-prctl is compiled)
     slurmctld slurmd slurm-client slurm-wlm-basic-plugins       # a batch system with PMIx and PMI-2, see slurm.py
     munge libpmix-dev                                           # slurmd opens libpmix.so, which only -dev has

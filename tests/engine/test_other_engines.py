@@ -1,8 +1,10 @@
-"""Engines that read no folder of hooks: Docker and containerd, by the runtime that ``register --wrap`` writes."""
+"""Engines that read no folder of hooks: Docker and containerd by the runtime that ``register --wrap`` writes, Charliecloud by the arguments
+that ``plan`` prints."""
 
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import time
 from collections.abc import Iterator
@@ -13,8 +15,9 @@ import pytest
 from tests.bed import bed
 from tests.bed.bed import BUILD, Engine, Result, reference
 from tests.bed.site import Site
-from tests.engine.inside import OWN_VERSION, SITE_VERSION
+from tests.engine.inside import OWN_VERSION, SITE_VERSION, TREE
 from tests.engine.site import ReadySite, ready  # noqa: F401
+from tests.engine.test_check import valid
 
 #: Without what a daemon wants of a machine's network and limits.
 DOCKERD = ("--iptables=false", "--ip6tables=false", "--bridge=none", "--storage-driver=overlay2", "--default-ulimit=nofile=1024:4096")
@@ -151,3 +154,56 @@ def test_base_spec_of_containerd(containerd: Daemon, root_site: Site, tmp_path: 
     assert done.returncode == 0, done.stderr
     run = ("run", "--rm", "--config", str(tmp_path / "config.json"), "--runc-binary", "runc", "based")
     assert versions(containerd(*run)) == SITE_VERSION
+
+
+# ---------------------------------------------------------------------------------------------------------------- Charliecloud
+
+WISH = ("--annotation", "org.supercontainers.mpi=mpich")
+ROOTFS = str(BUILD / "images/bookworm")
+
+
+def plan(site: Site, *arguments: str) -> Result:
+    return site.command("plan", *arguments, "--", PROGRAM)
+
+
+def ch_run(*arguments: str) -> Result:
+    """As a user, who needs no privilege for it."""
+    return bed.user_account().execute("ch-run", *arguments, ROOTFS, "--", PROGRAM)
+
+
+def test_charliecloud(root_site: Site, scratch: Path) -> None:
+    """The image is the directory as it is, which its user cannot write."""
+    assert versions(ch_run()) == OWN_VERSION
+    done = plan(root_site, "--format", "charliecloud", "--output", str(scratch / "plan"), *WISH, ROOTFS)
+    assert done.returncode == 0, done.stderr
+    result = ch_run(*shlex.split(done.stdout))
+    assert versions(result) == SITE_VERSION
+    assert "loaded /mnt/" in result.stdout
+
+
+@pytest.mark.parametrize("form", ["apptainer", "enroot", "charliecloud"])
+def test_the_same_files_for_each_engine(root_site: Site, scratch: Path, form: str) -> None:
+    """These engines are not here: their words are as their documents have them."""
+    done = plan(root_site, "--json", "--format", form, "--output", str(scratch / "plan"), *WISH, ROOTFS)
+    said = valid(done.stdout, "plan-output")
+    assert (said["verdict"], said["format"]) == ("proved", form)
+    pairs = [word.partition("=")[2].split(":")[:2] for word in said["arguments"]]
+    assert {"/mnt", "/etc/ld.so.cache"} < {place for _, place in pairs}
+    assert all(Path(source).exists() and (Path(ROOTFS) / place.lstrip("/")).exists() for source, place in pairs)
+
+
+def test_the_plan_as_a_document(root_site: Site) -> None:
+    done = plan(root_site, *WISH, ROOTFS)
+    assert done.returncode == 0
+    assert valid(done.stdout, "plan")["tree_at"] == TREE
+
+
+@pytest.mark.parametrize(("arguments", "code", "says"), [
+    (("--format", "enroot", *WISH, ROOTFS), 2, "needs a directory of its own"),
+    (("--format", "enroot", "--output", "/", *WISH, ROOTFS), 2, "/ cannot be written"),
+    ((ROOTFS,), 1, "there is nothing to do for"),
+    (("--annotation", "org.supercontainers.mpi=openmpi", ROOTFS), 1, "openmpi is wanted"),
+])
+def test_plans_that_are_none(root_site: Site, arguments: tuple[str, ...], code: int, says: str) -> None:
+    done = plan(root_site, *arguments)
+    assert (done.returncode, done.stdout) == (code, "") and says in done.stderr

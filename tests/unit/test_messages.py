@@ -18,12 +18,13 @@ import pytest
 from oci_hpc_hooks import cold, wireup
 from oci_hpc_hooks.cli import cdi, check
 from oci_hpc_hooks.decide import job
-from oci_hpc_hooks.decide.request import MPI
+from oci_hpc_hooks.decide.plan import plan
+from oci_hpc_hooks.decide.request import FABRIC, MPI, MPI_MODE, request
 from oci_hpc_hooks.inputs import describe
 from oci_hpc_hooks.linux.paths import Root
-from oci_hpc_hooks.model import PROVED, Plan
+from oci_hpc_hooks.model import PROVED, Plan, ResolvedProfile, Site
 from tests.unit.decide.test_plan import decide
-from tests.unit.decide.world import OPENMPI, container, elf, inventory, mpich_image, program
+from tests.unit.decide.world import APP, OPENMPI, container, elf, inventory, mpich_image, program, site_fabric
 from tests.unit.decide.world import codes as codes_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -105,3 +106,19 @@ def test_another_program_that_loads_another_mpi() -> None:
 def test_what_a_specification_cannot_say() -> None:
     found = cdi._unsaid_of_plan(Plan(PROVED, ()), ())
     assert [finding.code for finding in found] == ["cdi"]
+
+
+def test_a_fabric_that_is_nothing_but_devices() -> None:
+    where = container(annotations={FABRIC: "xpmem"})
+    offers = inventory(ResolvedProfile("xpmem", {"fabric": "xpmem"}, "", (), devices=("/dev/xpmem",)))
+    made = plan(where, request(where, Site()), offers, mpich_image().facts(APP))
+    assert "devices" in codes_of(made)
+
+
+def test_in_which_way_a_fabric_comes() -> None:
+    where = container(annotations={FABRIC: "libfabric", MPI_MODE: "libfabric_replace"})
+    image = mpich_image()
+    image.add("/usr/lib64/libfabric.so.1", elf("libfabric.so.1", needed=("libc.so.6",), verdef=("FABRIC_1.0",)), cached=True)
+    site = ResolvedProfile("libfabric", {"fabric": "libfabric"}, "", (replace(site_fabric(), role="replace"),))
+    made = plan(where, request(where, Site()), inventory(site), image.facts(APP))
+    assert "mode" in codes_of(made)

@@ -28,6 +28,9 @@ SITES: dict[str, dict[str, dict[str, Any]]] = {
     "newer": {"libfabric": {"search": [str(MPICH5 / "mpich")]}},  # PyPI's 2.5.1, with all inside that this node loads
 }
 
+#: A fabric that is a device, one that every bed has.
+DEVICE = {"version": 1, "name": "fuse", "description": "test", "provides": {"fabric": "fuse"}, "devices": ["/dev/fuse"]}
+
 #: Runs a program until its server is there, and tells what it has had of these libraries in its memory: path and inode.
 WATCH = """
 for try in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
@@ -55,6 +58,11 @@ def sites() -> Iterator[dict[str, Site]]:
         (site.config_dir / "site.json").write_text(json.dumps({"version": 1, "profiles": entries}))
         site.scan()
         site.register()
+    site = made["device"] = Site(folder / "device")
+    (site.config_dir / "profiles.d").mkdir()
+    (site.config_dir / "profiles.d/fuse.json").write_text(json.dumps(DEVICE))
+    site.scan()
+    site.register()
     yield made
     shutil.rmtree(folder)
 
@@ -150,6 +158,19 @@ def test_what_does_not_fit_is_refused(sites: dict[str, Site], site: str, image: 
     assert result.returncode != 0 and says in result.stderr, result.stderr
     assert "to start without injection give --annotation org.supercontainers.fabric=none" in result.stderr
     assert [entry["verdict"] for entry in log] == ["refused"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_device_and_nothing_else(sites: dict[str, Site], stage: str) -> None:
+    """No file comes, so there is no tree and no loader cache."""
+    forget(sites["device"])
+    for way in ("cold", "warm"):
+        result, log = start(Engine("crun", "root"), sites["device"], "sh", "-c", "ls /dev", image="fabrics", options=[FABRIC + "fuse"],
+                            hooks_dir=sites["device"].hooks_dir / stage)
+        assert result.returncode == 0, result.stderr
+        assert "fuse" in result.stdout.split() and ".oci-hpc" not in result.stdout
+        (entry,) = log
+        assert (entry["verdict"], entry["path"], entry["profile"], entry["devices"]) == ("proved", way, "fuse", ["/dev/fuse"])
 
 
 EXAMPLES = re.findall(r"```console\n\$ oci-hpc-hooks (.*)\n((?:.*\n)*?)```", (bed.ROOT / "docs/fabrics.md").read_text())

@@ -64,7 +64,7 @@ def serve(service: Service, container: Container) -> None:
         rests_on = (watch(inventory.path_in(service.places.state)), *offers.rests_on)
         made, cache = record.build(decision, facts, rests_on, service.key)
         record.remember(service.places, made, cache)
-        if decision.verdict == NOTHING and decision.job is None:
+        if decision.verdict == NOTHING and decision.job is None and decision.network is None:
             service.log(NOTHING, "cold", findings=made["findings"])
             return
         try:

@@ -145,6 +145,7 @@ class Request:
     stacks: Tuple[Wish, ...] = ()  # one for each stack of GPUs and of fabrics, in the order of STACKS
     launcher: Optional[Wish] = None  # "auto", "none", or names of launchers with commas between: the caller or the site says so
     scope: str = RANK  # whom the container serves
+    network: Optional[Wish] = None  # "none", "auto", or names of profiles with commas between: of the caller and the site alone
     gpu_devices: Optional[Wish] = None  # which of the granted GPUs, as the caller or the site writes them
 
 
@@ -301,6 +302,16 @@ class Gpus:
 
 
 @dataclass(frozen=True)
+class Interface:
+    """A network interface of the node that comes into a container's own network namespace."""
+
+    device: str  # its name on the node; one * stands for any characters
+    mode: str  # "move": itself, with its addresses; "ipvlan" or "macvlan": a new one on top of it
+    name: str = ""  # in the container; "" = as on the node
+    addresses: Tuple[str, ...] = ()  # of a new one, with the length of the prefix
+
+
+@dataclass(frozen=True)
 class Profile:
     """profiles.d/NAME.json: data, not code. What to inject when a request matches."""
 
@@ -320,6 +331,7 @@ class Profile:
     icds: Tuple[str, ...] = ()  # patterns of files that name a library each, which comes too; as "files" they are at their own path
     files: Tuple[str, ...] = ()  # patterns of files that appear at their own path
     verified: Mapping[str, str] = field(default_factory=dict)  # by what it has been tried, for people
+    interfaces: Tuple[Interface, ...] = ()
     cdi: str = ""  # the device of an installed CDI specification that says which files and devices there are
     gpus: Optional[Gpus] = None
     gpus_of: Tuple[str, ...] = ()  # profiles whose GPUs and devices this one's libraries open too
@@ -391,6 +403,7 @@ class ResolvedProfile:
     names: Tuple[str, ...] = ()  # of a stack: every library that the profile names, whether this node has it or not
     gpus: Optional[Gpus] = None  # as in the profile
     gpus_of: Tuple[str, ...] = ()
+    interfaces: Tuple[Interface, ...] = ()  # as in the profile: which of them there are is seen at each start
     newer: Optional[Newer] = None
 
     @property
@@ -604,6 +617,15 @@ class GpuPlan:
 
 
 @dataclass(frozen=True)
+class NetworkPlan:
+    """Interfaces for a container with a network namespace of its own; whether it has one is seen at its start."""
+
+    interfaces: Tuple[Interface, ...]
+    origin: str
+    explicit: bool  # what cannot be brought is a refusal, not a warning
+
+
+@dataclass(frozen=True)
 class Plan:
     """Ordered actions and findings. Applying it needs no further decision."""
 
@@ -626,3 +648,4 @@ class Plan:
     job: Optional[JobPlan] = None
     gpus: Optional[GpuPlan] = None
     variant: str = ""  # of the profile, "" = its own libraries
+    network: Optional[NetworkPlan] = None

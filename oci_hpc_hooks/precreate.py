@@ -19,9 +19,13 @@ from oci_hpc_hooks.replay import Service, owned, volumes_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Callable
 
     from oci_hpc_hooks.wireup import WireUp
+
+
+#: What asks for interfaces (decide/request.py, which is not light).
+NETWORK = "org.supercontainers.network"
 
 
 class Proposal(Service):
@@ -30,6 +34,11 @@ class Proposal(Service):
     __slots__ = ()
 
     def look(self) -> bool:
+        if self.wants_interfaces():
+            # Its network namespace is not there yet. The runtime could move interfaces (linux.netDevices, runtime-spec 1.3), but nothing
+            # tells this hook which runtime it will be, and one that does not know the key passes it over without a word.
+            return self.leave(InputError("network interfaces are brought in at createRuntime, and no hook of ours is registered for that",
+                                         remedy="give podman both hooks of the folder podman", who="site admin"))
         try:
             volumes = volumes_of(self.start)
             own = [mount for mount in volumes if mount[0] not in ("/proc", "/sys", "/dev")]
@@ -43,6 +52,13 @@ class Proposal(Service):
         self.table = mounts.mount_table()
         return True
 
+    def wants_interfaces(self) -> bool:
+        """Whether the caller or the site asks for some, and the container gets a network of its own."""
+        if not any(kind == "network" for kind, _ in container.namespaces(self.start.config)):
+            return False
+        words = [(key, value) for source, key, value in self.start.words if source == "annotation"]
+        return any(key == NETWORK and value.strip().lower() != "none" for key, value in (*words, *self.start.defaults))
+
     def leave(self, trouble: HookError | OSError) -> bool:
         """Leaves the container to our createRuntime hook. Raises the trouble where there is none."""
         if not config.has_own_hook(self.start.config):
@@ -53,7 +69,10 @@ class Proposal(Service):
     def is_served(self) -> bool:
         return config.is_injected(self.start.config)
 
-    def apply(self, record: dict[str, Any], cache: bytes, more: WireUp | None) -> tuple[str, str]:
+    def apply(self, record: dict[str, Any], cache: bytes, more: WireUp | None,
+              before: Callable[[], None] | None = None) -> tuple[str, str]:
+        if before is not None:
+            before()
         own = container.user_namespace(self.start.config) is not None
         foreign = "it would belong to nobody in the container's user namespace" if own else ""
         extras, owners = (more.mounts, more.owners) if more else ([], ())
@@ -68,6 +87,8 @@ class Proposal(Service):
         if more is not None:
             rules = not namespaces.in_own_user_namespace()  # a runtime without privileges of its own cannot keep devices closed
             config.wire_up(self.start.config, [extra for extra in extras if extra[1] in wanted], more.variables, rules)
+            if more.groups:
+                config.join(self.start.config, more.groups)
             if more.hidden:
                 config.hide(self.start.config, more.hidden)
         return way, because

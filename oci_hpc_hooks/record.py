@@ -63,6 +63,7 @@ def build(plan: Plan, facts: Optional[ImageFacts], watched: Sequence[Watched], k
         "devices": list(plan.devices),
         "open_devices": list(plan.open_devices),
         "job": dataclasses.asdict(plan.job) if plan.job is not None else None,
+        "network": dataclasses.asdict(plan.network) if plan.network is not None else None,
         "gpus": dataclasses.asdict(plan.gpus) if plan.gpus is not None else None,
     }
     if facts is not None and facts.cache_file is not None and not cache:

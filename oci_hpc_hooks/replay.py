@@ -18,7 +18,7 @@ from oci_hpc_hooks.report import Places
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Sequence
+    from typing import Any, Callable, Sequence
 
     from oci_hpc_hooks.linux.paths import Root
     from oci_hpc_hooks.warm import Start
@@ -78,23 +78,35 @@ class Service:
             from oci_hpc_hooks import wireup
 
             more = wireup.wire_up(self.start, record)
-        way, because = self.apply(record, cache, more)
+        if record["network"] is not None:
+            from oci_hpc_hooks import network
+
+            with network.brought(self, record["network"]) as told:
+                way, because = self.apply(record, cache, more, told.bring)
+            findings, names = told.findings, {"interfaces": told.names}
+        else:
+            way, because = self.apply(record, cache, more)
+            findings, names = [], {}
         syscalls.give_up_privileges()  # what is left is to say so
-        findings = [*record["findings"], *more.findings] if more else record["findings"]
+        findings = [*record["findings"], *(more.findings if more else ()), *findings]
         if because:
             what = f"the loader's cache is mounted, not a file of the container's own, and ldconfig inside fails: {because}"
             note = {"severity": "note", "code": "loader-cache", "what": what, "origin": "", "remedy": "", "who": ""}
             findings = [*findings, note]
         self.log(record["verdict"], path, profile=record["profile"],
                  files=len(record["tree"]) + len(record["in_place"]) + len(record["files"]),
-                 loader_cache=way, findings=findings, **(more.told if more else {}))
+                 loader_cache=way, findings=findings, **(more.told if more else {}), **names)
 
-    def apply(self, record: dict[str, Any], cache: bytes, more: WireUp | None) -> tuple[str, str]:
+    def apply(self, record: dict[str, Any], cache: bytes, more: WireUp | None,
+              before: Callable[[], None] | None = None) -> tuple[str, str]:
+        """``before`` is the last that is done in the node's own namespaces."""
         extras, owners = (more.mounts, more.owners) if more else ([], ())
         found: list[dict[str, str]] = more.findings if more else []
 
         def join(devices: list[tuple[str, int, int]]) -> None:
             self.allow(devices, found)
+            if before is not None:
+                before()
             self.join()
 
         return rootfs.inject(record, cache, self.root, self.table, container.mount_label(self.start.config), join, extras, owners)
@@ -276,7 +288,7 @@ def replay(service: Service, record: dict[str, Any], cache: bytes) -> None:
     """Applies a known plan. Raises Stale if anything that it rests on has changed."""
     check_host(record)
     rootfs.check_image(record, service.root)
-    if record["verdict"] == "nothing" and record["job"] is None:
+    if record["verdict"] == "nothing" and record["job"] is None and record["network"] is None:
         if any(finding["severity"] != "note" for finding in record["findings"]):  # told at each start
             service.log("nothing", "warm", findings=record["findings"])
         return

@@ -5,10 +5,13 @@ Looked at and decided each time, for the next start is another rank's. A start w
 
 from __future__ import annotations
 
+import posix
+
 from oci_hpc_hooks.decide import job
 from oci_hpc_hooks.errors import Precondition
-from oci_hpc_hooks.inputs import launcher
+from oci_hpc_hooks.inputs import container, launcher
 from oci_hpc_hooks.inputs.container import DEVICE, DIRECTORY, SOCKET
+from oci_hpc_hooks.linux import namespaces, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,14 +24,16 @@ if TYPE_CHECKING:
 
 class WireUp:
     """``mounts``: (kind, path) of what of the host appears at its own path; ``owners``: whose directories may. ``variables`` to set,
-    ``hidden``: directories that are to be empty. ``findings`` to tell, ``told``: what the log says of it."""
+    ``hidden``: directories that are to be empty.
+    ``groups``: host gids that its program is to be in. ``findings`` to tell, ``told``: what the log says of it."""
 
-    __slots__ = ("findings", "hidden", "mounts", "owners", "told", "variables")
+    __slots__ = ("findings", "groups", "hidden", "mounts", "owners", "told", "variables")
 
     def __init__(self) -> None:
         self.mounts: list[tuple[str, str]] = []
         self.owners: tuple[int, ...] = ()
         self.hidden: list[str] = []
+        self.groups: list[int] = []
         self.variables: dict[str, str] = {}
         self.findings: list[dict[str, str]] = []
         self.told: dict[str, Any] = {}
@@ -51,6 +56,7 @@ def wire_up(start: Start, record: dict[str, Any]) -> WireUp:
     made.mounts += [(DEVICE, path) for path in devices]
     if devices:
         made.told["devices"] = devices
+        groups(made, start, devices)
     if record["job"] is None or now is None:
         return made
     locking = tuple([pattern.partition("*")[0] for pattern in record["job"]["locking"]])
@@ -108,6 +114,46 @@ def gpus(made: WireUp, plan: dict[str, Any], now: Situation) -> Outcome:
     made.hidden = outcome.hidden
     made.told.update(outcome.told)
     return outcome
+
+
+#: How crun is told to leave a container's program the groups of who starts it; ``podman run --group-add keep-groups`` sets it.
+KEEP_GROUPS = "run.oci.keep_original_groups"
+
+
+def groups(made: WireUp, start: Start, devices: list[str]) -> None:
+    """The groups without which the container's program could not open these nodes: nodes of GPUs are often those of "render" and "video".
+
+    A user without privileges cannot give groups to a container, which only keeps or loses those of the user."""
+    mapped = container.user_namespace(start.config) is not None
+    rootless = namespaces.in_own_user_namespace()
+    if start.state.annotations.get(KEEP_GROUPS) or (container.user(start.config)[0] == 0 and not rootless and not mapped):
+        return
+    have = container.groups(start.config)
+    lacking: dict[int, list[str]] = {}
+    for path in devices:
+        status = posix.stat(path, follow_symlinks=False)
+        by_group = status.st_mode & 0o060 == 0o060 and status.st_mode & 0o006 != 0o006
+        if by_group and status.st_gid not in have and (not rootless or _only_by_group(path, status)):
+            lacking.setdefault(status.st_gid, []).append(path)
+    if not lacking:
+        return
+    if not rootless and not mapped and start.stage == container.PRECREATE:
+        made.groups = list(lacking)
+        return
+    paths = [path for some in lacking.values() for path in some]
+    which = ", ".join(paths[:4]) + (" …" if len(paths) > 4 else "")
+    remedy = "give --group-add keep-groups (crun only)"
+    if not rootless and not mapped:
+        remedy = "give " + " ".join([f"--group-add {gid}" for gid in lacking]) + ", or register the hook at precreate"
+    made.findings.append({
+        "severity": "warning", "code": "device-group", "origin": "", "remedy": remedy, "who": "user",
+        "what": f"{which} may be opened by members of a group that the container's program is "
+                "not in"})
+
+
+def _only_by_group(path: str, status: posix.stat_result) -> bool:
+    """Whether the user who starts the container may open a node, and not as its owner."""
+    return status.st_uid != posix.geteuid() and syscalls.may_access(path, posix.R_OK | posix.W_OK) == 0
 
 
 def _matches(path: str, pattern: str) -> bool:

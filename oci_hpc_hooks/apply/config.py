@@ -77,6 +77,12 @@ def wire_up(config: dict[str, Any], extras: list[tuple[str, str]], variables: di
         process["env"] = [*kept, *[f"{name}={value}" for name, value in variables.items()]]
 
 
+def join(config: dict[str, Any], groups: list[int]) -> None:
+    """Makes the container's program a member of more groups."""
+    user = config["process"]["user"] = config["process"].get("user") or {}
+    user["additionalGids"] = [*(user.get("additionalGids") or ()), *groups]
+
+
 def hide(config: dict[str, Any], paths: list[str]) -> None:
     """Lets the runtime cover directories of the node with empty ones (config-linux.md, maskedPaths: those that are not there are passed
     over). A mount of our own there runc would refuse, inside of /proc."""

@@ -16,9 +16,9 @@ from oci_hpc_hooks.decide.request import CPU_KEYS
 from oci_hpc_hooks.inputs import inventory
 from oci_hpc_hooks.model import Inventory, ResolvedProfile
 
-#: What an image's label asks for, by the key of a profile's ``provides``; a launcher is the job's, not the node's.
+#: What an image's label asks for, by the key of a profile's ``provides``; a launcher is the job's, and no label asks for a network.
 KEY = "org.supercontainers."
-NOT_OF_NODES = ("launcher",)
+NOT_OF_NODES = ("launcher", "network")
 
 SLURM, NFD = "slurm", "nfd"
 

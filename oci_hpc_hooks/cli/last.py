@@ -72,6 +72,8 @@ def lines(entry: Dict[str, Any]) -> Iterator[show.Block]:
         yield f"  GPUs: {which} (by {entry['gpus_by']})"
     if entry.get("devices"):
         yield f"  devices: {', '.join(map(str, entry['devices']))}"
+    if entry.get("interfaces"):
+        yield f"  network interfaces: {', '.join(map(str, entry['interfaces']))}"
     message = str(entry.get("message") or "")
     if message:
         yield f"  {message}"

@@ -27,13 +27,16 @@ def execute(args: argparse.Namespace) -> int:
 
 def _told(found: scan.Scan, path: str) -> Iterator[str]:
     launchers = [profile.name for profile in found.inventory.profiles if "launcher" in profile.provides]
-    others = [profile for profile in found.inventory.profiles if profile.name not in launchers]
+    networks = [profile.name for profile in found.inventory.profiles if "network" in profile.provides]
+    others = [profile for profile in found.inventory.profiles if profile.name not in (*launchers, *networks)]
     for profile in others:
         yield from _lines(profile, found.notes)
     if not others:
         yield "no profile is on: a container that asks for an MPI gets none"
     if launchers:
         yield f"launchers that are known: {', '.join(launchers)}"
+    if networks:
+        yield f"networks whose interfaces containers may get: {', '.join(networks)}"
     runtime = found.inventory.c_runtime
     if runtime is not None:
         told = runtime.problems[0] if runtime.problems else f"{len(runtime.libraries)} files of {runtime.source}"

@@ -14,8 +14,6 @@ from typing import Dict, Optional, Tuple
 from oci_hpc_hooks.decide import abi
 from oci_hpc_hooks.model import NOTE, WARNING, Finding, ImageFacts, NewerLibrary, ResolvedProfile
 
-CODE = "newer-in-image"
-
 
 def prefer(profile: ResolvedProfile, facts: ImageFacts) -> Tuple[ResolvedProfile, Dict[str, str], Optional[Finding]]:
     """The profile without what the image has newer, and by name where in the image that lies; with a finding where the image has any."""
@@ -29,9 +27,9 @@ def prefer(profile: ResolvedProfile, facts: ImageFacts) -> Tuple[ResolvedProfile
     if why:
         what = f"the site's {ours.name} ({host or ours.real}) is used and not {paths} of the image: {why}"
         if len(found) > 1 or _major(_release(found[0])) <= _major(host):
-            return profile, {}, Finding(NOTE, CODE, what)
+            return profile, {}, Finding(NOTE, "newer-in-image", what)
         remedy = "use a node with a newer driver, or an image with an older toolkit"
-        return profile, {}, Finding(WARNING, CODE, what, remedy=remedy, who="user")
+        return profile, {}, Finding(WARNING, "newer-in-image", what, remedy=remedy, who="user")
     folder = posixpath.dirname(found[0].path)
     names = next((directory.names for directory in facts.directories if directory.path == folder), ())
     own = {name: f"{folder}/{name}" for name in names if facts.resolved.get(f"{folder}/{name}") in facts.files
@@ -40,7 +38,7 @@ def prefer(profile: ResolvedProfile, facts: ImageFacts) -> Tuple[ResolvedProfile
     supports = found[0].supports
     meant = f"meant for {', '.join(map(str, supports))}" if supports else "without a note for which drivers it is meant"
     return replace(profile, libraries=kept), own, Finding(
-        NOTE, CODE, f"{paths} of the image is used and not the site's {ours.name} ({host}): it is newer, and {meant}")
+        NOTE, "newer-in-image", f"{paths} of the image is used and not the site's {ours.name} ({host}): it is newer, and {meant}")
 
 
 def _why_not(library: NewerLibrary, host: str, facts: ImageFacts) -> str:

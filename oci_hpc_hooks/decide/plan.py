@@ -28,6 +28,7 @@ from oci_hpc_hooks.decide.choice import (
 )
 from oci_hpc_hooks.decide.launcher import with_job
 from oci_hpc_hooks.decide.layers import laid_over
+from oci_hpc_hooks.decide.network import with_network
 from oci_hpc_hooks.decide.newer import prefer
 from oci_hpc_hooks.decide.proof import PMIX_TOO_OLD, prove
 from oci_hpc_hooks.decide.request import AUTO, OVERRIDES, STACK_NAMES, wishes
@@ -90,7 +91,8 @@ def _offers(wish: Wish, inventory: Inventory) -> Tuple[ResolvedProfile, ...]:
 
 def plan(container: Container, request: Request, inventory: Inventory, facts: ImageFacts) -> Plan:
     """What is done for this container. ``facts`` were gathered for :func:`candidates` of the same request and inventory."""
-    return with_job(_plan_libraries(container, request, inventory, facts), request, inventory)
+    made = with_job(_plan_libraries(container, request, inventory, facts), request, inventory)
+    return with_network(made, request, inventory)
 
 
 def _plan_libraries(container: Container, request: Request, inventory: Inventory, facts: ImageFacts) -> Plan:

@@ -31,6 +31,9 @@ GPU_SWITCHES = ("org.supercontainers.hardware.gpu.available", "org.supercontaine
 LAUNCHER = "org.supercontainers.launcher"
 LAUNCHER_SCOPE = "org.supercontainers.launcher.scope"
 
+#: Interfaces for a network namespace of the container's own. Of the caller and the site alone, too: some leave the node.
+NETWORK = "org.supercontainers.network"
+
 #: Which of the granted GPUs: of the caller and the site alone, for an image cannot know them.
 GPU_DEVICES = "org.supercontainers.gpu.devices"
 
@@ -107,6 +110,7 @@ def request(container: Container, site: Site) -> Request:
     cpu: Optional[Wish] = None
     stacks: Dict[str, Tuple[Wish, ...]] = dict.fromkeys(STACKS, ())
     launcher: Optional[Wish] = None
+    network: Optional[Wish] = None
     gpu_devices: Optional[Wish] = None
     scope = ""
     mode: Tuple[Wish, ...] = ()
@@ -114,7 +118,8 @@ def request(container: Container, site: Site) -> Request:
         if source.who == "image author":
             findings += _not_for_images(source)
         else:
-            launcher = launcher or _launcher(source)
+            launcher = launcher or _named(source, LAUNCHER)
+            network = network or _named(source, NETWORK)
             scope = scope or _scope(source)
             gpu_devices = gpu_devices or _gpu_devices(source)
         if mpi is None:
@@ -132,7 +137,7 @@ def request(container: Container, site: Site) -> Request:
         stacks["fabric"] = tuple(replace(wish, mode=mode[0].mode) for wish in stacks["fabric"] or mode)
     asked = tuple(wish for wished in stacks.values() for wish in wished)
     return Request(mpi=mpi, glibc=glibc, findings=tuple(findings), cpu=cpu, stacks=asked, launcher=launcher, scope=scope or RANK,
-                   gpu_devices=gpu_devices)
+                   gpu_devices=gpu_devices, network=network)
 
 
 def _sources(container: Container, site: Site) -> Iterator[_Source]:
@@ -147,23 +152,25 @@ def _sources(container: Container, site: Site) -> Iterator[_Source]:
 
 
 def _not_for_images(source: _Source) -> Iterator[Finding]:
-    for key in (LAUNCHER, LAUNCHER_SCOPE):
+    for key in (LAUNCHER, LAUNCHER_SCOPE, NETWORK):
         if key in source.values:
-            yield Finding(WARNING, "not-for-images", f"{key} of an image is passed over: what a container gets of a job is for whoever "
-                          "starts it to say", f"{source.kind} {key}={source.values[key]}", f"give --annotation {key}=…", "user")
+            what = "interfaces a container gets" if key == NETWORK else "a container gets of a job"
+            yield Finding(WARNING, "not-for-images",
+                          f"{key} of an image is passed over: what {what} is for whoever starts it to say",
+                          f"{source.kind} {key}={source.values[key]}", f"give --annotation {key}=…", "user")
     if GPU_DEVICES in source.values:
         yield Finding(WARNING, "not-for-images", f"{GPU_DEVICES} of an image is passed over: which GPUs there are, only the node knows",
                       f"{source.kind} {GPU_DEVICES}={source.values[GPU_DEVICES]}", f"give --annotation {GPU_DEVICES}=…", "user")
 
 
-def _launcher(source: _Source) -> Optional[Wish]:
-    """The launchers that one source names. podman takes a comma in --annotation for the beginning of the next one, hence "+"."""
-    names = _words(source.values.get(LAUNCHER, ""))
+def _named(source: _Source, key: str) -> Optional[Wish]:
+    """The launchers or networks that one source names. In --annotation podman takes a comma for a new one: hence "+"."""
+    names = _words(source.values.get(key, ""))
     if not names:
         return None
     value = NOBODY if NOBODY in names else AUTO if AUTO in names else ",".join(dict.fromkeys(names))
     explicit = source.kind == "annotation" and value != AUTO
-    return Wish(value, f"{source.kind} {LAUNCHER}={source.values[LAUNCHER]}", explicit)
+    return Wish(value, f"{source.kind} {key}={source.values[key]}", explicit)
 
 
 def _gpu_devices(source: _Source) -> Optional[Wish]:

@@ -217,6 +217,14 @@ def user(config: dict[str, object]) -> tuple[int, int]:
     return jsontext.integer(found, "uid", at(where, "user"), 0), jsontext.integer(found, "gid", at(where, "user"), 0)
 
 
+def groups(config: dict[str, object]) -> list[int]:
+    """process.user: gid and additionalGids, in the container."""
+    where = at(at(_CONFIG, "process"), "user")
+    found = jsontext.mapping(jsontext.mapping(config, "process", _CONFIG), "user", at(_CONFIG, "process"))
+    more = jsontext.array(found, "additionalGids", where)
+    return [jsontext.integer(found, "gid", where, 0), *[gid for gid in more if isinstance(gid, int)]]
+
+
 #: RLIM_INFINITY as Go's encoder writes it.
 _UNLIMITED = (1 << 64) - 1
 

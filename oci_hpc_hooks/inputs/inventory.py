@@ -23,6 +23,7 @@ from oci_hpc_hooks.model import (
     Gpus,
     HostFile,
     HostLibrary,
+    Interface,
     Inventory,
     Job,
     Need,
@@ -194,6 +195,8 @@ def _profile(found: Dict[str, Any]) -> ResolvedProfile:
         job=_job(found["job"]),
         files=tuple(map(_host_file, found["files"])),
         names=tuple(found["names"]),
+        interfaces=tuple(Interface(row["device"], row["mode"], row["name"], tuple(row["addresses"]))
+                         for row in found.get("interfaces", ())),
         gpus=_gpus(found["gpus"]),
         gpus_of=tuple(found["gpus_of"]),
         newer=Newer(**found["newer"]) if found["newer"] is not None else None,

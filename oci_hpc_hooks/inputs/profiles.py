@@ -6,6 +6,7 @@ it switches that profile off.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
@@ -42,6 +43,7 @@ def semantic_problems(document: Dict[str, Any], file: str) -> List[Problem]:
     for key in ("gpus", "gpus_of") if kind not in ("", "gpu") else ():
         if key in document:
             problems.append(Problem(file, f"$.{key}", "only a profile of a GPU stack has these"))
+    problems += _network_problems(document, file)
     seen: Dict[str, str] = {}
     for index, library in enumerate(document.get("libraries", ())):
         at = f"$.libraries[{index}]"
@@ -52,6 +54,27 @@ def semantic_problems(document: Dict[str, Any], file: str) -> List[Problem]:
                 problems.append(Problem(file, path, f"{name!r} is named by {seen[name]} already"))
             seen.setdefault(name, path)
     return problems + repeated_variants([variant["name"] for variant in document.get("variants", ())], "$.variants", file)
+
+
+def _network_problems(document: Dict[str, Any], file: str) -> List[Problem]:
+    if ("network" in document.get("provides", ())) != ("interfaces" in document):
+        if document.get("masked"):
+            return []
+        return [Problem(file, "$", "interfaces belong to a profile that provides a network, and such a profile has some")]
+    problems = []
+    for index, interface in enumerate(document.get("interfaces", ())):
+        at = f"$.interfaces[{index}]"
+        if interface["mode"] == "move" and "addresses" in interface:
+            problems.append(Problem(file, f"{at}.addresses", "an interface that is moved brings its own"))
+        if "*" in interface["device"]:
+            problems += [Problem(file, f"{at}.{key}", "more than one interface may be meant by device") for key in ("name", "addresses")
+                         if key in interface]
+        for number, address in enumerate(interface.get("addresses", ())):
+            try:
+                ipaddress.ip_interface(address)
+            except ValueError:
+                problems.append(Problem(file, f"{at}.addresses[{number}]", f"{address!r} is no address with the length of a prefix"))
+    return problems
 
 
 def repeated_variants(names: Sequence[str], at: str, file: str) -> List[Problem]:

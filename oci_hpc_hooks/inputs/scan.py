@@ -322,6 +322,7 @@ class _Resolution:
                        for one in sets),
             devices=self._profile.devices,
             job=self._profile.job,
+            interfaces=self._profile.interfaces,
             files=tuple(map(self._placed_file, files)),
             names=tuple(name for library in self._profile.libraries for name in (library.soname, *library.replaces))
             if self._profile.is_stack else (),

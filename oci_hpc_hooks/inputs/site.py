@@ -80,7 +80,7 @@ def configuration(config_dir: str, *, fixed: Sequence[str] = (), shipped: Path =
     groups = {name: ("mpi", "") if kind == "mpi" else (kind, value) for name, (kind, value) in kinds.items()}
     chosen = {groups[name] for name in named if kinds[name][0] != "launcher"}
     others = [name for name, group in groups.items() if group not in chosen]
-    others.sort(key=lambda name: (("mpi", *STACKS, "launcher").index(kinds[name][0]), name))
+    others.sort(key=lambda name: (("mpi", *STACKS, "launcher", "network").index(kinds[name][0]), name))
     names = dict.fromkeys([*named, *others])
     enabled = [found for found in map(known.get, names) if found]
     return Configuration(decided, tuple(enabled), tuple(consulted))

@@ -119,7 +119,7 @@ def kind_of(document: Any, file: str) -> str:
     for kind in KINDS:
         if named == f"{kind}.schema.json" or PurePath(file).name == f"{kind}.json":
             return kind
-    if keys & {"libraries", "masked", "job"} or PurePath(file).parent.name == "profiles.d":
+    if keys & {"libraries", "masked", "job", "interfaces"} or PurePath(file).parent.name == "profiles.d":
         return "profile"
     if "rests_on" in keys:
         return "inventory"

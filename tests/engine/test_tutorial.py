@@ -31,7 +31,7 @@ ASKED = "--annotation=org.supercontainers.gpu=acme"
 STAGES = ("", "podman")
 
 #: What acme_devices finds of its driver, as bits.
-PLUGIN, ICD, JIT, CONF, DEVICE, SOCKET, VARIABLE = (1 << bit for bit in range(7))
+PLUGIN, ICD, JIT, CONF, DEVICE, SOCKET, VARIABLE, SPOOL = (1 << bit for bit in range(8))
 LIBRARIES = PLUGIN | ICD | JIT | CONF
 
 #: The library looks for each part as drivers do.
@@ -65,6 +65,10 @@ int acme_devices(unsigned flags) {
     found |= open("/dev/acme0", O_RDWR) >= 0 ? 16 : 0;
     struct sockaddr_un at = {AF_UNIX, "/run/acme/socket"};
     found |= connect(socket(AF_UNIX, SOCK_STREAM, 0), (struct sockaddr *)&at, sizeof at) == 0 ? 32 : 0;
+    if (getenv("ACME_SPOOL")) {
+        snprintf(path, sizeof path, "%s/job", getenv("ACME_SPOOL"));
+        found |= fopen(path, "w") ? 128 : 0;
+    }
     return found | (getenv("ACME_QUEUE") ? 64 : 0);
 }
 """
@@ -131,11 +135,15 @@ def site_of(sites: Sites, node: Node, engine: Engine) -> Site:
 
 
 def found(engine: Engine, site: Site, *options: str, stage: str = "podman", image: str = "opencl-bookworm") -> tuple[int, dict[str, Any]]:
-    result = engine.run(image, "/usr/local/bin/dlcall", "libacme.so.1", "acme_devices", options=options, env={"ACME_QUEUE": "1"},
-                        hooks_dir=site.hooks_dir / stage)
+    spool = bed.scratch("spool")
+    shutil.chown(spool, engine.account.uid)
+    result = engine.run(image, "/usr/local/bin/dlcall", "libacme.so.1", "acme_devices", options=options,
+                        env={"ACME_QUEUE": "1", "ACME_SPOOL": str(spool)}, hooks_dir=site.hooks_dir / stage)
+    written = (spool / "job").exists()
+    shutil.rmtree(spool)
     said = re.fullmatch(r"libacme.so.1: acme_devices = (\d+) \((.*)\)\n", result.stdout)
     assert said, result.stdout + result.stderr
-    assert said[2].startswith(TREE)
+    assert said[2].startswith(TREE) and written == bool(int(said[1]) & SPOOL)
     return int(said[1]), site.log()[-1]
 
 
@@ -161,11 +169,12 @@ def test_the_commands_say_what_the_page_shows(sites: Sites, node: Node) -> None:
 def test_the_caller_gets_all_of_it(sites: Sites, node: Node, user: str, stage: str) -> None:
     engine = Engine("crun", user)
     site = site_of(sites, node, engine)
-    wanted = LIBRARIES | DEVICE | (SOCKET if user == "rootless" else 0) | (VARIABLE if stage else 0)
+    wanted = LIBRARIES | DEVICE | (SOCKET if user == "rootless" else 0) | (VARIABLE | SPOOL if stage else 0)
     for way in ("cold", "warm"):
         got, log = found(engine, site, ASKED, stage=stage)
         assert (got, log["path"], log["profile"]) == (wanted, way, "acme")
-    assert log.get("services", []) == ([f"{node.folder}/run/acme/socket"] if user == "rootless" else [])
+    services = log.get("services", [])
+    assert (f"{node.folder}/run/acme/socket" in services) == (user == "rootless") and len(services) == (user == "rootless") + bool(stage)
 
 
 @pytest.mark.parametrize("user", ["root", "rootless"])
@@ -179,7 +188,7 @@ def test_an_image_gets_what_anybody_may_have(sites: Sites, node: Node, scratch: 
         if user == "root":
             node.device.chmod(0o600)
             assert found(engine, site, image=image)[0] == LIBRARIES
-            assert found(engine, site, ASKED, image=image)[0] == LIBRARIES | DEVICE | VARIABLE
+            assert found(engine, site, ASKED, image=image)[0] == LIBRARIES | DEVICE | VARIABLE | SPOOL
     finally:
         node.device.chmod(0o666)
         engine.podman("rmi", "--force", image)
@@ -189,7 +198,7 @@ def test_a_site_asks_for_every_container(sites: Sites, node: Node) -> None:
     engine = Engine("crun", "rootless")
     defaults = {"org.supercontainers.gpu": "acme"}
     site = sites.made(engine.account, ["acme"], [json.loads(node.here(PROFILE))], defaults=defaults)  # type: ignore[list-item]
-    assert found(engine, site)[0] == LIBRARIES | DEVICE | SOCKET | VARIABLE
+    assert found(engine, site)[0] == LIBRARIES | DEVICE | SOCKET | VARIABLE | SPOOL
 
 
 @pytest.mark.parametrize("stage", STAGES)

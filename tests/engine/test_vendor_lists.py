@@ -34,11 +34,12 @@ SOURCES = {
 
 class Rules(NamedTuple):
     """``libraries``: patterns of file names in the loader's directories, $V the release. ``files``: patterns of paths below /, of programs,
-    configuration and firmware. ``links``: names that lead to a library, where that is there."""
+    configuration and firmware. ``links``: names that lead to a library, where that is there; ``paths``: the same of paths' ends."""
 
     libraries: Sequence[str]
     files: Sequence[str]
     links: Mapping[str, str] = {}
+    paths: Mapping[str, str] = {}
 
 
 def so(text: str, ending: str = ".so.$V") -> list[str]:
@@ -61,6 +62,7 @@ VENDORS: dict[str, Rules] = {
         ["*.so.$V", "libnvidia-nvvm70.so.*", "libnvidia-egl-gbm.so.*.*", "libnvidia-egl-wayland.so.*.*"],
         [*PROGRAMS, "/usr/bin/nvidia-imex", "/usr/bin/nvidia-imex-ctl", *CONFIGURATION, "/usr/lib/firmware/nvidia/$V/gsp*.bin"],
         {**LINKS, "libnvidia-vulkan-producer.so": "libnvidia-vulkan-producer.so.$V"},
+        {"/gbm/nvidia-drm_gbm.so": "libnvidia-allocator.so.$V"},
     ),
     "libnvidia-container": Rules(
         [*so("nvidia-ml nvidia-cfg nvidia-nscq cuda cudadebugger nvidia-opencl nvidia-gpucomp nvidia-ptxjitcompiler"),
@@ -93,8 +95,11 @@ VENDORS: dict[str, Rules] = {
 DIFFERENCES = [
     ("cdi", "-libnvidia-vulkan-producer", "needs libnvidia-egl-wayland, of another package of Debian's: it would not load here either"),
     ("cdi", "-link libnvidia-vulkan-producer.so", "Debian has no such link; where the node has it, that name leads to the library too"),
+    ("cdi", "-path /gbm/nvidia-drm_gbm.so", "Debian's packages for older GPUs have no such link; where the node has it, it comes"),
     ("cdi", "-/usr/share/X11/xorg.conf.d/*", "configuration of an X server"),
     ("cdi", "-/usr/share/OpenCL/vendors/nvidia.icd", "loaders of OpenCL look in /etc/OpenCL/vendors, where the vendor's packages have it"),
+    *((whose, "+lib[GEO]*", "vendor-neutral loaders come where the image has none") for whose in ("cdi", "libnvidia-container")),
+    ("apptainer --nv", "-libOpenCL", "the image has one, and it stays"),
     ("libnvidia-container", "-/usr/bin/nv-fabricmanager", "the service itself, which runs on the node; its socket comes"),
     ("libnvidia-container", "+/usr/bin/nvidia-imex*", "of the later generator only"),
     ("libnvidia-container", "+/etc/OpenCL/vendors/nvidia.icd", "it leaves that file to the image"),
@@ -121,11 +126,17 @@ STAND_INS = ["/usr/lib/firmware/nvidia/$V/gsp_ga10x.bin", "/usr/lib/firmware/nvi
              *(path for path in VENDORS["cdi"].files if "*" not in path and path.startswith(("/usr/bin", "/usr/share")))]
 
 
+#: Vendor-neutral loaders of the node: the image has the first of them.
+NEUTRAL = ["libOpenCL.so.1", "libGL.so.1", "libEGL.so.1", "libGLX.so.0", "libOpenGL.so.0", "libGLESv1_CM.so.1", "libGLESv2.so.2",
+           "libGLdispatch.so.0"]
+
+
 class Arrived(NamedTuple):
-    """What of a root arrives: real paths in it, and names of the loader's cache by the base name of what they lead to."""
+    """What of a root arrives: real paths in it, and names of the loader's cache and paths with the base name of what they lead to."""
 
     real: frozenset[str]
     names: Mapping[str, str]
+    paths: Mapping[str, str]
 
 
 @pytest.fixture(scope="module")
@@ -154,8 +165,8 @@ def with_stand_ins(made: Path, root: Path, version: str) -> Path:
         if not at.exists():
             at.write_text("x")
             at.chmod(0o755)
-    for name in ("libnvidia-egl-gbm.so.1.1.1", "libnvidia-egl-wayland.so.1.1.13", "libnvidia-nvvm70.so.4"):
-        soname = name if name.endswith(".so.4") else name.partition(".so")[0] + ".so.1"
+    for name in ("libnvidia-egl-gbm.so.1.1.1", "libnvidia-egl-wayland.so.1.1.13", "libnvidia-nvvm70.so.4", *NEUTRAL):
+        soname = name.partition(".so")[0] + ".so.1" if "-egl-" in name else name
         subprocess.run(["gcc", "-shared", "-nostdlib", f"-Wl,-soname,{soname}", "-o", made / LIB / "nvidia" / FOLDERS["550"] / name, "-xc",
                         "/dev/null"], check=True)
     return made
@@ -173,7 +184,8 @@ def arrived(sites: Sites, root: Path, stack: str) -> Arrived:
     rows = [*record["tree"], *record["in_place"], *record["files"]]
     leads = {f"{TREE}/{row[4]}": row[0] for row in record["tree"]}
     names = {entry.name: posixpath.basename(leads[entry.path]) for entry in ldcache.parse(cache).entries if entry.path in leads}
-    return Arrived(frozenset(row[0] for row in rows if row[0].startswith(f"{root}/")), names)
+    return Arrived(frozenset(row[0] for row in rows if row[0].startswith(f"{root}/")), names,
+                   {row[4]: posixpath.basename(row[0]) for row in (*record["tree"], *record["files"])})
 
 
 def expected(root: Path, version: str, rules: Rules) -> set[str]:
@@ -194,6 +206,8 @@ def difference(whose: str, root: Path, version: str, what: Arrived) -> set[str]:
     found = {f"-{name(path, root, version)}" for path in theirs - what.real}
     found |= {f"+{name(path, root, version)}" for path in what.real - theirs}
     there = {posixpath.basename(path) for path in theirs}
+    found |= {f"-path {end}" for end, to in rules.paths.items() if to.replace("$V", version) in there
+              and not any(path.endswith(end) and real == to.replace("$V", version) for path, real in what.paths.items())}
     return found | {f"-link {link}" for link, to in rules.links.items()
                     if to.replace("$V", version) in there and what.names.get(link) != to.replace("$V", version)}
 
@@ -217,6 +231,12 @@ def test_differences_have_their_reasons(arrivals: Mapping[str, tuple[Path, str, 
     assert not unexplained, "\n".join(f"{pair}: {drivers}" for pair, drivers in sorted(unexplained.items()))
     assert not [row for row, explains in used.items() if not explains], "a row of the table that is no difference"
     assert len(used) == len(DIFFERENCES) and all(why for _, _, why in DIFFERENCES)
+
+
+def test_neutral_loaders_come_where_the_image_has_none(arrivals: Mapping[str, tuple[Path, str, Arrived]]) -> None:
+    what = arrivals["550 with stand-ins"][2]
+    assert [name for name in NEUTRAL if what.names.get(name) != name] == ["libOpenCL.so.1"]
+    assert "libOpenCL.so.1" not in {posixpath.basename(path) for path in what.real}
 
 
 def test_every_list_brings_something(arrivals: Mapping[str, tuple[Path, str, Arrived]]) -> None:

@@ -31,6 +31,8 @@ from oci_hpc_hooks.model import (
     HostFile,
     ImageFacts,
     Mount,
+    Newer,
+    NewerLibrary,
     Request,
     ResolvedProfile,
     ResolvedSet,
@@ -39,6 +41,7 @@ from oci_hpc_hooks.model import (
 )
 from tests.unit.decide import world
 from tests.unit.elf.elf_bed import IMAGES, build, cache_of, hwcaps_of_this_cpu, made_up
+from tests.unit.elf.test_notes import OWNER, SECTION, with_note
 
 LOADER = "/lib64/ld-linux-x86-64.so.2"
 CATATONIT = Path("/usr/bin/catatonit")
@@ -799,3 +802,49 @@ def test_links_without_end_to_one_large_directory(tree: Tree, monkeypatch: pytes
     monkeypatch.setattr(Root, "find", counted)
     assert tree.gather(shell, env=["PATH=/usr/bin:/bin"]).consumers == ()
     assert len(looked) < 1500
+
+
+# ------------------------------------------------------------------------------------------------- a newer driver in the image
+
+NEWER = Newer("/usr/local/acme/compat/libacme.so.*.*", SECTION, OWNER, "driver")
+
+
+def newer_of(tree: Tree) -> Sequence[NewerLibrary]:
+    return tree.gather("/bin/app", profiles=[dataclasses.replace(world.gpu(), newer=NEWER)]).newer[NEWER.file]
+
+
+def compat(tree: Tree) -> Path:
+    tree.at("/usr/local/acme-12/compat").mkdir(parents=True)
+    tree.at("/usr/local/acme").symlink_to("acme-12")
+    return tree.at("/usr/local/acme-12/compat")
+
+
+@pytest.mark.parametrize(("text", "supports"), [
+    (b'{"format": 1, "driver": [535, 550]}', (535, 550)), (b'{"driver": []}', ()), (b'{"driver": ["535"]}', None), (b"[535]", None),
+    (b'{"driver": 535}', None), (b'{"driver": [true]}', None), (b"{", None), (b"[" * 20_000, None), (b"", None),
+])
+def test_a_newer_library_and_its_note(tree: Tree, text: bytes, supports: object) -> None:
+    folder = compat(tree)
+    with_note(folder / "libacme.so.550.54", text=text)
+    (folder / "libacme.so.1").symlink_to("libacme.so.550.54")
+    (found,) = newer_of(tree)
+    assert (found.path, found.supports) == ("/usr/local/acme/compat/libacme.so.550.54", supports)
+
+
+def test_a_newer_library_without_a_note(tree: Tree) -> None:
+    build(compat(tree) / "libacme.so.550.54", source="void acme(void) {}")
+    assert [found.supports for found in newer_of(tree)] == [None]
+
+
+def test_what_is_no_newer_library(tree: Tree) -> None:
+    """Nothing outside of the image is looked at, and nothing that is no library counts."""
+    assert list(newer_of(tree)) == []
+    folder = compat(tree)
+    build(folder / "libacme.so.1", source="void acme(void) {}")
+    os.mkfifo(folder / "libacme.so.550.1")
+    (folder / "libacme.so.550.2").mkdir()
+    (folder / "libacme.so.550.3").write_text("no library")
+    outside = with_note(tree.top.parent / "libacme.so.550.4")
+    (folder / "libacme.so.550.4").symlink_to(outside)
+    (folder / "libacme.so.550.5").symlink_to("../../../../../../../../../.." + str(outside))
+    assert list(newer_of(tree)) == []

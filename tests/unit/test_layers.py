@@ -31,6 +31,7 @@ FLOORS: Dict[str, int] = {
     "oci_hpc_hooks.report": 5,
     "oci_hpc_hooks.replay": 5,
     "oci_hpc_hooks.wireup": 5,
+    "oci_hpc_hooks.network": 5,
     "oci_hpc_hooks.precreate": 5,
     "oci_hpc_hooks.warm": 5,
     "oci_hpc_hooks.record": 5,

@@ -69,6 +69,17 @@ def test_what_has_the_release_of_the_driver_comes_too(root: Path) -> None:
     assert [note for note in notes if "libtestlonely" in note and "libtestlost.so.1" in note]
 
 
+def test_the_name_without_a_release_leads_there_too(root: Path) -> None:
+    """Where the driver has it, and for the same file."""
+    build(root / LIB / "libtestjit.so.1.2.3", soname="libtestjit.so.4", exports=("jit",))
+    build(root / LIB / "libtestother.so.1.2.3", soname="libtestother.so.1", exports=("x",))
+    (root / LIB / "libtestjit.so").symlink_to("libtestjit.so.1.2.3")
+    build(root / LIB / "libtestother.so", exports=("x",))
+    found, _ = resolved(root, driver(companions=("$ORIGIN/lib*.so.$VERSION",)))
+    assert {library.name: library.replaces for library in found.libraries if library.optional} == {
+        "libtestjit.so.4": ("libtestjit.so",), "libtestother.so.1": ()}
+
+
 def test_a_driver_without_a_release_in_its_name(tmp_path: Path) -> None:
     build(tmp_path / LIB / "libtestacme.so.1", exports=("acme",))
     found, notes = resolved(tmp_path, driver(companions=("$ORIGIN/lib*.so.$VERSION",)))

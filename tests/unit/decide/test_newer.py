@@ -9,7 +9,7 @@ import pytest
 
 from oci_hpc_hooks.decide.plan import plan
 from oci_hpc_hooks.decide.request import GPU, request
-from oci_hpc_hooks.model import NOTE, PROVED, UNPROVED, WARNING, ElfFacts, ImageFacts, Newer, NewerLibrary, Plan
+from oci_hpc_hooks.model import ERROR, NOTE, PROVED, REFUSED, UNPROVED, WARNING, Directory, ElfFacts, ImageFacts, Newer, NewerLibrary, Plan
 from tests.unit.decide.world import Image, container, elf, host, inventory, program
 from tests.unit.decide.world import gpu as stack
 
@@ -85,6 +85,20 @@ def test_the_program_is_proved_to_load_it() -> None:
     made = decide(image())
     assert made.verdict == PROVED
     assert made.drop_in is not None and made.drop_in.text.splitlines()[1] == FOLDER, "an ldconfig inside leads there too"
+
+
+def test_a_program_that_would_load_a_third_one_is_refused() -> None:
+    """A copy by DT_RPATH is neither the site's nor the newer one."""
+    facts = image()
+    third = "/opt/app/lib/libacme.so.1"
+    facts = dataclasses.replace(
+        facts, files={**facts.files, third: dataclasses.replace(facts.files[f"{FOLDER}/libacme.so.550.54"], path=third),
+                      "/usr/bin/compute": dataclasses.replace(facts.files["/usr/bin/compute"],
+                                                              elf=program("libacme.so.1", rpath="/opt/app/lib"))},
+        resolved={**facts.resolved, third: third}, directories=(*facts.directories, Directory("/opt/app/lib", 1, 1, ("libacme.so.1",))))
+    made = decide(facts)
+    assert made.verdict == REFUSED
+    assert [finding.code for finding in made.findings if finding.severity == ERROR] == ["not-taken"] and third in made.findings[-1].what
 
 
 def test_several() -> None:

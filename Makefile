@@ -2,8 +2,8 @@
 PYTHON := build/venv/bin/python
 PYTEST := $(PYTHON) -m pytest --durations=10
 
-.PHONY: help demo test test-all unit python39 debian13 lint shell bench storm rpm bench-application bench-scale matrix generated site setup images images-apps \
-	images-matrix clean
+.PHONY: help demo test test-all unit python39 debian13 lint shell bench storm rpm bench-application bench-scale matrix fuzz generated site setup images \
+	images-apps images-matrix clean
 .NOTPARALLEL:
 
 help: ## this list
@@ -62,6 +62,10 @@ bench-scale: setup images ## what 10,000 nodes ask of shared file systems: count
 
 matrix: setup images images-matrix ## every image with every MPI of a site, for real, into docs/compatibility.md (20 minutes)
 	@$(PYTHON) -m tests.matrix.matrix
+
+fuzz: setup ## every parser of foreign bytes, guided by coverage, one after the other (SECONDS=3600 in all)
+	@$(PYTHON) -c 'import atheris' 2>&- || $(PYTHON) -m pip install --quiet atheris
+	@nice -n 19 $(PYTHON) tests/fuzz/fuzz.py --seconds $(or $(SECONDS),3600)
 
 rpm: setup ## the RPM in build/rpm, and rpmlint's word on it
 	@packaging/rpm/build.sh

@@ -10,7 +10,7 @@ from oci_hpc_hooks import record
 from oci_hpc_hooks.apply.rootfs import Stale
 from oci_hpc_hooks.decide import plan as decide_plan
 from oci_hpc_hooks.decide.request import OVERRIDE, override, request, wishes
-from oci_hpc_hooks.errors import ConfigError, HookError, Precondition, Refusal
+from oci_hpc_hooks.errors import ConfigError, HookError, Precondition, Refusal, of_system
 from oci_hpc_hooks.inputs import describe, image, inventory
 from oci_hpc_hooks.linux.paths import Root
 from oci_hpc_hooks.model import ERROR, NOTHING, REFUSED, WARNING, Container, FileId, Finding, ImageFacts, Inventory, Plan, Site, Watched
@@ -45,7 +45,7 @@ def run(service: Service, trouble: Union[HookError, OSError, None] = None) -> No
     except Precondition as lacking:
         refuse(service, lacking, lacking.findings)
     except (HookError, OSError) as error:
-        told = error if isinstance(error, HookError) else HookError(f"{type(error).__name__}: {error}")
+        told = error if isinstance(error, HookError) else of_system(error)
         wish = next((wish for wish in wishes(asked) if wish.explicit), None)
         if wish is not None:
             refuse(service, HookError(told.what, origin=told.origin or wish.origin, remedy=told.remedy, who=told.who),

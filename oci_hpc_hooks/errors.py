@@ -68,6 +68,15 @@ class KernelError(HookError):
         self.errno = errno
 
 
+def of_system(error: OSError) -> HookError:
+    """A system call that failed where no caller knows better: a full disk, no memory, a file server that has lost a file."""
+    name = error.filename
+    where = f" ({name if isinstance(name, str) else ascii(name)})" if name else ""
+    return HookError(f"a system call of the hook failed: {error.strerror or error}{where}",
+                     remedy="look whether this node has disk space, memory and descriptors left and its file servers answer, "
+                     "and start the container again", who="site admin")
+
+
 def sentence(what: str, origin: str = "", remedy: str = "", who: str = "") -> str:
     """One message on one line: what, (asked for by origin), what to do (who)."""
     text = what.rstrip(".")

@@ -163,14 +163,14 @@ def run(start: Start) -> None:
     if service.is_served():
         return
     known = remembered(service.places, service.key)
-    trouble: HookError | None = None
+    trouble: HookError | OSError | None = None
     if known is not None:
         try:
             replay(service, *known)
             return
         except rootfs.Stale:
             pass
-        except HookError as error:
+        except (HookError, OSError) as error:
             trouble = error
     from oci_hpc_hooks import cold  # the whole rest of the house: only for a container not seen before, or in trouble
 

@@ -26,7 +26,7 @@ from _signal import (  # type: ignore[import-not-found]  # built in; the signal 
     signal,
 )
 
-from oci_hpc_hooks.errors import HookError
+from oci_hpc_hooks.errors import HookError, of_system
 from oci_hpc_hooks.inputs import container, jsontext, storage
 
 TYPE_CHECKING = False
@@ -110,6 +110,11 @@ def main(stage: str, *, config: str, state: str, cache: str, log: str) -> NoRetu
         complain(overdue.sentence(late.frame, late.why), stage)
     except MemoryError:
         complain("out of memory; the container was not touched.", stage)
+    except OSError as error:
+        complain(str(of_system(error)), stage)
+    except ImportError as error:
+        complain(f"a module cannot be loaded: {error}. Site admin: look whether all of oci-hpc-hooks and Python is there, "
+                 "and can be read.", stage)
     except Exception as error:
         complain(f"{type(error).__name__}: {error}. This is a defect of oci-hpc-hooks: please report it.", stage)
     posix._exit(status)  # nothing is left to tidy, and taking the interpreter down costs a millisecond

@@ -18,7 +18,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         missing = "engine tests start containers of root and of another user: run them as root"
     elif not (build / "images/bookworm.tar").exists() or not (build / "venv").exists():
         missing = "the test bed is not built: run `make setup images`"
-    places = {HERE / "attacks", HERE / "engine", HERE / "ranks"}
+    places = {HERE / "attacks", HERE / "engine", HERE / "faults", HERE / "ranks"}
     if not missing and not Path("/usr/sbin/slurmctld").exists():
         missing, places = "there is no Slurm: run `make setup`", {HERE / "ranks"}
     for item in items if missing else []:

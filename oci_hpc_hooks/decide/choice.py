@@ -98,14 +98,14 @@ def modules_alone(profile: ResolvedProfile, facts: ImageFacts) -> Tuple[Resolved
     for one in apart:
         theirs = homes.get(one.libraries[0], [])
         if not theirs:
-            raise No("no-copy", f"the image has no {one.libraries[0]} that modules of the site could be added to",
+            raise No("no-library", f"the image has no {one.libraries[0]} that modules of the site could be added to",
                      "let the site's take its place", "user")
         for module in one.modules:
-            lacking = [f"{module.name} (the site's {module.path}) needs {abi.newest(versions, '') or versions[-1]} of {file}, which "
-                       f"{copy.path} of the image does not define" for file, versions in module.elf.verneed if file == one.libraries[0]
-                       for copy in theirs if not {*versions} <= {*copy.elf.verdef}]
+            lacking = [(max(missing, key=abi.version_key), copy.path) for file, versions in module.elf.verneed if file == one.libraries[0]
+                       for copy in theirs for missing in [{*versions} - {*copy.elf.verdef}] if missing]
             if lacking:
-                lacks = lacking[0]
+                lacks = (f"{module.name} (the site's {module.path}) needs {lacking[0][0]} of {one.libraries[0]}, which {lacking[0][1]} of "
+                         "the image does not define")
                 findings.append(Finding(NOTE, "left-out", lacks))
             else:
                 libraries.append(replace(module, role="replace", optional=True))

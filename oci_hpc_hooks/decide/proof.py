@@ -173,6 +173,7 @@ class _Proof:
             if not link_map.objects[0].facts.interp:  # a module, which a program opens
                 must_be_openable(((item.path, item.facts) for item in link_map.objects), abi.libc_version(self.facts))
             self._must_have_functions(link_map)
+            self._must_have_symbols(link_map)
             _must_be_one_build(program, link_map)
             uses = self._takes_ours(program, link_map) or uses
             self._must_open(program, search, lacked, link_map)
@@ -251,6 +252,21 @@ class _Proof:
             raise No("mpi-symbols", f"{loaded.path} uses {lost}, which {host.facts.soname} (the site's {host_file(host.identity)}) does "
                      "not have", "build the program with an MPI that is no newer than the site's, or let the site offer a newer one, with "
                      "C++ and Fortran libraries of its own", "image author")
+
+    def _must_have_symbols(self, link_map: loader.LinkMap) -> None:
+        """The same for stacks whose libraries have no versions (UCX): what the image's files take from its own build. Raises No."""
+        if not self.profile.is_stack:
+            return
+        offered = {name for loaded in link_map.objects for name in loaded.facts.exports}
+        unversioned = [(library, copy.elf) for library, copy in self.choice.in_place if not copy.elf.verdef]
+        for loaded in link_map.objects:
+            for library, elf in unversioned if not host_file(loaded.identity) else ():
+                lost = sorted({*loaded.facts.imports} & {*elf.exports} - offered) if elf.soname in loaded.facts.needed else []
+                if lost:
+                    few = lost[0] + (f" and {len(lost) - 1} more functions" if len(lost) > 1 else "")
+                    raise No("symbols-missing", f"{loaded.path} uses {few} of {elf.soname}, which the site's {library.path} does not have",
+                             f"use an image with the release of {elf.soname} that the site has, or let the site offer the image's",
+                             "image author")
 
     @property
     def _offer(self) -> str:

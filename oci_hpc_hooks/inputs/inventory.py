@@ -239,6 +239,7 @@ def _set(found: Dict[str, Any]) -> ResolvedSet:
         libraries=tuple(found["libraries"]),
         modules=tuple(map(_library, found["modules"])),
         files=tuple(map(_host_file, found["files"])),
+        separable=found["separable"],
     )
 
 

@@ -136,8 +136,8 @@ def memlock_of(pid: int) -> int:
         return -1
     for line in text.splitlines():
         if line.startswith("Max locked memory"):
-            soft = line[len("Max locked memory"):].split()[0]
-            return whole_number(soft, -1)
+            soft = line[len("Max locked memory"):].split()[:1]
+            return whole_number("".join(soft), -1)
     return -1
 
 

@@ -78,7 +78,8 @@ def devices_cgroup(pid: int) -> tuple[int, str]:
     where /sys/fs/cgroup itself is of that kind, whatever else the kernel has."""
     version = 2 if is_file(V2 + "/cgroup.controllers") else 1
     with open(f"/proc/{pid}/cgroup", "rb") as file:
-        for line in file.read().decode("utf-8", "surrogateescape").splitlines():
+        # Not splitlines(): who names a cgroup may use what it takes for the end of a line, and the kernel forbids newline alone.
+        for line in file.read().decode("utf-8", "surrogateescape").split("\n")[:-1]:
             _, controllers, path = line.split(":", 2)
             if (not controllers) if version == 2 else "devices" in controllers.split(","):
                 return version, path

@@ -131,10 +131,10 @@ def entry(line: bytes) -> MountEntry:
 
 
 def unescape(text: str) -> str:
-    """Undoes the octal escapes that the kernel writes for blank, tab, newline and backslash."""
+    """Undoes the octal escapes that the kernel writes for blank, tab, newline, "#" and backslash."""
     if "\\" not in text:
         return text
-    for code, char in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
+    for code, char in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\043", "#"), ("\\134", "\\")):
         text = text.replace(code, char)
     return text
 

@@ -90,6 +90,7 @@ IMAGES: Mapping[str, Recipe] = {
     "musl": _labelled("musl-nolabel", None, "muslhello"),
     "static-nolabel": Recipe(tar="static.tar"),
     "static": _labelled("static-nolabel", None, "statichello"),
+    **{name: Recipe(tar=f"{name}.tar") for name in ("fabrics", "fabrics-old")},
     **{f"opencl-{suite}": Recipe(tar=f"opencl-{suite}.tar") for suite in ("bullseye", "bookworm", "trixie")},
     # For benchmarks/application.py.
     "apps-openmpi-nolabel": Recipe(tar="apps-openmpi.tar"),

@@ -21,6 +21,9 @@
 #   build/site/nvidia-470, 525  the same with two older ones that Debian 12 keeps beside it
 #   build/site/rocm          the same with Debian 12's ROCm runtime
 #   build/site/intel         the same with Debian 12's OpenCL driver for Intel's GPUs, and the loader of Level Zero
+#   build/site/fabrics       the root of a node with Debian 12's UCX, and libfabric 2.1 whose tcp and shm are modules
+#   build/images/fabrics     the same over Debian 12, without UCX's cma and without any module of libfabric, and their ping-pongs
+#   build/images/fabrics-old Debian 12's libfabric 1.17, with all of its providers inside, and its fi_pingpong
 #   build/images/arm64       Debian 12 for arm64, unpacked only: MPICH, mpihello, and a Python that runs this project
 #   build/site/mpich5-arm64  PyPI's mpich 5 for arm64
 #   build/qemu-aarch64       runs the programs of both (Debian 13's: it knows openat2)
@@ -33,7 +36,7 @@
 #   tests/bed/images.sh apps      what only `make bench-application` needs
 #   tests/bed/images.sh NAME...   bookworm, bookworm-openmpi, bookworm-both, bookworm-abi, bullseye, musl, static, registry,
 #                                 mpich5, openmpi4, openmpi5, trixie, trixie-libc, podman-hpc, opencl-bullseye, opencl-bookworm,
-#                                 opencl-trixie, pocl, pocl-trixie, nvidia-470, nvidia-525, nvidia-535, nvidia-550, rocm, intel, arm64, chroot,
+#                                 opencl-trixie, fabrics, pocl, pocl-trixie, nvidia-470, nvidia-525, nvidia-535, nvidia-550, rocm, intel, arm64, chroot,
 #                                 python39
 set -euo pipefail
 umask 022
@@ -79,7 +82,7 @@ make_once() {
 recipe_of() {
     local text tool source
     text=$(declare -f "$1")
-    for tool in nvidia tesla opencl compile_mpi compile_openmpi compile_bench compile_hello compile_abi conda slim with_dependencies sysroot_of unpack one_file \
+    for tool in with_shell nvidia tesla opencl compile_mpi compile_openmpi compile_bench compile_hello compile_abi conda slim with_dependencies sysroot_of unpack one_file \
         source_of \
         apt_in debian rootfs_tar wheel with_cache closure_of; do # who calls another stands before it
         [[ $text == *"$tool "* ]] && text+=$(declare -f "$tool")
@@ -216,6 +219,14 @@ one_file() {
     chmod 755 "$4.new"
     mv "$4.new" "$4"
     rm -rf "$downloads"
+}
+
+# with_shell FOLDER: busybox as the shell of a root file system
+with_shell() {
+    local name
+    unpack bookworm "$1" busybox-static
+    for name in sh cat grep kill mv sleep sort sed ls; do [ -e "$1/usr/bin/$name" ] || ln -s /bin/busybox "$1/usr/bin/$name"; done
+    [ -e "$1/bin/sh" ] || ln -s busybox "$1/bin/sh"
 }
 
 # source_of SUITE PACKAGE FOLDER: the upstream source of one of the suite's packages
@@ -488,6 +499,35 @@ build_intel() {
 }
 build_rocm() { with_dependencies bookworm site/rocm 'libc6|gcc-.*|debconf|passwd|adduser|base-passwd' libhsa-runtime64-1 libamdhip64-5; }
 
+# One build of libfabric for both sides; the image gets none of its modules.
+build_fabrics() {
+    local source=$BUILD/cache/libfabric made=$BUILD/cache/libfabric-made site=site/fabrics image=images/fabrics
+    rm -rf "$source" "$made"
+    source_of trixie libfabric "$source"
+    (
+        cd "$source"
+        quietly autoreconf -fi
+        quietly ./configure --prefix=/usr --libdir="/$LIBDIR" --disable-static --enable-only --enable-udp --enable-tcp=dl --enable-shm=dl
+        quietly make -j"$(nproc)"
+        quietly make install-exec DESTDIR="$made"
+    )
+    unpack bookworm "$site" libucx0
+    cp -a "$made/$LIBDIR"/libfabric.so.* "$site/$LIBDIR/"
+    install -m 644 -D -t "$site/$LIBDIR/libfabric" "$made/$LIBDIR"/libfabric/lib*-fi.so
+    slim bookworm "$image" ucx-utils
+    with_shell "$image"
+    rm "$image/$LIBDIR"/ucx/libuct_cma.so.*
+    cp -a "$made/$LIBDIR"/libfabric.so.* "$image/$LIBDIR/"
+    cp "$made"/usr/bin/fi_* "$image/usr/bin/"
+    with_cache "$image"
+    rootfs_tar "$image" "$image.tar"
+    slim bookworm "$image-old" libfabric-bin
+    with_shell "$image-old"
+    with_cache "$image-old"
+    rootfs_tar "$image-old" "$image-old.tar"
+    rm -rf "$source" "$made"
+}
+
 build_trixie-libc() {
     unpack trixie site/trixie-libc libc6
 }
@@ -647,7 +687,7 @@ build_apps-mpich() {
 if [ $# = 0 ]; then
     set -- mpich5 openmpi4 openmpi5 bookworm bookworm-openmpi bookworm-both bookworm-abi bullseye musl static registry trixie trixie-libc \
         podman-hpc opencl-bullseye opencl-bookworm opencl-trixie pocl pocl-trixie nvidia-470 nvidia-525 \
-        nvidia-535 nvidia-550 rocm intel arm64 chroot python39
+        nvidia-535 nvidia-550 rocm intel fabrics arm64 chroot python39
 fi
 [ "$*" != matrix ] || set -- "${MATRIX[@]}"
 [ "$*" != apps ] || set -- apps-openmpi apps-mpich mpich5 openmpi5
@@ -661,6 +701,7 @@ for target in "$@"; do
         mpich3|mpich4|mpich5|openmpi4|openmpi5|trixie|trixie-libc|trixie-openmpi|pocl|pocl-trixie|nvidia-470|nvidia-525|nvidia-535|nvidia-550|\
         rocm|intel)
             make_once "$target" "site/$target" ;;
+        fabrics) make_once fabrics site/fabrics images/fabrics images/fabrics.tar images/fabrics-old images/fabrics-old.tar ;;
         podman-hpc) make_once podman-hpc podman-hpc ;;
         chroot) make_once chroot chroots/bullseye ;;
         python39) make_once python39 chroots/python39 ;;

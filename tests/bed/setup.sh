@@ -40,6 +40,7 @@ PACKAGES=(
     docker-compose                                              # the compose client for pytest-docker; needs no docker
     mmdebstrap debian-archive-keyring ca-certificates           # images
     gcc gfortran libc6-dev musl musl-tools busybox-static       # programs inside the images
+    automake libtool                                            # libfabric's source comes without its configure
     make python3-venv python3-dev libcap-dev                    # the project (python-prctl is compiled)
     slurmctld slurmd slurm-client slurm-wlm-basic-plugins       # a batch system with PMIx and PMI-2, see slurm.py
     munge libpmix-dev                                           # slurmd opens libpmix.so, which only -dev has

@@ -42,6 +42,7 @@ TaskPlugin=task/none
 SwitchType=switch/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
+GresTypes=gpu
 AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none
 JobCompType=jobcomp/none
@@ -58,6 +59,9 @@ SlurmdSpoolDir={spool}
 TmpFS=/tmp
 PartitionName=all Nodes=ALL Default=YES MaxTime=10 State=UP OverSubscribe=FORCE:8
 """
+
+#: What Slurm takes for a node's GPUs: device files that every machine has, and that nobody opens.
+GPUS = "/dev/tty"
 
 # What makes a namespace a node; then slurmd, whose parent collects the processes that it does not know.
 NODE = """\
@@ -132,8 +136,9 @@ class Slurm:
         ports = _free_ports(1 + len(self.nodes))
         text = CONFIGURATION.format(port=ports[0], run=self._run, folder=self.folder, spool=self.spool)
         for node, port in zip(self.nodes, ports[1:]):
-            text += f"NodeName={node} NodeAddr=127.0.0.1 Port={port} CPUs=4 RealMemory=1000 State=UNKNOWN\n"
+            text += f"NodeName={node} NodeAddr=127.0.0.1 Port={port} CPUs=4 RealMemory=1000 Gres=gpu:4 State=UNKNOWN\n"
         (self.folder / "slurm.conf").write_text(text)
+        (self.folder / "gres.conf").write_text(f"Name=gpu File={GPUS}[0-3]\n")
         hosts = self.folder / "hosts"  # Open MPI and MPICH look up the names of nodes, their own too
         hosts.write_text(f"127.0.0.1 localhost {' '.join(self.nodes)}\n")
         for account in self._accounts.values():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from oci_hpc_hooks.cli import VERBS
-from oci_hpc_hooks.decide.request import GLIBC_KEYS, MPI_KEYS, MPI_MODE, MPI_SWITCH
+from oci_hpc_hooks.decide.request import GLIBC_KEYS, MPI_KEYS, MPI_MODE, MPI_SWITCH, STACK_KEYS
 from oci_hpc_hooks.inputs import validate
 from tests.matrix.cells import HOSTS, ROWS
 
@@ -59,7 +59,7 @@ def test_the_matrix_is_shown_whole() -> None:
 
 def test_every_key_is_in_the_table() -> None:
     page = (ROOT / "docs" / "labels.md").read_text()
-    for key in (*MPI_KEYS, *GLIBC_KEYS, MPI_MODE, MPI_SWITCH):
+    for key in (*MPI_KEYS, *GLIBC_KEYS, MPI_MODE, MPI_SWITCH, *(key for keys in STACK_KEYS.values() for key in keys)):
         assert f"`{key}`" in page
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any, Dict, List
 
@@ -11,6 +12,11 @@ import pytest
 from jsonschema import Draft7Validator
 
 from oci_hpc_hooks.apply import cdi
+from oci_hpc_hooks.cli import cdi as command
+from oci_hpc_hooks.inputs import gpus
+from oci_hpc_hooks.model import PROVED, Plan
+from oci_hpc_hooks.situation import Gpu
+from oci_hpc_hooks.situation import Node as NodeOfGpus
 from tests.unit.cli.test_check import APP, WISH, node, rootfs  # noqa: F401
 from tests.unit.cli.test_cli import Node, mask_shipped, valid
 
@@ -75,6 +81,23 @@ def test_names(text: str, identity: str, name: str) -> None:
 @pytest.mark.parametrize("name", ["", "-a", "a-", "a b", "a=b", "a/b", ".", "ä"])
 def test_no_names(name: str) -> None:
     assert not cdi.is_name(name)
+
+
+@pytest.mark.parametrize(("closed", "wanted"), [([], ["/dev/null", "/dev/kmsg"]), (["acme"], ["/dev/null"])])
+def test_gpus_on_the_word_of_the_image(monkeypatch: pytest.MonkeyPatch, closed: List[str], wanted: List[str]) -> None:
+    """Only those that anybody may open, as at a start of root's."""
+    assert os.stat("/dev/kmsg").st_mode & 0o006 != 0o006
+    found = NodeOfGpus()
+    found.gpus = {"acme": [Gpu(0, nodes=("/dev/null",)), Gpu(1, nodes=("/dev/kmsg",))]}
+    monkeypatch.setattr(gpus, "node", lambda stacks: found)
+    assert command._devices(Plan(PROVED, ()), {"closed": closed}) == wanted
+
+
+def test_arguments_for_charliecloud() -> None:
+    """Each file once, whatever number of devices brings it."""
+    edits = cdi.of_files([("/a b", "/c"), ("/d", "/e")], ["/dev/null"])
+    made = command.Written("v/c", "", cdi.document("v/c", {"all": edits, "0": edits}, {}))
+    assert command._bind_arguments([made]) == ["-b '/a b:/c'", "-b /d:/e"]
 
 
 # ------------------------------------------------------------------------------------------------------------ the command

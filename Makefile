@@ -48,11 +48,11 @@ shell: setup ## a shell in which podman and oci-hpc-hooks work on this machine
 	@$(PYTHON) tests/bed/bed.py shell
 
 bench: setup images ## what a hook costs, side by side (SAVE=--save: as the result that later ones are compared with)
-	@$(PYTHON) tests/bed/bed.py exec $(PYTHON) benchmarks/hook_start.py $(SAVE)
+	@$(PYTHON) tests/bed/bed.py exec $(PYTHON) benchmarks/hook_start.py $(SAVE) $(ARGUMENTS)
 	@$(PYTHON) -m benchmarks.plot
 
 storm: setup images ## 1 to 128 containers at once: what fails, and what is left behind
-	@$(PYTHON) tests/bed/bed.py exec $(PYTHON) benchmarks/storm.py
+	@$(PYTHON) tests/bed/bed.py exec $(PYTHON) benchmarks/storm.py $(ARGUMENTS)
 
 bench-application: setup images-apps ## LAMMPS, HPCC, NetPIPE and the start of ranks: native, and in containers (8 minutes; ARGUMENTS=--short)
 	@$(PYTHON) tests/bed/bed.py exec $(PYTHON) benchmarks/application.py $(ARGUMENTS)

@@ -23,6 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import results  # noqa: E402
 from benchmarks.hook_start import BENCH, machine  # noqa: E402
 from tests.bed import bed  # noqa: E402
 from tests.bed.site import MPICH5, Site  # noqa: E402
@@ -122,14 +123,16 @@ def main() -> int:
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, metavar="N", help="how many at once (default: 1, 2, 4 … 128)")
     parser.add_argument("--rounds", type=int, default=3, help="of each (default: %(default)s)")
     parser.add_argument("--runtime", choices=bed.RUNTIMES, default="crun")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/performance.md")
     parser.add_argument("--loader-cache", choices=("bind", "file"), default="file", help="how the loader's cache arrives")
     options = parser.parse_args()
 
     ground = Ground(options.runtime, options.loader_cache)
-    print(machine())
-    print(f"\n{options.runtime}, rounds: {options.rounds}; seconds until the last container has ended, medians\n", flush=True)
+    head = f"{machine()}. {options.runtime}, rounds: {options.rounds}; seconds until the last container has ended, medians:"
+    print(f"{head}\n", flush=True)
     ways = ("no hooks", "warm", "cold", "warm, precreate", "cold, precreate")
-    print("| at once | " + " | ".join(ways) + " | warm / no hooks | failed, left behind |", "| ---" * (len(ways) + 3) + " |", sep="\n")
+    lines = ["| at once | " + " | ".join(ways) + " | warm / no hooks | failed, left behind |", "| ---" * (len(ways) + 3) + " |"]
+    print("\n".join(lines), flush=True)
     bad = 0
     for number in options.sizes:
         storms = rounds(ground, number, ways, options.rounds)
@@ -138,7 +141,10 @@ def main() -> int:
         trouble = {f"{way}: {storm.trouble()}" for way, found in storms.items() for storm in found if storm.failed or storm.left}
         bad += len(trouble)
         cells = [str(number), *(f"{times[way]:.2f}" for way in ways), f"{ratio:.2f}", "; ".join(sorted(trouble)) or "none"]
-        print("| " + " | ".join(cells) + " |", flush=True)
+        lines.append("| " + " | ".join(cells) + " |")
+        print(lines[-1], flush=True)
+    if options.write:
+        results.write("storm.py", [head, "", *lines])
     return 1 if bad else 0
 
 

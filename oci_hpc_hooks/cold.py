@@ -61,7 +61,7 @@ def serve(service: Service, container: Container) -> None:
         decision, facts = decide(container, service.root, offers)
         if decision.verdict == REFUSED:
             refuse_by(service, decision)
-        rests_on = (watch(inventory.path_in(service.places.state)), *offers.rests_on)
+        rests_on = (watch(inventory.path_in(service.places.state)), *rests_on_of(container, offers))
         made, cache = record.build(decision, facts, rests_on, service.key)
         record.remember(service.places, made, cache)
         if decision.verdict == NOTHING and decision.job is None and decision.network is None:
@@ -83,6 +83,14 @@ def decide(container: Container, root: Root, offers: Inventory) -> Tuple[Plan, I
         profiles = (*profiles, offers.c_runtime)
     facts = image.gather(root, container, profiles, offers.hwcaps)
     return decide_plan.plan(container, wanted, offers, facts), facts
+
+
+def rests_on_of(container: Container, offers: Inventory) -> Sequence[Watched]:
+    """What of the inventory a decision for this container rests on: other profiles' libraries and directories make no difference to it,
+    whatever has become of them. A profile that becomes one for it does so in its own file or in site.json, on which all rest."""
+    names = {profile.name for profile in decide_plan.candidates(request(container, offers.site), offers)}
+    names |= {profile.name for profile in offers.profiles if "launcher" in profile.provides}
+    return [watched for watched in offers.rests_on if not watched.profiles or names.intersection(watched.profiles)]
 
 
 def node(places: Places) -> Inventory:

@@ -419,10 +419,12 @@ class ResolvedProfile:
 
 @dataclass(frozen=True)
 class Watched:
-    """A path whose change makes the inventory stale. ``file`` is None when it did not exist at the scan."""
+    """A path whose change makes the inventory stale. ``file`` is None when it did not exist at the scan; ``profiles`` are those for whose
+    sake alone it was looked at, none if all rest on it."""
 
     path: str
     file: Optional[FileId]
+    profiles: Tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,13 @@ from types import CodeType
 from typing import Dict, Iterable, Iterator, List, Mapping, NamedTuple, Sequence, Tuple
 
 from oci_hpc_hooks.errors import ConfigError
+from oci_hpc_hooks.inputs import container
 
 #: What every start imports.
 START = "oci_hpc_hooks.warm"
+#: What is imported where there is something to do, and at podman's own stage.
+REPLAY = ("oci_hpc_hooks.replay", "oci_hpc_hooks.wireup")
+PRECREATE = (*REPLAY, "oci_hpc_hooks.precreate")
 PACKAGE = Path(__file__).resolve().parent
 
 #: Bytes of a script's first line that the kernel reads (BINPRM_BUF_SIZE, linux/binfmts.h), its end included.
@@ -35,13 +39,16 @@ _FIRST = '#!{python} -IScimport sys;f=open(sys.argv[1],"rb",0);exec(f.read({size
 _PACKED = """\
 # Written by oci-hpc-hooks register. After these lines comes byte-code, used only if it is whole, of this very interpreter's kind, and made
 # from the modules as they are now. How and why: oci_hpc_hooks/pack.py.
+import gc
 from _frozen_importlib_external import MAGIC_NUMBER
 from binascii import crc32
 import marshal
 
+gc.disable()  # nothing lives long enough to be collected
 code = f.read({length})
 if MAGIC_NUMBER == {magic!r} and crc32(code) == {checksum}:
     unpack, *packed = marshal.loads(code)
+    del code  # its memory serves for what comes
     exec(unpack)
     install(*packed, f)
 """
@@ -53,9 +60,6 @@ import sys
 """
 
 _START = """\
-import gc
-
-gc.disable()  # nothing lives long enough to be collected
 sys.path += {path!r}  # -S leaves site-packages off the path and saves its start; so the directories are named here
 
 from oci_hpc_hooks.warm import main
@@ -68,7 +72,7 @@ def executable(python: str, path: Sequence[str], stage: str, config: str, state:
     made, whose files lie elsewhere once it is installed. Raises ConfigError if no first line can name the interpreter."""
     start = _START.format(path=list(path), stage=stage, config=config, state=state, cache=cache, log=log)
     plain = (first_line(python) + _PLAIN + start).encode()
-    code, rest = byte_code(root)
+    code, rest = byte_code(stage, root)
     text = _PACKED.format(length=len(code), magic=importlib.util.MAGIC_NUMBER, checksum=crc32(code)) + start
     packed = joined(python, text.encode(), code + rest)
     return packed if packed.index(b"\n") < FIRST_LINE else plain
@@ -121,19 +125,23 @@ def outdated(data: bytes) -> str:
     return ""
 
 
-def byte_code(root: str = "") -> Tuple[bytes, bytes]:
-    """What :func:`oci_hpc_hooks.unpack.install` is given: first what every start needs, then the code of the other modules."""
+def byte_code(stage: str, root: str = "") -> Tuple[bytes, bytes]:
+    """What :func:`oci_hpc_hooks.unpack.install` is given: first what every start needs, then, in two parts, the code of what a replay at
+    this stage needs, and of the other modules."""
     sources = {name: source._replace(file=source.file[len(root):]) for name, source in light_modules().items()}
     modules = {}
     extensions: Dict[str, str] = {}
     for name, source in sources.items():
         extensions.update(source.extensions)
         modules[name] = (source.file, source.mtime, source.size, source.is_package, (*source.extensions, *source.needs))
-    always = {name: _compiled(sources[name]) for name in _closure(START, sources)}
-    rest = marshal.dumps({name: marshal.dumps(_compiled(source)) for name, source in sources.items() if name not in always})
+    code = {name: _compiled(source) for name, source in sources.items()}
+    always = {name: code.pop(name) for name in _closure(START, sources)}
+    starts = PRECREATE if stage == container.PRECREATE else REPLAY
+    replayed = [name for start in starts for name in _closure(start, sources) if name in code]
+    parts = [marshal.dumps({name: code.pop(name) for name in dict.fromkeys(replayed)}), marshal.dumps(code)]
     first = _source("oci_hpc_hooks.unpack")
     unpack = _compiled(first._replace(file=first.file[len(root):]))
-    return marshal.dumps((unpack, modules, extensions, always, len(rest), crc32(rest))), rest
+    return marshal.dumps((unpack, modules, extensions, always, [(len(part), crc32(part)) for part in parts])), b"".join(parts)
 
 
 def _closure(name: str, sources: Mapping[str, Source]) -> Dict[str, None]:
@@ -213,8 +221,30 @@ def _is_ours(name: str) -> bool:
 
 
 def _compiled(source: Source) -> CodeType:
-    """Its code, without docstrings and without ``from __future__ import``, which would be an import at each start."""
-    tree = ast.Module([node for node in source.tree.body if not isinstance(node, ast.ImportFrom) or node.module != "__future__"], [])
-    flags = annotations.compiler_flag  # of the feature that the first import above names
-    code: CodeType = compile(tree, source.file, "exec", flags=flags, dont_inherit=True, optimize=2)
-    return code
+    """Its code, without all that no hook looks at: docstrings, ``from __future__ import`` (an import at each start), annotations, and
+    the tables of line numbers. Together they are a third of the bytes."""
+    body = [node for node in source.tree.body if not isinstance(node, ast.ImportFrom) or node.module != "__future__"]
+    tree = _Unannotated().visit(ast.Module(body, []))
+    return _without_lines(compile(ast.fix_missing_locations(tree), source.file, "exec", dont_inherit=True, optimize=2))
+
+
+class _Unannotated(ast.NodeTransformer):
+    """Takes annotations out of a syntax tree."""
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
+        node.returns = None
+        self.generic_visit(node)
+        return node
+
+    def visit_arg(self, node: ast.arg) -> ast.arg:
+        node.annotation = None
+        return node
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.stmt:
+        return ast.Assign([node.target], node.value) if node.value else ast.Pass()
+
+
+def _without_lines(code: CodeType) -> CodeType:
+    table = {"co_linetable" if hasattr(code, "co_linetable") else "co_lnotab": b""}
+    inner = tuple(_without_lines(value) if isinstance(value, CodeType) else value for value in code.co_consts)
+    return code.replace(co_consts=inner, **table)  # type: ignore[arg-type]

@@ -18,9 +18,9 @@ from oci_hpc_hooks import replay, report, warm
 from oci_hpc_hooks.apply import rootfs
 from oci_hpc_hooks.elf import ldcache
 from oci_hpc_hooks.errors import HookError
-from oci_hpc_hooks.inputs import jsontext
+from oci_hpc_hooks.inputs import jsontext, resources
 from oci_hpc_hooks.linux.paths import Root
-from oci_hpc_hooks.model import Bind, Container, FileId, Finding, ImageFacts, Plan, Watched
+from oci_hpc_hooks.model import Bind, Container, Directory, FileId, Finding, ImageFacts, Plan, Watched
 
 #: Why what is made by ourselves is there.
 COVER = "modules go with their libraries"
@@ -55,9 +55,9 @@ def build(plan: Plan, facts: Optional[ImageFacts], watched: Sequence[Watched], k
         "cache": {"target": plan.cache_target, "over": _row(plan.cache_over) if plan.cache_over else None,
                   "drop_in": [plan.drop_in.path, plan.drop_in.text] if plan.drop_in else None} if cache else None,
         "cache_length": len(cache),
-        "host_files": [[item.path, *_row(item.file)] for item in watched if item.path not in sources],
+        "host_files": [[item.path, *_row(item.file)] for item in _not_implied(watched) if item.path not in sources],
         "image_files": [[file.path, *_row(file.file)] for file in files],
-        "image_dirs": [[folder.path, folder.inode, folder.mtime_ns] for folder in facts.directories] if facts else [],
+        "image_dirs": _image_dirs(facts.directories) if facts else [],
         "findings": [finding_document(finding) for finding in plan.findings],
         "why": _why((*plan.tree, *plan.in_place, *plan.files)),
         "devices": list(plan.devices),
@@ -71,6 +71,34 @@ def build(plan: Plan, facts: Optional[ImageFacts], watched: Sequence[Watched], k
     if plan.drop_in is not None:
         record["image_files"].append([plan.drop_in.rests_on.path, *_row(plan.drop_in.rests_on.file)])
     return record, cache
+
+
+def _not_implied(watched: Sequence[Watched]) -> List[Watched]:
+    """Without those of which another row tells: to make what is missing in a directory changes that directory. And the package's own
+    profiles, which are replaced as a whole, by rename, as any package's files are: their directory tells, and who edits one in place
+    scans, or waits for the next cold start, which looks at each."""
+    there = {item.path for item in watched if item.file is not None}
+    shipped = str(resources.PROFILES)
+    found = []
+    for item in watched:
+        folder = posixpath.dirname(item.path)
+        implied = folder == shipped if item.file is not None else not os.path.lexists(item.path)  # a link that leads nowhere is there
+        if folder not in there or not implied:
+            found.append(item)
+    return found
+
+
+def _image_dirs(directories: Sequence[Directory]) -> List[List[Any]]:
+    """Each once, and nothing below what is missing."""
+    found: Dict[str, List[Any]] = {}
+    missing = set()
+    for folder in directories:
+        path = posixpath.normpath(folder.path) if ".." not in folder.path else folder.path
+        if posixpath.dirname(path) not in missing:
+            found[path] = [path, folder.inode, folder.mtime_ns]
+        if not folder.inode:
+            missing.add(path)
+    return list(found.values())
 
 
 def _why(binds: Sequence[Bind]) -> Dict[str, List[int]]:

@@ -28,18 +28,19 @@ New: Any = type(sys)
 class Unpacker:
     """Finder and loader in one, to be the first of sys.meta_path.
 
-    ``code`` has what every start needs, ``file`` the rest: ``length`` bytes with this ``checksum``. ``extensions``: modules of the standard
-    library that are files, and these; they would be searched for in one directory after the other.
+    ``code`` has what every start needs, ``file`` the rest, in ``parts`` of so many bytes with such a checksum. ``extensions``: modules of
+    the standard library that are files, and these; they would be searched for in one directory after the other.
     """
 
-    def __init__(self, modules: dict[str, Module], extensions: dict[str, str], code: dict[str, CodeType | bytes], length: int,
-                 checksum: int, file: BinaryIO) -> None:
+    def __init__(self, modules: dict[str, Module], extensions: dict[str, str], code: dict[str, CodeType], parts: list[tuple[int, int]],
+                 file: BinaryIO) -> None:
         self.modules = modules
         self.extensions = extensions
         self.code = code
-        self.length = length
-        self.checksum = checksum
+        self.parts = parts
         self.file = file
+        self.unread = True
+        self.rest: list[tuple[bytes, int]] = []
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> Any:
         """importlib asks for each module that is not in sys.modules. None: another finder has to know it."""
@@ -92,17 +93,18 @@ class Unpacker:
 
     def code_of(self, name: str) -> Any:
         """Its code, None if the file that is running has been damaged."""
-        if name not in self.code:
-            try:
-                rest = self.file.read(self.length)
+        if self.unread and name not in self.code:
+            self.unread = False
+            try:  # all of it: the hook closes every descriptor before it joins a container
+                self.rest = [(self.file.read(length), checksum) for length, checksum in self.parts]
                 self.file.close()
             except (OSError, ValueError):  # it is closed, as all descriptors are by then
-                return None
-            if crc32(rest) != self.checksum:
-                return None
-            self.code.update(loads(rest))
-        code = self.code[name]
-        return loads(code) if isinstance(code, bytes) else code
+                self.rest = []
+        while self.rest and name not in self.code:
+            part, checksum = self.rest.pop(0)
+            if crc32(part) == checksum:
+                self.code.update(loads(part))
+        return self.code.get(name)
 
     def load_extension(self, name: str) -> None:
         if name not in sys.modules:

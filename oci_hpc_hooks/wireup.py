@@ -1,21 +1,22 @@
 """What is particular to one start, beside the remembered plan: the job's directories and variables, devices (light module).
 
-Looked at and decided each time, for the next start is another rank's. A start whose plan asks for none of this does not import it.
+Looked at and decided each time, for the next start is another rank's. A start whose plan asks for none of this does not import it, and
+one that asks for devices alone imports nothing about jobs.
 """
 
 from __future__ import annotations
 
 import posix
 
-from oci_hpc_hooks.decide import job
 from oci_hpc_hooks.errors import Precondition
-from oci_hpc_hooks.inputs import container, launcher
+from oci_hpc_hooks.inputs import container
 from oci_hpc_hooks.inputs.container import DEVICE, DIRECTORY, SOCKET
+from oci_hpc_hooks.inputs.devices import devices as devices_of
 from oci_hpc_hooks.linux import namespaces, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Sequence
 
     from oci_hpc_hooks.decide.gpus import Outcome
     from oci_hpc_hooks.situation import Situation
@@ -44,21 +45,32 @@ def wire_up(start: Start, record: dict[str, Any]) -> WireUp:
     config.json that is not what the specification says."""
     made = WireUp()
     closed, opened = list(record["devices"]), list(record["open_devices"])
-    asks = record["job"] is not None or record["gpus"] is not None
-    now = launcher.situation(start.config, start.image.env, start.stage) if asks else None
+    now: Situation | None = None
+    if record["job"] is not None or record["gpus"] is not None:
+        from oci_hpc_hooks.inputs import launcher
+
+        now = launcher.situation(start.config, start.image.env, start.stage)
     chosen = gpus(made, record["gpus"], now) if record["gpus"] is not None and now is not None else None
     if chosen is not None:
         for name, nodes in chosen.nodes.items():
             (opened if name in record["gpus"]["closed"] else closed).extend(nodes)
-    devices = list(dict.fromkeys([*launcher.devices(closed, True), *launcher.devices(opened, False)]))
+    devices = list(dict.fromkeys([*devices_of(closed, True), *devices_of(opened, False)]))
     if chosen is not None and chosen.without:
         devices = [path for path in devices if not any(_matches(path, pattern) for pattern in chosen.without)]
     made.mounts += [(DEVICE, path) for path in devices]
     if devices:
         made.told["devices"] = devices
         groups(made, start, devices)
-    if record["job"] is None or now is None:
-        return made
+    if record["job"] is not None and now is not None:
+        add_job(made, record, now, devices)
+    return made
+
+
+def add_job(made: WireUp, record: dict[str, Any], now: Situation, devices: Sequence[str]) -> None:
+    """Adds what the job gives. Raises Precondition as :func:`wire_up`."""
+    from oci_hpc_hooks.decide import job
+    from oci_hpc_hooks.inputs import launcher
+
     locking = tuple([pattern.partition("*")[0] for pattern in record["job"]["locking"]])
     now.fabric = any(path.startswith(locking) for path in devices)
     outcome = job.decide(record["job"], now)
@@ -96,7 +108,6 @@ def wire_up(start: Start, record: dict[str, Any]) -> WireUp:
         made.told["launchers"] = outcome.launchers
         made.told["variables"] = len(outcome.variables)
         made.told["directories"] = [path for kind, path in made.mounts if kind != DEVICE]
-    return made
 
 
 def gpus(made: WireUp, plan: dict[str, Any], now: Situation) -> Outcome:

@@ -20,7 +20,8 @@ from oci_hpc_hooks import cli, cold, record
 from oci_hpc_hooks.apply import cdi, rootfs
 from oci_hpc_hooks.cli import check, digest, show, target
 from oci_hpc_hooks.errors import Refusal, UsageError
-from oci_hpc_hooks.inputs import gpus, inventory, launcher
+from oci_hpc_hooks.inputs import gpus, inventory
+from oci_hpc_hooks.inputs.devices import devices as devices_of
 from oci_hpc_hooks.linux import mounts
 from oci_hpc_hooks.linux.paths import Root
 from oci_hpc_hooks.model import ERROR, NOTE, NOTHING, REFUSED, WARNING, Finding, Inventory, Plan, ResolvedProfile
@@ -164,10 +165,10 @@ def _of_image(args: argparse.Namespace, places: Places) -> Tuple[int, List[Writt
 
 def _devices(plan: Plan, stacks: Optional[Dict[str, Any]]) -> List[str]:
     """As at a start of root's: on the word of the image alone, what anybody may open."""
-    found = [*launcher.devices(plan.devices, True), *launcher.devices(plan.open_devices, False)]
+    found = [*devices_of(plan.devices, True), *devices_of(plan.open_devices, False)]
     for name, units in gpus.node(stacks).gpus.items() if stacks else ():
         nodes = [path for unit in units for one in (unit, *unit.parts) for path in one.nodes]
-        found += launcher.devices(nodes, stacks is not None and name not in stacks["closed"])
+        found += devices_of(nodes, stacks is not None and name not in stacks["closed"])
     return list(dict.fromkeys(found))
 
 
@@ -227,7 +228,7 @@ def _of_profiles(args: argparse.Namespace, offers: Inventory) -> Tuple[int, List
     for profile in (known[name] for name in args.profiles or known):
         kind = f"{cdi.VENDOR}/{profile.name}"
         files = [(file.real, file.path) for file in profile.files if not (file.glibc or file.library)]
-        devices = launcher.devices(profile.devices, True)
+        devices = devices_of(profile.devices, True)
         own = _gpus(profile)
         edits = cdi.of_files(files, [*devices, *(path for nodes in own for path in nodes)])
         if profile.problems or cdi.CLASS.fullmatch(profile.name) is None or not edits:

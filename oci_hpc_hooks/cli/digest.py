@@ -14,7 +14,8 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from oci_hpc_hooks import record
 from oci_hpc_hooks.errors import UsageError, sentence
-from oci_hpc_hooks.inputs import gpus, launcher
+from oci_hpc_hooks.inputs import gpus
+from oci_hpc_hooks.inputs.devices import devices as devices_of
 from oci_hpc_hooks.linux.paths import Root
 from oci_hpc_hooks.model import Container, ImageFacts, Plan
 
@@ -44,7 +45,7 @@ def parts_of(plan: Plan, facts: Optional[ImageFacts], container: Container, root
     files = record.files(made)
     contents = {bind.source: _content(bind.source) for bind in (*plan.tree, *plan.in_place, *plan.files)}
     drop_in = plan.drop_in.text if plan.drop_in else ""
-    devices = sorted({*launcher.devices(plan.devices, True), *launcher.devices(plan.open_devices, False),
+    devices = sorted({*devices_of(plan.devices, True), *devices_of(plan.open_devices, False),
                       *(gpus.all_nodes(made["gpus"]) if made["gpus"] else ())})
     job = dataclasses.asdict(plan.job) if plan.job else {}
     job.pop("origin", None)

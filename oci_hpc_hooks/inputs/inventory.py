@@ -156,7 +156,8 @@ def _inventory(found: Dict[str, Any]) -> Inventory:
         libc_version=found["libc_version"],
         site=_site(found["site"]),
         profiles=tuple(map(_profile, found["profiles"])),
-        rests_on=tuple(Watched(watched["path"], _optional_file(watched["file"])) for watched in found["rests_on"]),
+        rests_on=tuple(Watched(watched["path"], _optional_file(watched["file"]), tuple(watched.get("profiles", ())))
+                       for watched in found["rests_on"]),
         c_runtime=_profile(found["c_runtime"]) if found["c_runtime"] is not None else None,
         cpu=_cpu(found["cpu"]) if found["cpu"] is not None else None,
         hwcaps=tuple(found.get("hwcaps", ())),

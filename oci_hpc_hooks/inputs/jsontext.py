@@ -10,7 +10,7 @@ an :class:`~oci_hpc_hooks.errors.InputError`; nothing else is raised.
 from __future__ import annotations
 
 import posix
-from _json import encode_basestring_ascii, make_scanner
+from _json import encode_basestring_ascii, make_encoder, make_scanner
 from _stat import S_ISDIR, S_ISREG
 
 from oci_hpc_hooks.errors import InputError
@@ -350,7 +350,16 @@ def string_map(source: dict[str, object], key: str, where: str) -> dict[str, str
 
 
 def dumps(value: Any) -> str:
-    """JSON text of plain values; the json module costs a hook 10 ms."""
+    """JSON text of plain values; the json module, whose encoder this calls, costs a hook 10 ms."""
+    text = "".join(_encoder(value, 0))
+    return _spelled_out(value) if "\\ud" in text else text  # perhaps half of a pair, which no reader takes
+
+
+_encoder = make_encoder(None, list, encode_basestring_ascii, None, ":", ",", False, False, True)
+
+
+def _spelled_out(value: Any) -> str:
+    """The same, with bytes of names that are no UTF-8 as text."""
     if isinstance(value, str):
         return str(encode_basestring_ascii(value.encode("utf-8", "backslashreplace").decode()))
     if value is None:
@@ -360,5 +369,5 @@ def dumps(value: Any) -> str:
     if isinstance(value, (int, float)):
         return repr(value)
     if isinstance(value, dict):
-        return "{" + ",".join([f"{dumps(str(key))}:{dumps(item)}" for key, item in value.items()]) + "}"
-    return "[" + ",".join([dumps(item) for item in value]) + "]"
+        return "{" + ",".join([f"{_spelled_out(str(key))}:{_spelled_out(item)}" for key, item in value.items()]) + "}"
+    return "[" + ",".join([_spelled_out(item) for item in value]) + "]"

@@ -8,7 +8,7 @@ Never an image's own variables: they could lead to any directory.
 from __future__ import annotations
 
 import posix
-from _stat import S_ISBLK, S_ISCHR, S_ISDIR, S_ISSOCK, S_ISVTX
+from _stat import S_ISDIR, S_ISSOCK, S_ISVTX
 
 from oci_hpc_hooks.errors import InputError
 from oci_hpc_hooks.inputs import container, jsontext
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 #: Bytes; the kernel lets a program have 6 MiB of arguments and environment.
 ENVIRONMENT_LIMIT = 8 << 20
-#: Entries of /dev that are looked at.
-_MOST_NAMES = 100_000
 
 _KINDS = ("network", "ipc", "pid", "user")
 
@@ -167,30 +165,6 @@ def _bytes(text: str) -> int:
 
 
 # ------------------------------------------------------------------------------------------------ what there is on the node
-
-def devices(patterns: Sequence[str], every: bool) -> list[str]:
-    """The device nodes that patterns stand for; those that not everybody may read and write only with ``every``, or where this process is
-    no root of the node: then the kernel looks at the caller's rights when they are opened."""
-    anybody = every or namespaces.caller_uid() != 0
-    found = []
-    for pattern in patterns:
-        folder, _, name = pattern.rpartition("/")
-        before, star, after = name.partition("*")
-        try:
-            names = [name]
-            if star:
-                names = sorted([one for one in posix.listdir(folder)[:_MOST_NAMES]
-                                if one.startswith(before) and one.endswith(after) and len(one) >= len(before) + len(after)])
-        except OSError:
-            continue
-        for one in names:
-            try:
-                mode = posix.stat(f"{folder}/{one}", follow_symlinks=False).st_mode
-            except OSError:
-                continue
-            if (S_ISCHR(mode) or S_ISBLK(mode)) and (anybody or mode & 0o006 == 0o006):
-                found.append(f"{folder}/{one}")
-    return list(dict.fromkeys(found))
 
 
 def owners(now: Situation) -> tuple[int, ...]:

@@ -69,6 +69,7 @@ def scan(configuration: Configuration) -> Scan:
     resolved = []
     notes: Dict[str, Tuple[str, ...]] = {}
     for profile in configuration.profiles:
+        node.asking = profile.name
         offers = []
         root = configuration.root(profile.name)
         root = os.path.realpath(root) if root else ""
@@ -78,6 +79,7 @@ def scan(configuration: Configuration) -> Scan:
             offers.append(resolution.run())
             notes[offers[-1].title] = tuple(resolution.notes)
         resolved.append(replace(offers[0], variants=tuple(offers[1:])))
+    node.asking = ""
     runtime = _c_runtime(node, configuration.site) if configuration.site.c_runtime == "host" else None
     cpu, cpu_note = node_cpu()
     inventory = Inventory(
@@ -87,7 +89,7 @@ def scan(configuration: Configuration) -> Scan:
         libc_version=(os.confstr("CS_GNU_LIBC_VERSION") or "").replace("glibc ", ""),
         site=configuration.site,
         profiles=tuple(resolved),
-        rests_on=tuple(Watched(path, file) for path, file in sorted(node.watched.items())),
+        rests_on=tuple(Watched(path, file, node.for_whom(path)) for path, file in sorted(node.watched.items())),
         c_runtime=runtime,
         cpu=cpu,
         hwcaps=hwcaps.of_cpuinfo(_cpuinfo(), os.uname().machine),
@@ -112,6 +114,8 @@ class _Node:
 
     def __init__(self) -> None:
         self.watched: Dict[str, Optional[FileId]] = {}
+        self.asking = ""  # the profile that is being resolved, "" for what all rest on
+        self._askers: Dict[str, Dict[str, None]] = {}
         self.unreadable: Dict[str, str] = {}
         self._facts: Dict[str, Optional[ElfFacts]] = {}
         self._loadable: Dict[str, bool] = {"": False}
@@ -137,15 +141,20 @@ class _Node:
 
     def watch(self, path: str) -> None:
         """Note that an answer rests on what ``path`` is now; of what does not exist, the topmost part that is missing."""
-        if path in self.watched:
-            return
-        try:
-            self.watched[path] = file_id(os.stat(path))
-        except OSError:
-            parent = os.path.dirname(path)
-            while not os.path.exists(parent):
-                path, parent = parent, os.path.dirname(parent)
-            self.watched[path] = None
+        if path not in self.watched:
+            try:
+                self.watched[path] = file_id(os.stat(path))
+            except OSError:
+                parent = os.path.dirname(path)
+                while not os.path.exists(parent):
+                    path, parent = parent, os.path.dirname(parent)
+                self.watched[path] = None
+        self._askers.setdefault(path, {})[self.asking] = None
+
+    def for_whom(self, path: str) -> Tuple[str, ...]:
+        """The profiles that alone rest on a path that is watched, none if all do."""
+        askers = self._askers[path]
+        return () if "" in askers else tuple(askers)
 
     def resolve(self, path: str) -> str:
         """The regular file behind a path, ""; if there is none, a file that appears there later makes the inventory stale."""

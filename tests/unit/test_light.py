@@ -22,9 +22,11 @@ REPLAY = {
     "oci_hpc_hooks.replay", "oci_hpc_hooks.report", "oci_hpc_hooks.apply", "oci_hpc_hooks.apply.rootfs", "oci_hpc_hooks.linux",
     "oci_hpc_hooks.linux.mounts", "oci_hpc_hooks.linux.namespaces", "oci_hpc_hooks.linux.paths", "oci_hpc_hooks.linux.syscalls",
 }
+#: And where it asks for devices.
+DEVICES = {"oci_hpc_hooks.wireup", "oci_hpc_hooks.inputs.devices"}
 #: And where it asks for something of the job.
-WIRE_UP = {"oci_hpc_hooks.wireup", "oci_hpc_hooks.decide", "oci_hpc_hooks.decide.job", "oci_hpc_hooks.inputs.launcher",
-           "oci_hpc_hooks.linux.cgroups", "oci_hpc_hooks.linux.bpf", "oci_hpc_hooks.situation"}
+WIRE_UP = DEVICES | {"oci_hpc_hooks.decide", "oci_hpc_hooks.decide.job", "oci_hpc_hooks.inputs.launcher", "oci_hpc_hooks.linux.cgroups",
+                     "oci_hpc_hooks.linux.bpf", "oci_hpc_hooks.situation"}
 #: And where it may get a GPU.
 GPUS = {"oci_hpc_hooks.decide.gpus", "oci_hpc_hooks.inputs.gpus"}
 #: Of the standard library beyond the bare interpreter: all but the first built in or small and written in C.
@@ -68,15 +70,21 @@ def test_what_podman_of_a_rank_imports(bare: Set[str]) -> None:
     check(modules("import oci_hpc_hooks.shim"), bare, {"oci_hpc_hooks", "oci_hpc_hooks.shim"}, {"__future__"})
 
 
+def test_what_a_plan_with_devices_imports(bare: Set[str]) -> None:
+    found = modules("import oci_hpc_hooks.warm, oci_hpc_hooks.replay, oci_hpc_hooks.wireup")
+    check(found, bare, LIGHT | REPLAY | DEVICES, ALLOWED | ALLOWED_IN_REPLAY)
+
+
 def test_what_a_rank_imports(bare: Set[str]) -> None:
-    found = modules("import oci_hpc_hooks.warm, oci_hpc_hooks.replay, oci_hpc_hooks.wireup, oci_hpc_hooks.linux.cgroups; "
-                    "import oci_hpc_hooks.linux.bpf")
+    found = modules("import oci_hpc_hooks.warm, oci_hpc_hooks.replay, oci_hpc_hooks.wireup, oci_hpc_hooks.decide.job, "
+                    "oci_hpc_hooks.inputs.launcher, oci_hpc_hooks.linux.bpf, oci_hpc_hooks.linux.cgroups")
     check(found, bare, LIGHT | REPLAY | WIRE_UP, ALLOWED | ALLOWED_IN_REPLAY)
 
 
 def test_what_a_start_with_gpus_imports(bare: Set[str]) -> None:
     found = modules("import oci_hpc_hooks.warm, oci_hpc_hooks.replay, oci_hpc_hooks.wireup, oci_hpc_hooks.linux.cgroups, "
-                    "oci_hpc_hooks.linux.bpf, oci_hpc_hooks.decide.gpus, oci_hpc_hooks.inputs.gpus")
+                    "oci_hpc_hooks.linux.bpf, oci_hpc_hooks.decide.job, "
+                    "oci_hpc_hooks.inputs.launcher, oci_hpc_hooks.decide.gpus, oci_hpc_hooks.inputs.gpus")
     check(found, bare, LIGHT | REPLAY | WIRE_UP | GPUS, ALLOWED | ALLOWED_IN_REPLAY)
 
 

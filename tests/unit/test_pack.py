@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import marshal
 import os
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ from typing import List, Set, Tuple
 import pytest
 
 from oci_hpc_hooks import pack
-from tests.unit.test_light import ALLOWED, ALLOWED_IN_REPLAY, GPUS, HEAVY, LIGHT, REPLAY, WIRE_UP, bare  # noqa: F401
+from tests.unit.test_light import ALLOWED, ALLOWED_IN_REPLAY, DEVICES, GPUS, HEAVY, LIGHT, REPLAY, WIRE_UP, bare  # noqa: F401
 
 PRECREATE = {"oci_hpc_hooks.precreate", "oci_hpc_hooks.apply.config"}
 MODULES = LIGHT | REPLAY | PRECREATE | WIRE_UP | GPUS
@@ -29,6 +30,7 @@ sys.stdout.buffer.write(pack.executable({1!r}, [{0!r}], *{2!r}))
 #: Instead of the hook's work: every module that a hook may need, and which of them were read from the package.
 PROBE = """
 import oci_hpc_hooks.replay, oci_hpc_hooks.precreate, oci_hpc_hooks.wireup, oci_hpc_hooks.linux.bpf, oci_hpc_hooks.linux.cgroups
+import oci_hpc_hooks.decide.job, oci_hpc_hooks.inputs.launcher
 import oci_hpc_hooks.decide.gpus, oci_hpc_hooks.inputs.gpus
 own = {name: module for name, module in sys.modules.items() if name.startswith("oci_hpc_hooks")}
 others = [name for name in sys.modules if name not in own]
@@ -138,18 +140,21 @@ def test_another_interpreter(hook: Hook) -> None:
     assert (set(own), set(read)) == (MODULES, MODULES)
 
 
-def sizes(hook: Hook) -> Tuple[int, int, int]:
-    """Where an executable's text ends, the code of every start, and the rest."""
+def sizes(hook: Hook) -> Tuple[int, int, int, int]:
+    """Where an executable's text ends, the code of every start, that of a replay, and the rest."""
     data = hook.file.read_bytes()
     text, code = pack.taken_apart(data)
     begin = len(data) - len(code)
-    return begin, begin + int(text.partition(b"code = f.read(")[2].partition(b")")[0]), len(data)
+    always = int(text.partition(b"code = f.read(")[2].partition(b")")[0])
+    parts = marshal.loads(code[:always])[4]
+    assert len(data) == begin + always + sum(length for length, _ in parts)
+    return begin, begin + always, begin + always + parts[0][0], len(data)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
 @pytest.mark.parametrize("how", ["flipped", "cut"])
 def test_damage_to_what_every_start_needs(hook: Hook, share: float, how: str) -> None:
-    begin, end, _ = sizes(hook)
+    begin, end, _, _ = sizes(hook)
     damage(hook, begin + int((end - begin) * share), how)
     assert hook.starts()
     own, read, _ = hook.modules()
@@ -158,12 +163,22 @@ def test_damage_to_what_every_start_needs(hook: Hook, share: float, how: str) ->
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
 @pytest.mark.parametrize("how", ["flipped", "cut"])
-def test_damage_to_the_rest(hook: Hook, share: float, how: str) -> None:
-    _, begin, end = sizes(hook)
+def test_damage_to_what_a_replay_needs(hook: Hook, share: float, how: str) -> None:
+    _, begin, end, _ = sizes(hook)
     damage(hook, begin + int((end - begin) * share), how)
     assert hook.starts()
     own, read, _ = hook.modules()
-    assert (set(own), set(read)) == (MODULES, MODULES - LIGHT)
+    assert (set(own), set(read)) == (MODULES, REPLAY | DEVICES if how == "flipped" else MODULES - LIGHT)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+@pytest.mark.parametrize("how", ["flipped", "cut"])
+def test_damage_to_the_rest(hook: Hook, share: float, how: str) -> None:
+    _, _, begin, end = sizes(hook)
+    damage(hook, begin + int((end - begin) * share), how)
+    assert hook.starts()
+    own, read, _ = hook.modules()
+    assert (set(own), set(read)) == (MODULES, MODULES - LIGHT - REPLAY - DEVICES)
 
 
 def damage(hook: Hook, place: int, how: str) -> None:
@@ -190,7 +205,7 @@ def test_an_extension_that_has_moved(hook: Hook) -> None:
     for path in found:
         data = data.replace(path.encode(), path.encode()[:-1] + b"?")
     text, code = pack.taken_apart(data)
-    begin, end, _ = sizes(hook)
+    begin, end, _, _ = sizes(hook)
     old, new = (b"== %d:" % zlib.crc32(part[: end - begin]) for part in (pack.taken_apart(hook.file.read_bytes())[1], code))
     assert text.count(old) == 1
     hook.write(pack.joined(hook.python, text.replace(old, new), code))

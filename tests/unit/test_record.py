@@ -10,14 +10,15 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Dict, Tuple
 
 import pytest
 
 from oci_hpc_hooks import record, replay
 from oci_hpc_hooks.decide.plan import plan
 from oci_hpc_hooks.elf import ldcache
-from oci_hpc_hooks.model import FileId, Plan, Request, Watched, Wish
+from oci_hpc_hooks.inputs import resources
+from oci_hpc_hooks.model import Directory, FileId, Plan, Request, Watched, Wish
 from oci_hpc_hooks.report import Places
 from tests.unit.decide import world
 
@@ -90,6 +91,29 @@ def test_how_a_key_begins(tmp_path: Path) -> None:
                         rootfs=f"{tmp_path}/rootfs", image_id="", env=("LD_LIBRARY_PATH=/x", "PATH=/bin"))
     assert key.startswith(record.key_begins(("e", "s", "c", "l"), looked_at, []))
     assert not key.startswith(record.key_begins(("e", "s", "c", "l"), replace(looked_at, cwd="/"), []))
+
+
+def test_what_another_row_tells_of_has_none(tmp_path: Path) -> None:
+    """What is missing in a directory that is looked at, and the package's own profiles."""
+    there = FileId(1, 2, 3)
+    (tmp_path / "link").symlink_to("nowhere")  # what makes it lead somewhere may not change the directory
+    shipped = str(resources.PROFILES)
+    kept = [Watched(str(tmp_path), there), Watched(f"{tmp_path}/file", there), Watched(f"{tmp_path}/link", None),
+            Watched("/none/at/all", None), Watched(shipped, there)]
+    implied = [Watched(f"{tmp_path}/none", None), Watched(f"{shipped}/mpich.json", there)]
+    rows = record.build(made(), None, [*kept, *implied], "key")[0]["host_files"]
+    assert [row[0] for row in rows] == [item.path for item in kept]
+    alone = record.build(made(), None, implied, "key")[0]["host_files"]
+    assert [row[0] for row in alone] == [item.path for item in implied]
+
+
+def test_searched_directories_have_one_row_and_none_below_what_is_missing() -> None:
+    facts = world.mpich_image().facts(world.APP)
+    names: Tuple[str, ...] = ()
+    folders = (Directory("/a", 5, 7, names), Directory("/a/", 5, 7, names), Directory("/b", 0, 0, names), Directory("/b/c", 0, 0, names),
+               Directory("/b/c/d", 0, 0, names), Directory("/a/none", 0, 0, names))
+    found = record.build(made(), replace(facts, directories=folders), (), "key")[0]["image_dirs"]
+    assert found == [["/a", 7, 5], ["/b", 0, 0], ["/a/none", 0, 0]]
 
 
 def test_a_record_survives_the_file(places: Places) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, List, Sequence
 
@@ -282,6 +283,19 @@ def test_inventory_rests_on_what_was_read(tmp_path: Path) -> None:
         assert watched(found, tmp_path / name) or watched(found, tmp_path / f"lib/../{name}"), name
     assert watched(found, "/etc/ld.so.cache")
     assert inventory.is_stale(found.inventory) == []
+
+
+def test_for_whose_sake_a_path_was_looked_at(tmp_path: Path) -> None:
+    build(tmp_path / "lib/libtestmpi.so.12", exports=MPICH)
+    wanted = profile([tmp_path / "lib", tmp_path / "own/*"])
+    other = replace(wanted, name="other", search=(str(tmp_path / "lib"), str(tmp_path / "others")))
+    (tmp_path / "own").mkdir()
+    consulted = tmp_path / "site.json"
+    found = scan(Configuration(Site(), (wanted, other), (str(consulted),))).inventory
+    whose = {item.path: item.profiles for item in found.rests_on}
+    assert whose[str(tmp_path / "own")] == (wanted.name,)
+    assert whose[str(tmp_path / "lib/libtestmpi.so.12")] == (wanted.name, "other")
+    assert whose[str(consulted)] == whose["/etc/ld.so.cache"] == ()
 
 
 def test_inventory_is_valid_and_survives_the_disk(tmp_path: Path) -> None:

@@ -51,6 +51,17 @@ def test_reads_what_json_writes(value: object, escaped: bool, indent: Any) -> No
 
 
 @settings(deadline=None)
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+                    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4), max_leaves=20))
+def test_what_is_written_is_read_again(value: object) -> None:
+    assert json.loads(jsontext.dumps(value)) == value
+
+
+def test_names_that_are_no_text_are_written_as_what_every_reader_takes() -> None:
+    text = jsontext.dumps({"image": "a\udcff", "sum": [1, ("\ud83d\ude00", None)]})
+    assert jsontext.loads(text.encode(), "it", 1 << 10)["image"] == "a\\udcff"  # type: ignore[index]
+
+
 @given(st.binary() | st.text().map(lambda text: json.dumps(text)[:-1].encode("utf-8", "surrogatepass")))
 def test_nothing_but_input_error_escapes_and_json_agrees(data: bytes) -> None:
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +15,6 @@ from hypothesis import strategies as st
 
 from oci_hpc_hooks.errors import InputError
 from oci_hpc_hooks.inputs import launcher
-from oci_hpc_hooks.linux import namespaces
 from oci_hpc_hooks.situation import Situation
 from tests.unit.inputs.conftest import DATA, PODMAN_CASES
 
@@ -144,25 +142,6 @@ def test_a_configuration_that_is_wrong_is_a_sentence(part: tuple[str, ...], valu
 
 
 # ------------------------------------------------------------------------------------------------ what there is on the node
-
-
-def test_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("only root can make device nodes")
-    for name, mode in (("a0", 0o666), ("a1", 0o600), ("a10", 0o606), ("b", 0o666)):
-        try:
-            os.mknod(tmp_path / name, stat.S_IFCHR | mode, os.makedev(1, 3))
-        except PermissionError as error:
-            pytest.skip(f"device nodes cannot be made here: {error}")
-        (tmp_path / name).chmod(mode)
-    (tmp_path / "a2").write_text("no device")
-    (tmp_path / "a3").symlink_to("a0")
-    patterns = [f"{tmp_path}/a*", f"{tmp_path}/b", f"{tmp_path}/a0", f"{tmp_path}/none", "/no/such/*"]
-    found = {every: [path.rpartition("/")[2] for path in launcher.devices(patterns, every)] for every in (True, False)}
-    assert found[True] == ["a0", "a1", "a10", "b"]
-    assert found[False] == ["a0", "a10", "b"]
-    monkeypatch.setattr(namespaces, "caller_uid", lambda: 1000)
-    assert launcher.devices(patterns, False) == launcher.devices(patterns, True)
 
 
 def test_directories_and_sockets(tmp_path: Path) -> None:

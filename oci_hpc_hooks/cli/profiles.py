@@ -1,4 +1,6 @@
-"""``oci-hpc-hooks profiles draft LIB…`` writes a profile to start from; ``profiles list`` tells which there are and what they mean here."""
+"""``oci-hpc-hooks profiles draft LIB…`` writes a profile to start from; ``profiles list`` tells which there are and what they mean here;
+``profiles show NAME`` where each value of one comes from.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +8,13 @@ import argparse
 import json
 import os
 import sys
-from pathlib import PurePath
-from typing import Any, Dict, List
+from pathlib import Path, PurePath
+from typing import Any, Dict, Iterator, List, Sequence
 
 from oci_hpc_hooks import cli
+from oci_hpc_hooks.cli import show
 from oci_hpc_hooks.errors import UsageError
-from oci_hpc_hooks.inputs import inventory, profiles, site, trust
+from oci_hpc_hooks.inputs import inventory, profiles, site, trust, validate
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -21,12 +24,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     draft.add_argument("--name", default="", help="the profile's name (default: that of FILE, or site- and the MPI family)")
     draft.add_argument("--output", type=os.path.abspath, metavar="FILE", help="a new file NAME.json instead of standard output")
     listing = actions.add_parser("list", help="which profiles there are, and what the last scan found of them", allow_abbrev=False)
-    for action in (draft, listing):
+    showing = actions.add_parser("show", help="one profile: each value, and the file that it comes from", allow_abbrev=False)
+    showing.add_argument("name", metavar="NAME", help="the profile's name")
+    for action in (draft, listing, showing):
         action.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON as described in schemas/")
 
 
 def execute(args: argparse.Namespace) -> int:
-    return _draft(args) if args.action == "draft" else _list(args)
+    return {"draft": _draft, "list": _list, "show": _show}[args.action](args)
 
 
 # ------------------------------------------------------------------------------------------------------------------- draft
@@ -111,3 +116,58 @@ def _lines(entry: Dict[str, Any]) -> List[str]:
     if entry["state"] == "on" and entry["verified"]:
         lines.append(f"  verified by {entry['verified']['by']}: {entry['verified']['source']}")
     return lines + [f"  {library}" for library in entry["libraries"]] + [f"  problem: {problem}" for problem in entry["problems"]]
+
+
+# -------------------------------------------------------------------------------------------------------------------- show
+
+def _show(args: argparse.Namespace) -> int:
+    said = values(args.config_dir, args.state_dir, args.name)
+    if args.json:
+        cli.print_json(said)
+    else:
+        (entry,) = [entry for entry in document(args.config_dir, args.state_dir)["profiles"] if entry["name"] == args.name]
+        rows = tuple((value["key"], value["value"], value["from"]) for value in said["values"])
+        show.show([_lines(entry)[0], *([show.Table(("KEY", "VALUE", "FROM"), rows)] if rows else ()),
+                   *(f"  problem: {problem}" for problem in entry["problems"])])
+    return 0
+
+
+def values(config_dir: str, state_dir: str, name: str) -> Dict[str, Any]:
+    """What ``--json`` prints: schemas/profile-values-output.schema.json. Of a list that the site extends, the site's entries go first,
+    as they count. Raises :class:`ConfigError`, UsageError."""
+    configuration = site.configuration(config_dir)
+    known = profiles.read_profiles(config_dir, [], [])
+    if name not in known:
+        hint = validate.did_you_mean(name, known) or f"; there are {', '.join(sorted(known))}"
+        raise UsageError(f"there is no profile {name!r}{hint}", remedy="oci-hpc-hooks profiles list names them", who="user")
+    profile = known[name]
+    found: List[Dict[str, str]] = []
+    if profile is not None:
+        entry = next((number for number, entry in enumerate(configuration.site.profiles) if entry.name == name), None)
+        if entry is not None:
+            path = os.path.join(config_dir, "site.json")
+            said = json.loads(Path(path).read_bytes())["profiles"][entry]
+            found += _flat(said if isinstance(said, dict) else {}, f"{path} $.profiles[{entry}]", ("name",))
+        found += _flat(json.loads(Path(profile.source).read_bytes()), f"{profile.source} $", ("$schema", "version", "name"))
+    try:
+        offers = inventory.load(state_dir)
+    except trust.Missing:
+        resolved = None
+    else:
+        resolved = next((one for one in offers.profiles if one.name == name), None)
+    for library in resolved.libraries if resolved else ():
+        found.append({"key": library.name, "value": library.real, "from": f"the last scan: {library.role}"})
+    return {"version": 1, "name": name, "masked": profile is None, "values": found}
+
+
+def _flat(value: Any, origin: str, without: Sequence[str] = (), key: str = "") -> Iterator[Dict[str, str]]:
+    """Every value that is no object or list, with its key, and where it stands: file and JSON path."""
+    if isinstance(value, dict):
+        for name, below in value.items():
+            if name not in without:
+                yield from _flat(below, f"{origin}.{name}", (), f"{key}.{name}" if key else name)
+    elif isinstance(value, list):
+        for number, below in enumerate(value):
+            yield from _flat(below, f"{origin}[{number}]", (), key)
+    else:
+        yield {"key": key, "value": value if isinstance(value, str) else json.dumps(value), "from": origin}

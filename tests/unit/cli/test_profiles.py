@@ -1,4 +1,4 @@
-"""``profiles draft`` and ``profiles list`` as a person meets them."""
+"""``profiles`` with its three actions as a person meets them."""
 
 from __future__ import annotations
 
@@ -103,3 +103,27 @@ def test_list(node: Node, library: Path) -> None:  # noqa: F811
     node.run("scan")
     library.unlink()
     assert "the inventory of this node is out of date: run oci-hpc-hooks scan" in node.run("profiles", "list").stdout
+
+
+def test_where_each_value_comes_from(node: Node, library: Path) -> None:  # noqa: F811
+    """The site's words first, then those of the profile's file, then what the scan has found."""
+    mask_shipped(node)
+    source = node.profile("ours", "libmpi.so.12")
+    site = node.site(profiles=[{"name": "ours", "search": ["/opt/first"]}])
+    assert node.run("scan").returncode == 0
+    said = valid(node.run("profiles", "show", "--json", "ours").stdout, "profile-values-output")
+    values = [(value["key"], value["value"], value["from"]) for value in said["values"]]
+    search = [value for value in values if value[0] == "search"]
+    assert search == [("search", "/opt/first", f"{site} $.profiles[0].search[0]"), ("search", str(node.lib), f"{source} $.search[0]")]
+    assert ("libraries.role", "replace", f"{source} $.libraries[0].role") in values
+    assert values[-1] == ("libmpi.so.12", str(library), "the last scan: replace")
+    plain = node.run("profiles", "show", "ours").stdout
+    assert plain.startswith(f"ours: on, available ({source})\n") and f"{site} $.profiles[0].search[0]" in plain
+
+
+def test_of_a_profile_that_is_masked_there_is_nothing(node: Node) -> None:  # noqa: F811
+    mask_shipped(node)
+    assert valid(node.run("profiles", "show", "--json", "mpich").stdout, "profile-values-output") == {
+        "version": 1, "name": "mpich", "masked": True, "values": []}
+    done = node.run("profiles", "show", "mpihc")
+    assert done.returncode == 2 and 'did you mean "mpich"' in done.stderr

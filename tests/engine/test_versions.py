@@ -38,23 +38,3 @@ def test_each_with_what_the_other_wrote(scratch: Path, make: Callable[[Path], Ve
         assert REFUSED.search(refused.stderr)[1] == str(other.inventory), refused.stderr  # type: ignore[index]
         assert_site(start(scanned))
         assert (site.log()[-1]["verdict"], site.log()[-1]["path"]) == ("proved", "cold")
-
-    # The other's plan under the name of one's own, as if their keys had the same checksum: it is made anew.
-    ours, theirs = (site.cache_dir / "plans" / log["plan"] for log in newest_of_each(site))
-    ours_bytes, theirs_bytes = ours.read_bytes(), theirs.read_bytes()
-    assert ours != theirs
-    ours.write_bytes(theirs_bytes)
-    theirs.write_bytes(ours_bytes)
-    for version, way in ((old, "cold"), (old, "warm")):
-        assert_site(start(version))
-        assert (site.log()[-1]["verdict"], site.log()[-1]["path"]) == ("proved", way)
-    assert theirs.read_bytes() == ours_bytes
-
-
-def newest_of_each(site: Site) -> list[dict[str, str]]:
-    """The last entries of either version that have a plan of their own, the newest first."""
-    found: dict[str, dict[str, str]] = {}
-    for entry in reversed(site.log()):
-        if entry["verdict"] == "proved":
-            found.setdefault(entry["plan"], entry)
-    return list(found.values())

@@ -93,6 +93,13 @@ def test_how_a_key_begins(tmp_path: Path) -> None:
     assert not key.startswith(record.key_begins(("e", "s", "c", "l"), replace(looked_at, cwd="/"), []))
 
 
+def test_a_plan_of_another_version_is_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """During an update hooks of two versions have one cache."""
+    ours = replay.head_of_key(("e", "s", "c", "l"), "image", [], [], ["app"], [], "/")
+    monkeypatch.setattr(replay, "RECORD_VERSION", replay.RECORD_VERSION - 1)
+    assert replay.head_of_key(("e", "s", "c", "l"), "image", [], [], ["app"], [], "/") != ours
+
+
 def test_what_another_row_tells_of_has_none(tmp_path: Path) -> None:
     """What is missing in a directory that is looked at, and the package's own profiles."""
     there = FileId(1, 2, 3)

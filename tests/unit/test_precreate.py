@@ -201,6 +201,14 @@ def test_a_file_of_the_loaders_cache(tmp_path: Path) -> None:
     assert path.read_bytes() == b"cache" and os.listdir(tmp_path) == [path.name]
 
 
+def test_a_file_of_the_loaders_cache_that_is_cut_short(tmp_path: Path) -> None:
+    path = Path(precreate.cache_file(str(tmp_path), b"the loader's cache"))
+    for length in range(len(b"the loader's cache")):
+        path.write_bytes(b"the loader's cache"[:length])
+        assert Path(precreate.cache_file(str(tmp_path), b"the loader's cache")).read_bytes() == b"the loader's cache"
+    assert os.listdir(tmp_path) == [path.name]
+
+
 def test_another_cache_with_the_same_checksum(tmp_path: Path) -> None:
     """The author of an image has a say in the bytes, and a checksum can be forged: another container's cache is not taken for this one's,
     nor replaced under a runtime that is about to mount it."""

@@ -211,14 +211,19 @@ def _still_holds(record: Dict[str, Any], root: Root) -> bool:
 
 
 def _tidy(folder: str) -> None:
-    """Takes away what a killed process left half written, and a quarter of the plans when there are too many."""
+    """Takes away what a killed process left half written, and a quarter of the plans when there are too many, the oldest first. What is of
+    the future is older than all else: the clock has been set back."""
+    now = time.time()
+
+    def age(entry: os.DirEntry[str]) -> float:
+        written = entry.stat(follow_symlinks=False).st_mtime
+        return now - written if written <= now + HALF_WRITTEN else now
+
     with os.scandir(folder) as entries:
         files = [entry for entry in entries if entry.is_file(follow_symlinks=False)]
-    halves = [entry for entry in files if not entry.name.endswith(WHOLE)]
-    old = time.time() - HALF_WRITTEN
-    going = [entry for entry in halves if entry.stat(follow_symlinks=False).st_mtime < old]
+    going = [entry for entry in files if not entry.name.endswith(WHOLE) and age(entry) > HALF_WRITTEN]
     if len(files) > PLANS_LIMIT:
-        going += sorted(files, key=lambda item: item.stat(follow_symlinks=False).st_mtime_ns)[: PLANS_LIMIT // 4]
+        going += sorted(files, key=age, reverse=True)[: PLANS_LIMIT // 4]
     for entry in going:
         try:
             os.unlink(entry.path)

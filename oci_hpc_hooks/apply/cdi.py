@@ -11,11 +11,11 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-import tempfile
 from typing import Any, Dict, List, Mapping, Sequence
 
 from oci_hpc_hooks.apply import config, rootfs
 from oci_hpc_hooks.errors import UsageError
+from oci_hpc_hooks.linux import files
 
 VENDOR = "oci-hpc-hooks.org"
 #: The class of devices that are the plan of one image; all others are called after their profile.
@@ -108,17 +108,7 @@ def write(folder: str, name: str, data: bytes) -> str:
     path = os.path.join(folder, name)
     try:
         os.makedirs(folder, mode=0o755, exist_ok=True)
-        fd, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=folder)
-        try:
-            with open(fd, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fchmod(fd, 0o644)
-                os.fsync(fd)
-            os.rename(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        files.put(path, data)
     except OSError as error:
         what = f"{path} cannot be written: {error.strerror}"
         raise UsageError(what, remedy="run as root, or name another --output", who="user") from None

@@ -9,13 +9,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import tempfile
 from typing import Any, Dict, List
 
 from oci_hpc_hooks import cli
 from oci_hpc_hooks.cli.check import pairs
 from oci_hpc_hooks.errors import ConfigError, InputError, UsageError
 from oci_hpc_hooks.inputs import container, jsontext
+from oci_hpc_hooks.linux.files import put
 
 #: Where the package of a distribution has the descriptor (packaging/rpm), and what register calls it.
 HOOKS_DIR = "/usr/share/containers/oci/hooks.d"
@@ -86,16 +86,7 @@ def _edited(config: Dict[str, Any], hooks: List[Dict[str, Any]], annotations: Di
 
 
 def _write(path: str, config: Dict[str, Any]) -> None:
-    """The file is replaced at once or not at all, and keeps its mode and owner."""
+    """The file keeps its mode and owner."""
     status = os.stat(path)
-    fd, temporary = tempfile.mkstemp(prefix=".config.json.", dir=os.path.dirname(path))
-    try:
-        with open(fd, "w", encoding="utf-8", errors="surrogateescape") as file:
-            file.write(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
-            os.fchmod(fd, status.st_mode & 0o7777)
-            if os.geteuid() == 0:
-                os.fchown(fd, status.st_uid, status.st_gid)
-        os.rename(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    data = (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "surrogateescape")
+    put(path, data, status.st_mode & 0o7777, (status.st_uid, status.st_gid) if os.geteuid() == 0 else None)

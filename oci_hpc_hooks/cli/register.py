@@ -16,12 +16,12 @@ import os
 import shutil
 import sys
 import sysconfig
-import tempfile
 from typing import Any, Dict, List
 
 from oci_hpc_hooks import cli, pack
 from oci_hpc_hooks.errors import UsageError
 from oci_hpc_hooks.inputs import resources, trust
+from oci_hpc_hooks.linux.files import put
 
 #: Descriptors of ``hooks.d``: podman's own containers; every container (CRI-O); engines that know prestart only; podman with its own stage
 #: precreate, which other engines refuse and which therefore has a folder of its own.
@@ -143,15 +143,5 @@ def module_path() -> List[str]:
 
 
 def _put(path: str, data: bytes) -> None:
-    directory = os.path.dirname(path)
-    os.makedirs(directory, mode=0o755, exist_ok=True)
-    # A name that does not end in .json: podman may read the folder at any moment.
-    fd, temporary = tempfile.mkstemp(prefix=".oci-hpc-hooks.", dir=directory)
-    try:
-        with open(fd, "wb") as file:
-            file.write(data)
-            os.fchmod(fd, 0o644 if path.endswith(".json") else 0o755)
-        os.rename(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+    put(path, data, 0o644 if path.endswith(".json") else 0o755)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import tempfile
 from typing import Any, Dict, List, Optional, Sequence
 
 from oci_hpc_hooks.errors import ConfigError, InputError
 from oci_hpc_hooks.inputs import jsontext, trust
+from oci_hpc_hooks.linux import files
 from oci_hpc_hooks.model import (
     Cpu,
     ElfFacts,
@@ -68,17 +68,7 @@ def write(inventory: Inventory, state_dir: str, fixed: Sequence[str] = ()) -> st
     try:
         os.makedirs(state_dir, mode=0o755, exist_ok=True)
         trust.trust_directory(state_dir, fixed, wanted_for=path)
-        fd, temporary = tempfile.mkstemp(prefix=f".{NAME}.", dir=state_dir)
-        try:
-            with open(fd, "wb") as file:
-                file.write(raw)
-                file.flush()
-                os.fchmod(fd, 0o644)
-                os.fsync(fd)
-            os.rename(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        files.put(path, raw)
     except OSError as error:
         what = f"{path} cannot be written: {error.strerror}"
         raise ConfigError(what, remedy="run as root, or name another --state-dir", who="user") from None

@@ -1,4 +1,4 @@
-"""A drafted profile injects as the shipped one does."""
+"""A profile drafted as docs/profiles.md says injects as the shipped one does."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import pytest
 from tests.bed.bed import Engine
 from tests.bed.site import MPICH5, OPENMPI5, Site
 from tests.engine.inside import HELLO, TREE, assert_runs, start
+from tests.pages import blocks
 
+NAME = "vendor-mpi"
 MPIRUN = ("mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2", "ompihello")
 
 
@@ -21,11 +23,15 @@ def test_a_drafted_profile(crun: Engine, scratch: Path, library: Path, image: st
     """It alone is on, and nothing else says where the library is."""
     site = Site(scratch / "site", crun.account)
     (site.config_dir / "profiles.d").mkdir()
-    drafted = site.command("profiles", "draft", str(library), "--output", str(site.config_dir / "profiles.d/vendor.json"))
-    assert drafted.returncode == 0, drafted.stderr
-    site.configure(profiles=["vendor"])
+    (page,) = (block.text for block in blocks("docs/profiles.md") if "profiles draft" in block.text)
+    drafted, tried = (line.split()[1:] for line in page.splitlines())
+    assert drafted[2:] == ["/opt/vendor/mpi/lib/libmpi.so.12", "--output", f"/etc/oci-hpc-hooks/profiles.d/{NAME}.json"]
+    done = site.command(*drafted[:2], str(library), "--output", f"{site.config_dir}/profiles.d/{NAME}.json")
+    assert done.returncode == 0, done.stderr
+    site.configure(profiles=[NAME])
+    assert f"{NAME}: available" in site.command(*tried).stdout
     site.scan()
     site.register()
     result, log = start(crun, site, *command, image=image)
     assert_runs(result, version, f"{TREE}{library.parent}/")
-    assert [(entry["verdict"], entry["profile"]) for entry in log] == [("proved", "vendor")]
+    assert [(entry["verdict"], entry["profile"]) for entry in log] == [("proved", NAME)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -18,10 +19,16 @@ from tests.bed.site import Site
 from tests.engine.inside import OWN_VERSION, SITE_VERSION, TREE
 from tests.engine.site import ReadySite, ready  # noqa: F401
 from tests.engine.test_check import valid
+from tests.pages import blocks
+
+_DOCKER, _, CTR_RUN, CHARLIECLOUD = (block.text for block in blocks("docs/engines.md"))
+REGISTER, ADD_RUNTIME, DOCKER_RUN = _DOCKER.splitlines()
+HOOKS = "/usr/local/share/oci-hpc-hooks/hooks.d"
 
 #: Without what a daemon wants of a machine's network and limits.
 DOCKERD = ("--iptables=false", "--ip6tables=false", "--bridge=none", "--storage-driver=overlay2", "--default-ulimit=nofile=1024:4096")
 LABEL = ("--label", "org.supercontainers.mpi=mpich")
+WISH = ("--annotation", "org.supercontainers.mpi=mpich")
 IMAGE = "bookworm-mpich"
 PROGRAM = "mpihello"
 
@@ -57,9 +64,15 @@ def root_site(ready: ReadySite) -> Site:  # noqa: F811
     return ready(Engine("crun", "root"))
 
 
-def wrap(site: Site, folder: Path, runtime: str) -> Path:
+def words(line: str, folder: Path) -> list[str]:
+    """What follows the program in a line of docs/engines.md, with the folder of hooks that the test has."""
+    assert line.count(HOOKS) == 1
+    return shlex.split(line.replace(HOOKS, f"{folder}/hooks"))[1:]
+
+
+def wrap(site: Site, folder: Path, runtime: str = "runc") -> Path:
     """The runtime that gives the hook."""
-    done = site.command("register", str(folder / "hooks"), "--wrap", runtime)
+    done = site.command(*words(REGISTER.replace("runc", runtime), folder))
     assert done.returncode == 0, done.stderr
     return folder / f"hooks/bin/oci-hpc-hooks-{runtime}"
 
@@ -67,11 +80,11 @@ def wrap(site: Site, folder: Path, runtime: str) -> Path:
 @pytest.fixture(scope="module")
 def docker(root_site: Site) -> Iterator[Daemon]:
     folder = bed.scratch("docker")
-    runtimes = {name: wrap(root_site, folder, name) for name in ("runc", "crun")}
+    runtimes = [wrap(root_site, folder, name) for name in ("runc", "crun")]
     socket = f"unix://{folder}/sock"
-    daemon = Daemon(root_site, runtimes["runc"], ("docker", "--host", socket), "dockerd", *DOCKERD, f"--host={socket}",
+    daemon = Daemon(root_site, runtimes[0], ("docker", "--host", socket), "dockerd", *DOCKERD, f"--host={socket}",
                     f"--data-root={folder}/data", f"--exec-root={folder}/exec", f"--pidfile={folder}/pid",
-                    *(f"--add-runtime=hpc-{name}={path}" for name, path in runtimes.items()))
+                    *words(ADD_RUNTIME, folder), f"--add-runtime=hpc-crun={runtimes[1]}")
     try:
         daemon.wait()
         for name, change in (("asks", "LABEL org.supercontainers.mpi=mpich"), ("silent", "ENV A=B")):
@@ -96,11 +109,11 @@ def versions(result: Result) -> str:
     ("silent", (), OWN_VERSION),
     ("silent", LABEL, SITE_VERSION),
 ])
-@pytest.mark.parametrize("runtime", ["runc", "crun"])
+@pytest.mark.parametrize("runtime", ["hpc", "hpc-crun"])
 def test_docker(docker: Daemon, runtime: str, image: str, options: tuple[str, ...], version: str) -> None:
     """By the labels of the image, and those that the caller gives to the container, which say otherwise."""
-    run = ("run", "--rm", f"--runtime=hpc-{runtime}", "--network=none", *options, image, PROGRAM)
-    assert versions(docker(*run)) == version
+    run, given = DOCKER_RUN.replace("hpc", runtime).split()[1:-1], ("--rm", "--network=none", *options)
+    assert versions(docker(*run, *given, image, PROGRAM)) == version
 
 
 def test_dockers_own_runtime_is_as_ever(docker: Daemon) -> None:
@@ -108,7 +121,7 @@ def test_dockers_own_runtime_is_as_ever(docker: Daemon) -> None:
 
 
 def test_docker_tells_why(docker: Daemon) -> None:
-    done = docker("run", "--rm", "--runtime=hpc-runc", "--network=none", "--label", "org.supercontainers.mpi=openmpi", "silent", PROGRAM)
+    done = docker("run", "--rm", "--runtime=hpc", "--network=none", "--label", "org.supercontainers.mpi=openmpi", "silent", PROGRAM)
     assert done.returncode != 0
     assert "openmpi is wanted; this site offers mpich (from annotation org.supercontainers.mpi=openmpi)" in done.stderr
     assert docker.site.log()[-1]["verdict"] == "refused"
@@ -121,7 +134,7 @@ def containerd(root_site: Site) -> Iterator[Daemon]:
     config.write_text(f'version = 2\nroot = "{folder}/root"\nstate = "{folder}/state"\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
                       f'[grpc]\naddress = "{folder}/sock"\n')
     client = ("ctr", "--address", f"{folder}/sock")
-    daemon = Daemon(root_site, wrap(root_site, folder, "runc"), client, "containerd", "--config", str(config))
+    daemon = Daemon(root_site, wrap(root_site, folder), client, "containerd", "--config", str(config))
     try:
         daemon.wait()
         Engine("crun", "root").podman("save", "--format=oci-archive", "--output", str(folder / "image.tar"),
@@ -134,12 +147,14 @@ def containerd(root_site: Site) -> Iterator[Daemon]:
         subprocess.run(["rm", "-rf", folder], check=True)
 
 
-@pytest.mark.parametrize(("options", "version"), [
-    (("--annotation", "org.supercontainers.mpi=mpich"), SITE_VERSION), ((), OWN_VERSION)])
-def test_containerd(containerd: Daemon, options: tuple[str, ...], version: str) -> None:
+@pytest.mark.parametrize("asked", [True, False])
+def test_containerd(containerd: Daemon, asked: bool) -> None:
     """By annotations: where containerd keeps labels nobody else can read them."""
-    run = ("run", "--rm", "--runc-binary", str(containerd.runtime), *options, reference(IMAGE), f"test-{len(options)}", PROGRAM)
-    assert versions(containerd(*run)) == version
+    annotation = " ".join(WISH)
+    assert annotation in CTR_RUN
+    run = words(CTR_RUN if asked else CTR_RUN.replace(annotation, ""), containerd.runtime.parents[2])
+    run[-2:] = [reference(IMAGE), f"test-{asked}", PROGRAM]
+    assert versions(containerd("run", "--rm", *run[1:])) == (SITE_VERSION if asked else OWN_VERSION)
 
 
 def test_base_spec_of_containerd(containerd: Daemon, root_site: Site, tmp_path: Path) -> None:
@@ -158,7 +173,6 @@ def test_base_spec_of_containerd(containerd: Daemon, root_site: Site, tmp_path: 
 
 # ---------------------------------------------------------------------------------------------------------------- Charliecloud
 
-WISH = ("--annotation", "org.supercontainers.mpi=mpich")
 ROOTFS = str(BUILD / "images/bookworm")
 
 
@@ -179,6 +193,20 @@ def test_charliecloud(root_site: Site, scratch: Path) -> None:
     result = ch_run(*shlex.split(done.stdout))
     assert versions(result) == SITE_VERSION
     assert "loaded /mnt/" in result.stdout
+
+
+def test_charliecloud_as_the_page_has_it(ready: ReadySite, scratch: Path) -> None:  # noqa: F811
+    """Both lines, typed by a user: an image of podman's that asks by annotation, or by its label."""
+    engine = Engine("crun", "rootless")
+    site = ready(engine)
+    shutil.chown(scratch, engine.account.uid)
+    options = f"--config-dir {site.config_dir} --state-dir {site.state_dir} --cache-dir {site.cache_dir} --log-file {site.log_file}"
+    text = CHARLIECLOUD.replace("oci-hpc-hooks", f"oci-hpc-hooks {options}")
+    for word, meant in (("IMAGE", engine.load(IMAGE)), ("PROGRAM", PROGRAM), ("DIRECTORY", ROOTFS)):
+        text = text.replace(word, meant)
+    done = engine.account.execute("bash", "-euc", text, env={"HOME": str(scratch)}, timeout=120)
+    assert versions(done) == SITE_VERSION
+    assert f"--bind={scratch}/plan/" in done.stdout and "loaded /mnt/" in done.stdout
 
 
 @pytest.mark.parametrize("form", ["apptainer", "enroot", "charliecloud"])

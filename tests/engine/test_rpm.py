@@ -1,11 +1,15 @@
 """The RPM: built, installed into the folder of a node's image, and containers started with nothing of this project but its files.
 
-What lies in it is laid over this machine's /usr, /etc and /var in a mount namespace of the test, so that every path is the one of a node.
+What is typed is that of docs/admin.md. What lies in the RPM is laid over this machine's /usr, /etc and /var, so that every path is the one
+of a node.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +20,8 @@ from tests.bed import bed
 from tests.bed.bed import ROOT, Engine, Result
 from tests.bed.site import MPICH5
 from tests.engine.inside import HELLO, assert_own, assert_site
+from tests.engine.node import Node
+from tests.pages import blocks
 
 pytestmark = pytest.mark.long
 
@@ -23,13 +29,11 @@ pytestmark = pytest.mark.long
 PRECREATE = "/usr/share/oci-hpc-hooks/hooks.d/podman"
 DEFAULT = ""
 
-LAY_OVER = """\
-mount -t overlay -o "lowerdir=$NODE/usr:/usr" overlay /usr || exit
-for folder in etc var; do
-    mount -t overlay -o "lowerdir=$NODE/$folder:/$folder,upperdir=$NODE.$folder,workdir=$NODE.$folder.work" overlay /$folder || exit
-done
-cd / && exec "$@"
-"""
+#: Of docs/admin.md, typed in this order.
+INSTALL, CONFIGURE, PRECREATE_FOR_ALL, FIRST, REFUSAL = (block.text for block in blocks("docs/admin.md")[:5])
+SHOWN = [block.text for block in blocks("docs/admin.md")[5:] if block.kind != "json"]
+CONF = "/etc/containers/containers.conf.d/hooks.conf"
+UNITS = ("oci-hpc-hooks-scan.service", "oci-hpc-hooks-scan.path")
 
 
 def sh(*command: object) -> str:
@@ -39,41 +43,40 @@ def sh(*command: object) -> str:
 
 
 @pytest.fixture(scope="module")
-def package() -> Path:
-    """Built from this checkout; rpmlint has nothing to say that is not meant so."""
-    sh("packaging/rpm/build.sh")
-    (made,) = (bed.BUILD / "rpm/RPMS").glob("*/*.rpm")
-    return made
+def package() -> Iterator[Path]:
+    """As the page has it, from this checkout: rpmlint has nothing to say that is not meant so."""
+    folder = bed.scratch("rpmbuild")
+    make, rebuild, _ = INSTALL.splitlines()
+    environment = {**os.environ, "HOME": str(folder), "MAKEFLAGS": ""}
+    for line in (make, rebuild.replace("rpmbuild", "rpmbuild --nodeps")):  # what is installed here is known to dpkg, not to rpm
+        done = subprocess.run(["bash", "-euc", line], capture_output=True, text=True, cwd=ROOT, env=environment)
+        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+    (made,) = folder.glob("rpmbuild/RPMS/*/oci-hpc-hooks-*.rpm")
+    yield made
+    shutil.rmtree(folder)
 
 
-class Node:
-    """A folder with the RPM's files, and commands with them in their places."""
+class RpmNode(Node):
+    """A node with the RPM's files, configured and scanned as the page says."""
 
     def __init__(self, folder: Path, package: Path) -> None:
-        self.folder = folder / "node"
-        self.mounted = folder / "image"
-        for name in ("node.etc", "node.etc.work", "node.var", "node.var.work", "image", "upper", "work"):
+        for name in ("image", "upper", "work"):
             (folder / name).mkdir(mode=0o755)
+        mounted = folder / "image"
         # As who makes the image of a diskless node: another system's folder, in which the scriptlets run. That one has no Python.
         layers = f"lowerdir={bed.BUILD}/images/bookworm,upperdir={folder}/upper,workdir={folder}/work"
-        sh("mount", "-t", "overlay", "-o", layers, "overlay", self.mounted)
+        sh("mount", "-t", "overlay", "-o", layers, "overlay", mounted)
+        _, self.validate, enable = CONFIGURE.splitlines()
         try:
-            self.installed = sh("rpm", "--root", self.mounted, "--nodeps", "--ignorearch", "-i", package)
-            self.files = sh("rpm", "--root", self.mounted, "-V", "--nodeps", "oci-hpc-hooks")
+            self.installed = sh("rpm", "--root", mounted, "--nodeps", "--ignorearch", "-i", package)
+            self.changed = sh("rpm", "--root", mounted, "-V", "--nodeps", "oci-hpc-hooks")
+            sh(*enable.replace("enable --now", f"--root={mounted} enable").split())
         finally:
-            sh("umount", self.mounted)
-        sh("cp", "-dR", "--preserve=mode,ownership,timestamps", folder / "upper", self.folder)
+            sh("umount", mounted)
+        sh("cp", "-dR", "--preserve=mode,ownership,timestamps", folder / "upper", folder / "node")
+        super().__init__(folder / "node", {})
         site = {"version": 1, "profiles": [{"name": "mpich", "search": [str(MPICH5)]}]}
-        (self.folder / "etc/oci-hpc-hooks/site.json").write_text(json.dumps(site))
-
-    def run(self, *command: str, timeout: float = 120) -> Result:
-        bed.enter()
-        # The virtual environment of the bed is not in PATH: what runs is in the RPM.
-        account = bed.root_account()
-        env = {**account.environment(), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "NODE": str(self.folder)}
-        env.pop("PYTHONPATH", None)
-        line = ["unshare", "--mount", "--propagation", "private", "sh", "-c", LAY_OVER, "sh", *command]
-        return subprocess.run(line, capture_output=True, text=True, timeout=timeout, env=env, check=False)
+        (self.files / "etc/oci-hpc-hooks/site.json").write_text(json.dumps(site))
 
     def hello(self, engine: Engine, hooks_dir: str, *options: str, image: str = "bookworm-mpich",
               command: Sequence[str] = HELLO) -> Result:
@@ -84,23 +87,86 @@ class Node:
 
 
 @pytest.fixture(scope="module")
-def node(package: Path) -> Iterator[Node]:
+def node(package: Path) -> Iterator[RpmNode]:
+    """After what systemd does when the service is enabled."""
     folder = bed.scratch("rpm")
-    made = Node(folder, package)
-    done = made.run("oci-hpc-hooks", "scan")
+    made = RpmNode(folder, package)
+    assert not (made.files / "var/lib/oci-hpc-hooks/inventory.json").exists(), "what one node offers has no place in an image for all"
+    assert "site.json: ok" in made.typed(made.validate).stdout
+    (starts,) = re.findall("^ExecStart=(.*)$", (made.files / "usr/lib/systemd/system" / UNITS[0]).read_text(), re.MULTILINE)
+    done = made.typed(f"OPTIONS=; . /etc/sysconfig/oci-hpc-hooks; {starts}")
     assert done.returncode == 0 and "mpich: available" in done.stdout, done.stdout + done.stderr
     yield made
     subprocess.run(["rm", "-rf", "--one-file-system", folder], check=True)
 
 
-def test_no_scriptlet_does_anything_in_an_image(node: Node) -> None:
+def test_no_scriptlet_does_anything_in_an_image(node: RpmNode) -> None:
     assert node.installed == ""
-    assert [line for line in node.files.splitlines() if "missing" in line and " g " not in line] == []
-    assert not (node.folder / "var/lib/oci-hpc-hooks/inventory.json").exists(), "what one node offers has no place in an image for all"
+    assert [line for line in node.changed.splitlines() if "missing" in line and " g " not in line] == []
+
+
+def test_the_units(node: RpmNode) -> None:
+    """systemd reads them without a word, and knows when to start them."""
+    done = node.run("systemd-analyze", "verify", "--man=no", *(f"/usr/lib/systemd/system/{unit}" for unit in UNITS))
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+    for unit in UNITS:
+        assert (node.files / "etc/systemd/system/multi-user.target.wants" / unit).is_symlink()
+
+
+def test_the_first_container_and_the_first_refusal(node: RpmNode) -> None:
+    """As docs/admin.md has them; the image is without labels, and gets what is proposed for it."""
+    engine = Engine("crun", "root")
+    base, image, name = engine.load("bookworm-mpich-nolabel"), "localhost/bed/first", engine.new_name()
+
+    def types(line: str, image: str = image) -> Result:
+        line = line.replace("IMAGE", image).replace("PROGRAM", " ".join(HELLO))
+        return node.typed(line.replace("podman run", f"podman run --rm --net=none --name={name}"))
+
+    doctor, label, check, run, last = FIRST.splitlines()
+    assert "all well" in types(doctor).stdout
+    proposed = types(label.replace("PROGRAM", "mpihello"), base).stdout
+    assert "LABEL org.supercontainers.mpi=mpich" in proposed
+    (node.files / "Containerfile").write_text(f"FROM {base}\n{proposed}")
+    engine.podman("build", "--quiet", "--tag", image, "--file", str(node.files / "Containerfile"), str(node.files / "etc"), check=True)
+    try:
+        assert types(check).stdout.startswith(f"{image}: proved")
+        assert_site(types(run))
+        assert ": proved, " in types(last).stdout.splitlines()[0] and "profile mpich" in types(last).stdout
+        command, shown = REFUSAL.splitlines()
+        refused = types(command.lstrip("$ "))
+        assert refused.returncode == 126 and shown in refused.stderr, refused.stderr
+        assert shown.partition("oci-hpc-hooks: ")[2] in types(last).stdout
+        types(f"mkdir -p /etc/containers/containers.conf.d; cat >{CONF} <<'END'\n{PRECREATE_FOR_ALL}END\n")
+        doctor = "env --unset=CONTAINERS_CONF " + doctor  # where this machine's needs are
+        assert f"{PRECREATE}  {CONF}" in re.sub(" {2,}", "  ", types(doctor).stdout)
+    finally:
+        node.run("rm", "-f", CONF)
+        engine.podman("rmi", "--force", image)
+
+
+def test_what_the_page_shows(node: RpmNode, rootful: Engine) -> None:
+    """Of a scheduler's words, of a fault, and of what a site publishes."""
+    features, fault, publish = SHOWN
+    command, shown = features.splitlines()
+    for host, line in (("n1", shown), (os.uname().nodename, node.typed(command.lstrip("$ ")).stdout.rstrip("\n"))):
+        assert re.fullmatch(rf"NodeName={host} Feature=mpi-mpich,x86_64(,\w+)*", line)
+
+    executable = "/usr/libexec/oci/hooks.d/oci-hpc-hooks-createruntime"
+    done = node.typed(f"mv {executable} /var/gone; {fault.splitlines()[0].lstrip('$ ')} || code=$?; mv /var/gone {executable}; exit $code")
+    lines = [" ".join(line.split()) for line in fault.splitlines()]
+    said = " ".join(done.stdout.split())
+    assert done.returncode == 1 and " ".join(lines[-3:]) in said, done.stdout
+    for line in (*lines[5:8], "mpich available", "slurm available nothing to be found"):
+        assert line in said, done.stdout
+
+    published = publish.replace("/srv/", "/var/")
+    check = f"oci-hpc-hooks check --inventory {published.split()[-1]} {rootful.load('bookworm-mpich')}"
+    done = node.typed(f"mkdir -p /var/www/systems\n{published}{check}")
+    assert done.returncode == 0 and "on alpha-gpu: proved" in done.stdout, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("hooks_dir", [DEFAULT, PRECREATE], ids=["default", "precreate"])
-def test_containers_get_the_sites_mpi(node: Node, rootful: Engine, hooks_dir: str) -> None:
+def test_containers_get_the_sites_mpi(node: RpmNode, rootful: Engine, hooks_dir: str) -> None:
     for way in ("cold", "warm"):
         assert_site(node.hello(rootful, hooks_dir))
         (entry,) = json.loads(node.run("oci-hpc-hooks", "last", "--json", "-n", "1").stdout)["entries"]
@@ -109,16 +175,16 @@ def test_containers_get_the_sites_mpi(node: Node, rootful: Engine, hooks_dir: st
     node.run("sh", "-c", "rm -rf /var/cache/oci-hpc-hooks/plans")
 
 
-def test_an_image_build_is_left_alone(node: Node, rootful: Engine) -> None:
+def test_an_image_build_is_left_alone(node: RpmNode, rootful: Engine) -> None:
     steps = f"FROM {rootful.load('bookworm-mpich')}\nRUN mpiexec -n 2 mpihello && test ! -e /dev/.oci-hpc\n"
-    (node.folder / "Containerfile").write_text(steps)
+    (node.files / "Containerfile").write_text(steps)
     done = node.run("podman", "--runtime", rootful.runtime, "build", "--network=none", "--no-cache", "--tag", "localhost/bed/rpm",
-                    "--file", str(node.folder / "Containerfile"), str(node.folder / "etc"))
+                    "--file", str(node.files / "Containerfile"), str(node.files / "etc"))
     assert done.returncode == 0 and "4.0.2" in done.stdout + done.stderr, done.stdout + done.stderr
     node.run("podman", "image", "rm", "localhost/bed/rpm")
 
 
-def test_hooks_run_what_is_packed_in_them(node: Node) -> None:
+def test_hooks_run_what_is_packed_in_them(node: RpmNode) -> None:
     """The times of the installed modules are those of the packed ones: nothing of ours is read from the disk."""
     script = "cd /var && echo '{}' | strace -f -e trace=openat /usr/libexec/oci/hooks.d/oci-hpc-hooks-createruntime"
     done = node.run("sh", "-c", script)
@@ -127,7 +193,7 @@ def test_hooks_run_what_is_packed_in_them(node: Node) -> None:
     assert read == []
 
 
-def test_the_command(node: Node, rootful: Engine) -> None:
+def test_the_command(node: RpmNode, rootful: Engine) -> None:
     image = rootful.load("bookworm-mpich")
     for words, says in [
         (["validate", "/etc/oci-hpc-hooks/site.json"], "ok"),

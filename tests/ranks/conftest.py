@@ -14,6 +14,7 @@ from tests.bed.bed import Engine
 from tests.bed.site import MPICH5, OPENMPI4, Site
 from tests.bed.slurm import Slurm
 from tests.engine.conftest import engine, scratch, tidy  # noqa: F401
+from tests.pages import blocks
 
 HooksOf = Callable[[Engine, Path], Path]
 
@@ -52,8 +53,9 @@ def programs() -> Iterator[Path]:
 def shim() -> Iterator[Path]:
     """A folder with a podman that hands the launcher's socket on, as ``register --podman`` writes it."""
     folder = bed.scratch("shim")
-    program = str(bed.BUILD / "venv/bin/oci-hpc-hooks")
-    bed.root_account().execute(program, "register", "--podman", str(folder / "bin"), check=True)
+    (page,) = (block.text for block in blocks("docs/slurm.md") if "--podman" in block.text)
+    assert "/usr/local/bin" in page
+    bed.root_account().execute(*page.replace("/usr/local/bin", f"{folder}/bin").split(), check=True)
     yield folder / "bin"
     shutil.rmtree(folder)
 

@@ -14,10 +14,13 @@ import pytest
 from tests.bed.bed import ROOT, Account, Engine, Result
 from tests.bed.site import MPICH5, OPENMPI5
 from tests.bed.slurm import Slurm
+from tests.pages import blocks
 from tests.ranks.conftest import HooksOf
 from tests.ranks.launch import assert_wired, in_front
 
 FILES = ROOT / "packaging/containers.conf.d"
+#: How a scientist starts ranks: of Open MPI, on several nodes.
+LINE = blocks("docs/scientists.md")[0].text
 OURS = "/usr/share/oci-hpc-hooks/hooks.d/podman"
 POD = """\
 apiVersion: v1
@@ -73,10 +76,12 @@ def test_no_flags(slurm: Slurm, programs: Path, hooks_of: HooksOf, shim: Path, n
     """The site's MPI, the job's variables and directories, and the descriptor, by ``podman run IMAGE PROGRAM``."""
     engine = Engine("crun", user)
     family, site, version = ("mpich", MPICH5, "5.0.2") if mpi == "pmi2" else ("openmpi", OPENMPI5, "5.0.11")
-    podman = ["podman", "run", "--rm", f"--volume={programs}:/ranks:ro", engine.load(f"bookworm-{family}"), f"/ranks/{family}"]
+    line = LINE.replace("-N 2 -n 8", "--nodes=1 --ntasks=2").replace("--mpi=pmix", f"--mpi={mpi}")
+    line = line.replace("podman run IMAGE", f"podman run --rm --volume={programs}:/ranks:ro {engine.load(f'bookworm-{family}')}")
+    srun, start = line.replace("PROGRAM", f"/ranks/{family}").split("podman ")
     with installed(slurm.account(engine.account), name, hooks_of(engine, site)) as variables:
-        step = [f"--mpi={mpi}", "--nodes=1", "--ntasks=2", *in_front(shim, engine.account)]
-        result = slurm.execute(*environment(variables), "srun", *step, *podman, account=engine.account)
+        step = [*srun.split(), *in_front(shim, engine.account), "podman", *start.split()]
+        result = slurm.execute(*environment(variables), *step, account=engine.account)
     assert_wired(result, version, [2])
     assert slurm.containers() == []
 

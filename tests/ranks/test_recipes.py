@@ -16,8 +16,9 @@ from tests.bed.bed import BUILD, ROOT, Engine, Result, reference
 from tests.bed.site import MPICH5, OPENMPI5, Site
 from tests.bed.slurm import Slurm
 from tests.engine.conftest import SiteMaker, make_site  # noqa: F401
+from tests.pages import blocks
 from tests.ranks.conftest import HooksOf
-from tests.ranks.launch import NAMESPACES, ranks
+from tests.ranks.launch import NAMESPACES, assert_wired, ranks
 
 PAGE = (ROOT / "docs/slurm.md").read_text()
 RECIPES = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
@@ -123,6 +124,19 @@ def test_mpirun_ends_the_others_by_itself(slurm: Slurm, programs: Path, refusing
     line = (f"PATH={refusing}:$PATH; {BUILD}/site/{release}/bin/mpirun --allow-run-as-root -n 2 podman run --rm {' '.join(NAMESPACES)} "
             f"{variables} --volume /tmp:/tmp --volume {programs}:/ranks:ro {engine.load('bookworm-openmpi')} /ranks/openmpi")
     assert_refused(slurm.inside("n1", "bash", "-c", line, timeout=30))
+
+
+def test_mpirun_by_hand(slurm: Slurm, programs: Path, hooks_of: HooksOf) -> None:
+    """The line of docs/labels.md: the site's launcher, and in the image an older release of its family."""
+    engine = Engine("crun", "root")
+    (line,) = (block.text for block in blocks("docs/labels.md") if block.text.startswith("mpirun"))
+    for words, meant in (("mpirun", f"{OPENMPI5.parent}/bin/mpirun --allow-run-as-root"),
+                         ("podman run", f"podman --hooks-dir {hooks_of(engine, OPENMPI5)} run --rm"),
+                         ("IMAGE PROGRAM", f"--volume {programs}:/ranks:ro {engine.load('bookworm-openmpi')} /ranks/openmpi")):
+        assert line.count(words) == 1
+        line = line.replace(words, meant)
+    result = slurm.inside("n1", "bash", "-c", line, timeout=60)
+    assert_wired(result, "5.0.11", [2])
 
 
 # ------------------------------------------------------------------------------------------------ one node is odd

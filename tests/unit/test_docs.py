@@ -11,9 +11,9 @@ from oci_hpc_hooks.cli import VERBS
 from oci_hpc_hooks.decide.request import GLIBC_KEYS, MPI_KEYS, MPI_MODE, MPI_SWITCH, STACK_KEYS
 from oci_hpc_hooks.inputs import validate
 from tests.matrix.cells import HOSTS, ROWS
+from tests.pages import ROOT, pages
 
-ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = pages()
 BLOCKS = [(page, text) for page in PAGES for text in re.findall(r"```json\n(.*?)```", page.read_text(), re.DOTALL)]
 
 
@@ -42,9 +42,11 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_make_targets_exist() -> None:
+    """Of README.md, docs/contributing.md and the others."""
     targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = set(re.findall(r"`make ([a-z0-9-]+)`|^    make ([a-z0-9-]+)", (ROOT / "README.md").read_text(), re.MULTILINE))
-    assert {name for pair in named for name in pair if name} <= targets
+    text = "".join(page.read_text() for page in PAGES)
+    named = set(re.findall(r"`make ([a-z0-9-]+)`|^    make ([a-z0-9-]+)", text, re.MULTILINE))
+    assert {"demo", "test", "unit", "rpm"} <= {name for pair in named for name in pair if name} <= targets
 
 
 def test_the_matrix_is_shown_whole() -> None:

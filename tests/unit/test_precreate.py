@@ -64,6 +64,16 @@ def test_a_source_that_names_another_container() -> None:
     assert container.proposed(given).bundle.startswith("/var/lib/")
 
 
+def test_the_store_has_its_record_where_dev_shm_lies() -> None:
+    """podman shuffles mounts; of those that it makes itself some lie below its runroot."""
+    given = proposal()
+    run = [{"destination": f"/etc/{name}", "source": f"/run/overlay-containers/{ID}/userdata/{name}"} for name in ("hosts", "hostname")]
+    shm = {"destination": "/dev/shm", "source": f"/var/lib/containers/storage/overlay-containers/{ID}/userdata/shm"}
+    for order in ([*run, shm], [shm, *run], [run[0], shm, run[1]]):
+        given["mounts"] = order
+        assert container.proposed(given).bundle == f"/var/lib/containers/storage/overlay-containers/{ID}/userdata"
+
+
 def test_mounts_are_added_last_and_nobody_can_write_through_them() -> None:
     before = proposal()
     after = copy.deepcopy(before)
@@ -199,6 +209,14 @@ def test_a_file_of_the_loaders_cache(tmp_path: Path) -> None:
     path.symlink_to(tmp_path / "elsewhere")
     precreate.cache_file(str(tmp_path), b"cache")
     assert path.read_bytes() == b"cache" and os.listdir(tmp_path) == [path.name]
+
+
+def test_a_file_of_the_loaders_cache_that_is_cut_short(tmp_path: Path) -> None:
+    path = Path(precreate.cache_file(str(tmp_path), b"the loader's cache"))
+    for length in range(len(b"the loader's cache")):
+        path.write_bytes(b"the loader's cache"[:length])
+        assert Path(precreate.cache_file(str(tmp_path), b"the loader's cache")).read_bytes() == b"the loader's cache"
+    assert os.listdir(tmp_path) == [path.name]
 
 
 def test_another_cache_with_the_same_checksum(tmp_path: Path) -> None:

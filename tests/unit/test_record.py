@@ -93,6 +93,13 @@ def test_how_a_key_begins(tmp_path: Path) -> None:
     assert not key.startswith(record.key_begins(("e", "s", "c", "l"), replace(looked_at, cwd="/"), []))
 
 
+def test_a_plan_of_another_version_is_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """During an update hooks of two versions have one cache."""
+    ours = replay.head_of_key(("e", "s", "c", "l"), "image", [], [], ["app"], [], "/")
+    monkeypatch.setattr(replay, "RECORD_VERSION", replay.RECORD_VERSION - 1)
+    assert replay.head_of_key(("e", "s", "c", "l"), "image", [], [], ["app"], [], "/") != ours
+
+
 def test_what_another_row_tells_of_has_none(tmp_path: Path) -> None:
     """What is missing in a directory that is looked at, and the package's own profiles."""
     there = FileId(1, 2, 3)
@@ -158,6 +165,47 @@ def test_what_a_killed_process_left_goes_with_the_next_plan(places: Places) -> N
         os.utime(folder / name, (time.time() - age,) * 2)
     record.remember(places, {**found, "key": "other"}, cache)
     assert sorted(os.listdir(folder)) == sorted([replay.plan_file("key"), replay.plan_file("other"), "0-1.ldcache", "tmpwriting"])
+
+
+@pytest.mark.parametrize("days", [-300, 300])
+def test_a_clock_that_jumps(places: Places, days: int) -> None:
+    """A plan is what it is whatever its time, and what a killed process left goes although it seems to be of the future."""
+    found, cache = record.build(made(), None, (), "key")
+    record.remember(places, found, cache)
+    folder = Path(places.cache) / "plans"
+    (folder / "tmpkilled").touch()
+    for file in folder.iterdir():
+        os.utime(file, (time.time() + days * 86400,) * 2)
+    assert replay.remembered(places, "key") is not None
+    record.remember(places, {**found, "key": "other"}, cache)
+    assert sorted(os.listdir(folder)) == sorted(replay.plan_file(key) for key in ("key", "other"))
+
+
+def test_plans_of_the_future_go_first(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock was set back: what is written now is not thrown away at once for being the oldest."""
+    monkeypatch.setattr(record, "PLANS_LIMIT", 16)
+    found = {**record.build(made(), None, (), "")[0], "cache_length": 0}
+    for number in range(16):
+        record.remember(places, {**found, "key": str(number)}, b"")
+        file = Path(places.cache) / "plans" / replay.plan_file(str(number))
+        os.utime(file, (time.time() + 86400 + number,) * 2)
+    record.remember(places, {**found, "key": "now"}, b"")
+    assert len(os.listdir(file.parent)) == 13
+    assert replay.remembered(places, "now") is not None
+
+
+def test_a_plan_cut_at_each_byte_is_none(places: Places) -> None:
+    """The node went down before all of it was on the disk: record and loader cache are of one file with one checksum."""
+    found, cache = record.build(made(), None, (), "key")
+    record.remember(places, found, cache)
+    file = Path(places.cache) / "plans" / replay.plan_file("key")
+    whole = file.read_bytes()
+    assert cache and whole.endswith(cache) and replay.remembered(places, "key") is not None
+    for length in range(len(whole)):
+        for lost in (whole[:length], whole[:length] + bytes(len(whole) - length)):  # a file may have its length and not its content
+            if lost != whole:
+                file.write_bytes(lost)
+                assert replay.remembered(places, "key") is None, length
 
 
 def test_a_place_that_cannot_be_written_is_no_error(places: Places) -> None:

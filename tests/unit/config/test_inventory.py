@@ -121,6 +121,21 @@ def test_broken_inventory_is_a_sentence(state: Path, spoil: Callable[[bytes], by
         inventory.load(str(state))
 
 
+def test_cut_at_each_byte(state: Path) -> None:
+    """The node went down while a copy of it was written: only the line end that nobody needs may be missing."""
+    path = Path(inventory.write(an_inventory(Watched("/etc/y", FileId(1, 2, 3))), str(state)))
+    whole = path.read_bytes()
+    believed = []
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        try:
+            inventory.load(str(state))
+            believed.append(length)
+        except ConfigError as error:
+            assert "run oci-hpc-hooks scan" in str(error)
+    assert believed == [len(whole) - 1]
+
+
 def test_stale(tmp_path: Path) -> None:
     def found() -> Inventory:
         return scan(Configuration(Site(), (), (str(tmp_path / "site.json"), str(tmp_path / "gone"), str(tmp_path / "no/such/x")))).inventory

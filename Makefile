@@ -2,7 +2,7 @@
 PYTHON := build/venv/bin/python
 PYTEST := $(PYTHON) -m pytest --durations=10
 
-.PHONY: help demo test test-all unit python39 debian13 lint shell bench storm rpm bench-application bench-scale matrix fuzz generated site setup images \
+.PHONY: help demo test test-all unit python39 debian13 lint shell bench storm rpm bench-application bench-scale matrix fuzz soak generated site setup images \
 	images-apps images-matrix clean
 .NOTPARALLEL:
 
@@ -66,6 +66,9 @@ matrix: setup images images-matrix ## every image with every MPI of a site, for 
 fuzz: setup ## every parser of foreign bytes, guided by coverage, one after the other (SECONDS=3600 in all)
 	@$(PYTHON) -c 'import atheris' 2>&- || $(PYTHON) -m pip install --quiet atheris
 	@nice -n 19 $(PYTHON) tests/fuzz/fuzz.py --seconds $(or $(SECONDS),3600)
+
+soak: setup images ## starts and stops with hooks of two versions side by side, and what they leave behind (COUNT=2000, ARGUMENTS=--write)
+	@$(PYTHON) -m tests.soak.soak --count $(or $(COUNT),2000) $(ARGUMENTS)
 
 rpm: setup ## the RPM in build/rpm, and rpmlint's word on it
 	@packaging/rpm/build.sh

@@ -25,14 +25,14 @@ def save(document: dict[str, Any], kind: str = "") -> Path:
     return path
 
 
-def write(program: str, lines: Sequence[str]) -> None:
-    """Put these lines into docs/performance.md, in place of what the marks of this program enclose there."""
+def write(program: str, lines: Sequence[str], page: Path = DOCUMENT) -> None:
+    """Put these lines into docs/performance.md, or into another page, in place of what the marks of this program enclose there."""
     begin, end = (f"<!-- benchmarks/{program}: {word} -->" for word in ("begin", "end"))
-    head, found, rest = DOCUMENT.read_text().partition(begin)
+    head, found, rest = page.read_text().partition(begin)
     _, closed, tail = rest.partition(end)
     if not found or not closed:
-        raise ValueError(f"{DOCUMENT}: no {begin} or no {end}")
-    DOCUMENT.write_text("\n".join([head + begin, "", *lines, "", end + tail]))
+        raise ValueError(f"{page}: no {begin} or no {end}")
+    page.write_text("\n".join([head + begin, "", *lines, "", end + tail]))
 
 
 def beside(rows: dict[str, dict[str, float]], before: dict[str, Any]) -> list[str]:

@@ -11,6 +11,7 @@ import argparse
 import configparser
 import json
 import re
+import runpy
 import subprocess
 import sys
 import tempfile
@@ -187,12 +188,15 @@ def verified() -> str:
         profile = json.loads(path.read_text(encoding="utf-8"))
         ((kind, value),) = profile["provides"].items()
         rows.append(f"| `{profile['name']}` | {kind} `{value}` | {profile['verified']['by']} | {_cell(profile['verified']['source'])} |")
-    for path in sorted((ROOT / "tests/hardware").glob("*.json")):
-        said = json.loads(path.read_text(encoding="utf-8"))["verified"]
-        rows.append(f"| (fixture `{path.stem}`) | | {said['by']} | {_cell(said['source'])} |")
+    nodes = {path.stem: json.loads(path.read_text(encoding="utf-8"))["verified"] for path in (ROOT / "tests/hardware").glob("*.json")}
+    made: Mapping[str, Mapping[str, str]] = runpy.run_path(str(ROOT / "tests/unit/gpu_bed.py"))["VERIFIED"]
+    trees = {f"/proc and /sys: {name}": said for name, said in made.items()}
+    fixtures = [f"| {name} | {said['by']} | {_cell(said['source'])} |" for name, said in {**nodes, **trees}.items()]
     head = ["| profile | answers | tried by | source |", "| --- | --- | --- | --- |"]
+    stand_in = "How GPUs are told from one another is tested on trees of files like those of a node's kernel, for 1, 4, 8 and 16 GPUs."
+    second = ["", "## Nodes that tests stand in for", "", stand_in, "", "| node | made from | source |", "| --- | --- | --- |", *fixtures]
     origin = "Made from the profiles themselves; on a node `oci-hpc-hooks profiles list` tells the same of its own."
-    return "\n".join(["# By what each profile has been tried", "", what, "", origin, "", *head, *rows, ""])
+    return "\n".join(["# By what each profile has been tried", "", what, "", origin, "", *head, *rows, *second, ""])
 
 
 # ---------------------------------------------------------------------------------------------------------------- man pages

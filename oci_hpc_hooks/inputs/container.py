@@ -103,16 +103,17 @@ def proposed(config: dict[str, object]) -> State:
 
     No process is there yet, so pid is 0. The id stands in no field of its own: podman puts it into the path of the cgroup
     (``/libpod_parent/libpod-ID``, ``machine.slice:libpod:ID``) and into the sources of its own mounts
-    (``…-containers/ID/userdata/…``), which tell the bundle too. "" where neither tells.
+    (``…-containers/ID/userdata/…``), which tell the bundle too: that of /dev/shm lies where the store has its record, others where podman
+    keeps what a reboot forgets. "" where neither tells.
     """
     group = jsontext.string(_linux(config), "cgroupsPath", at(_CONFIG, "linux"), "").replace(":", "-")
     _, mark, identity = group.rpartition("libpod-")
     identity = identity if mark else ""
     bundle = ""
-    for _, _, source, _ in mounts(config):
+    for where, _, source, _ in mounts(config):
         above, mark, _ = source.partition("/userdata/")
         store, _, name = above.rpartition("/")
-        if mark and _is_id(name) and store.endswith("-containers") and identity in (name, ""):
+        if mark and _is_id(name) and store.endswith("-containers") and identity in (name, "") and (not bundle or where == "/dev/shm"):
             identity, bundle = name, above + "/userdata"
     return State(identity if _is_id(identity) else "", 0, bundle, "creating", annotations_of(config))
 

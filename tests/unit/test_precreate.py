@@ -64,6 +64,16 @@ def test_a_source_that_names_another_container() -> None:
     assert container.proposed(given).bundle.startswith("/var/lib/")
 
 
+def test_the_store_has_its_record_where_dev_shm_lies() -> None:
+    """podman shuffles mounts; of those that it makes itself some lie below its runroot."""
+    given = proposal()
+    run = [{"destination": f"/etc/{name}", "source": f"/run/overlay-containers/{ID}/userdata/{name}"} for name in ("hosts", "hostname")]
+    shm = {"destination": "/dev/shm", "source": f"/var/lib/containers/storage/overlay-containers/{ID}/userdata/shm"}
+    for order in ([*run, shm], [shm, *run], [run[0], shm, run[1]]):
+        given["mounts"] = order
+        assert container.proposed(given).bundle == f"/var/lib/containers/storage/overlay-containers/{ID}/userdata"
+
+
 def test_mounts_are_added_last_and_nobody_can_write_through_them() -> None:
     before = proposal()
     after = copy.deepcopy(before)

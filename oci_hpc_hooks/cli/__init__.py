@@ -21,7 +21,7 @@ VERBS: Dict[str, str] = {
     "check": "decide for an image or a root filesystem what a hook would do, without starting a container",
     "label": "propose the labels that an image should have, by what is in it",
     "validate": "hold configuration files against their schemas",
-    "profiles": "draft a profile from a library of this node, or list those that there are",
+    "profiles": "draft a profile from a library of this node, list those that there are, or show one",
     "register": "write the hook executables and descriptors of this installation",
     "unregister": "take away what register has written",
     "bundle": "give the hook to a plain OCI bundle, for runtimes without an engine and Slurm's --container",

@@ -95,6 +95,7 @@ def test_from_nothing_to_the_sites_mpi(newcomer: Newcomer) -> None:
     (proposal,) = set(re.findall("`(oci-hpc-hooks label .*?)`", (ROOT / "README.md").read_text()))
     proposed = newcomer.types(proposal.replace("PROGRAM", "mpihello")).stdout
     assert LABEL in proposed
+    assert blocks("docs/labels.md")[0].text == LABEL
     (newcomer.checkout / "Containerfile").write_text(f"FROM {IMAGE}\n{LABEL}")
     newcomer.types("podman build --quiet --tag IMAGE --file Containerfile .")
 

@@ -146,7 +146,7 @@ def test_the_first_container_and_the_first_refusal(node: RpmNode) -> None:
 
 def test_what_the_page_shows(node: RpmNode, rootful: Engine) -> None:
     """Of a scheduler's words, of a fault, and of what a site publishes."""
-    features, fault, publish = SHOWN
+    features, fault, publish, _ = SHOWN
     command, shown = features.splitlines()
     for host, line in (("n1", shown), (os.uname().nodename, node.typed(command.lstrip("$ ")).stdout.rstrip("\n"))):
         assert re.fullmatch(rf"NodeName={host} Feature=mpi-mpich,x86_64(,\w+)*", line)
@@ -163,6 +163,40 @@ def test_what_the_page_shows(node: RpmNode, rootful: Engine) -> None:
     check = f"oci-hpc-hooks check --inventory {published.split()[-1]} {rootful.load('bookworm-mpich')}"
     done = node.typed(f"mkdir -p /var/www/systems\n{published}{check}")
     assert done.returncode == 0 and "on alpha-gpu: proved" in done.stdout, done.stdout + done.stderr
+
+
+def test_switched_off(node: RpmNode, rootful: Engine) -> None:
+    """Both ways of docs/admin.md, and the way back."""
+    one, all_of_node = SHOWN[-1].splitlines()
+    descriptor = all_of_node.partition("mv ")[2].partition("{")[0]
+
+    def types(line: str) -> Result:
+        line = line.replace("IMAGE PROGRAM", f"{rootful.load('bookworm-mpich')} {' '.join(HELLO)}")
+        return node.typed(line.replace("podman run", f"podman --runtime={rootful.runtime} run --rm --net=none --name={rootful.new_name()}"))
+
+    assert_own(types(one))
+    run = one.replace("--annotation org.supercontainers.mpi=none ", "")
+    assert_site(types(run))
+    assert types(all_of_node).returncode == 0
+    try:
+        assert_own(types(run))
+    finally:
+        node.run("mv", f"{descriptor}.off", descriptor)
+    assert_site(types(run))
+
+
+def test_an_update_that_refuses_everything(node: RpmNode, rootful: Engine) -> None:
+    """``"on_refusal": "run-without"`` counts from the next start on, without a scan."""
+    asked = ("--annotation=org.supercontainers.mpi=openmpi",)
+    path = "/etc/oci-hpc-hooks/site.json"
+    assert node.hello(rootful, DEFAULT, *asked).returncode == 126
+    site = node.run("cat", path).stdout
+    try:
+        node.typed(f"cat >{path} <<'END'\n{json.dumps({**json.loads(site), 'on_refusal': 'run-without'})}\nEND\n")
+        assert_own(node.hello(rootful, DEFAULT, *asked))
+    finally:
+        node.typed(f"cat >{path} <<'END'\n{site}\nEND\n")
+    assert node.hello(rootful, DEFAULT, *asked).returncode == 126
 
 
 @pytest.mark.parametrize("hooks_dir", [DEFAULT, PRECREATE], ids=["default", "precreate"])

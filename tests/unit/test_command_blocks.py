@@ -46,6 +46,7 @@ TABLE: Dict[str, List[Tuple[str, str]]] = {
         ("features --format slurm", "tests/engine/test_rpm.py::test_what_the_page_shows"),
         ("$ oci-hpc-hooks doctor", "tests/engine/test_rpm.py::test_what_the_page_shows"),
         ("inventory.json /srv", "tests/engine/test_rpm.py::test_what_the_page_shows"),
+        ("mpi=none", "tests/engine/test_rpm.py::test_switched_off"),
     ],
     "docs/cdi.md": [
         ("podman run --rm --device", "tests/engine/test_cdi.py::test_the_page"),
@@ -81,6 +82,7 @@ TABLE: Dict[str, List[Tuple[str, str]]] = {
         ("make demo", "tests/engine/test_newcomer.py::test_the_demo"),
     ],
     "docs/labels.md": [
+        ("LABEL org", NEWCOMER),
         ("mpirun -n 2 podman run", "tests/ranks/test_recipes.py::test_mpirun_by_hand"),
     ],
     "docs/podman-hpc.md": [

@@ -41,6 +41,14 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert target.startswith("https://") or (page.parent / target).exists(), target
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_tables_have_heads(page: Path) -> None:
+    """A row behind an empty line is none: it is shown as a line of text."""
+    lines = ["", *page.read_text().splitlines(), ""]
+    for before, line, after in zip(lines, lines[1:], lines[2:]):
+        assert not line.startswith("|") or before.startswith("|") or after.startswith("| --"), line
+
+
 def test_make_targets_exist() -> None:
     """Of README.md, docs/contributing.md and the others."""
     targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))

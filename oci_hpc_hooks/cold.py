@@ -141,8 +141,12 @@ def refuse(service: Service, error: HookError, findings: Sequence[Dict[str, str]
     raise told from None
 
 
+def refusal_of(decision: Plan) -> Refusal:
+    """What a plan that refuses tells a person: its first error."""
+    worst = next(finding for finding in decision.findings if finding.severity == ERROR)
+    return Refusal(worst.what, origin=worst.origin, remedy=worst.remedy, who=worst.who)
+
+
 def refuse_by(service: Service, decision: Plan) -> NoReturn:
     """Refuses as the plan says."""
-    worst = next(finding for finding in decision.findings if finding.severity == ERROR)
-    refuse(service, Refusal(worst.what, origin=worst.origin, remedy=worst.remedy, who=worst.who),
-           [record.finding_document(finding) for finding in decision.findings])
+    refuse(service, refusal_of(decision), [record.finding_document(finding) for finding in decision.findings])

@@ -24,7 +24,7 @@ from oci_hpc_hooks.inputs import gpus, inventory
 from oci_hpc_hooks.inputs.devices import devices as devices_of
 from oci_hpc_hooks.linux import mounts
 from oci_hpc_hooks.linux.paths import Root
-from oci_hpc_hooks.model import ERROR, NOTE, NOTHING, REFUSED, WARNING, Finding, Inventory, Plan, ResolvedProfile
+from oci_hpc_hooks.model import NOTE, NOTHING, REFUSED, WARNING, Finding, Inventory, Plan, ResolvedProfile
 from oci_hpc_hooks.report import Places, own_places
 
 #: The name of the device that has all of a profile.
@@ -130,8 +130,7 @@ def _of_image(args: argparse.Namespace, places: Places) -> Tuple[int, List[Writt
             Root(os.open(container.rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as root:
         plan, facts = cold.decide(container, root, offers)
         if plan.verdict == REFUSED:
-            worst = next(finding for finding in plan.findings if finding.severity == ERROR)
-            raise Refusal(worst.what, origin=worst.origin, remedy=worst.remedy, who=worst.who)
+            raise cold.refusal_of(plan)
         made, cache = record.build(plan, None, (), "")
         try:
             rootfs.Injection(made, cache, root, mounts.mount_table()).look_at_sources()

@@ -33,9 +33,8 @@ def execute(args: argparse.Namespace) -> int:
     if args.apply and target.kind_of(args.target) != target.IMAGE:
         raise UsageError(f"{args.target} is a directory, which has no labels", remedy="name an image, or leave --apply out", who="user")
     said = propose(args)
-    new = {one["key"]: one["value"] for one in said["labels"] if one["has"].strip().lower() != one["value"]}
-    if args.apply and new:
-        _build(args.target, args.apply, new)
+    if args.apply and _new(said):
+        _build(args.target, args.apply, {one["key"]: one["value"] for one in _new(said)})
         said["applied"] = args.apply
     if args.json:
         cli.print_json(said)
@@ -62,8 +61,13 @@ def propose(args: argparse.Namespace) -> Dict[str, Any]:
             "findings": [finding_document(finding) for finding in findings]}
 
 
+def _new(said: Dict[str, Any]) -> List[Dict[str, str]]:
+    """The labels that the image lacks, or has with another value."""
+    return [one for one in said["labels"] if label.Proposal(**one).is_new]
+
+
 def _lines(said: Dict[str, Any]) -> Iterator[show.Block]:
-    new = [one for one in said["labels"] if one["has"].strip().lower() != one["value"]]
+    new = _new(said)
     for one in new:
         before = f"; the image says {one['has']}" if one["has"] else ""
         yield show.Line(f"# {one['why']}{before}", "note")

@@ -18,7 +18,7 @@ from oci_hpc_hooks import cli, cold, record
 from oci_hpc_hooks.cli import check, target
 from oci_hpc_hooks.errors import Refusal, UsageError
 from oci_hpc_hooks.linux.paths import Root
-from oci_hpc_hooks.model import ERROR, NOTHING, REFUSED, Plan
+from oci_hpc_hooks.model import NOTHING, REFUSED, Plan
 from oci_hpc_hooks.report import Places, own_places
 
 JSON = "json"
@@ -68,8 +68,7 @@ def _decide(args: argparse.Namespace, for_engine: bool) -> Tuple[Plan, Dict[str,
             container = replace(container, mounts=(), read_only=True)
         plan, _ = cold.decide(container, root, offers)
     if plan.verdict == REFUSED:
-        worst = next(finding for finding in plan.findings if finding.severity == ERROR)
-        raise Refusal(worst.what, origin=worst.origin, remedy=worst.remedy, who=worst.who)
+        raise cold.refusal_of(plan)
     if plan.verdict == NOTHING:
         why = next((finding.what for finding in plan.findings), "nothing asks for anything")
         raise Refusal(f"there is nothing to do for {args.target}: {why}", who="user",

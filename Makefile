@@ -13,7 +13,7 @@ demo: setup ## one image, two MPIs: podman run without and with the hooks
 	@tests/bed/images.sh mpich5 bookworm
 	@$(PYTHON) -m tests.demo.demo
 
-test: setup images lint ## what guards every change: lint, unit tests, real containers (half an hour on two cores)
+test: setup images lint ## what guards every change: lint, unit tests, real containers (40 minutes on two cores)
 	$(PYTEST) -m "not long"
 	tests/bed/python39.sh
 

@@ -7,7 +7,6 @@ the whole plan, decided once: then its containers start with no process of ours 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import hashlib
 import json
 import os
@@ -204,14 +203,6 @@ def _unsaid_of_plan(plan: Plan, devices: Sequence[str]) -> List[Finding]:
 
 # ---------------------------------------------------------------------------------------------------------------- profiles
 
-def _gpus(profile: ResolvedProfile) -> List[List[str]]:
-    """The device nodes of each GPU of this stack, with those of all its instances."""
-    if profile.gpus is None:
-        return []
-    found = gpus.node({"stacks": {profile.name: dataclasses.asdict(profile.gpus)}}).gpus[profile.name]
-    return [[path for one in (gpu, *gpu.parts) for path in one.nodes] for gpu in found]
-
-
 def _of_profiles(args: argparse.Namespace, offers: Inventory) -> Tuple[int, List[Written], List[Finding]]:
     """What of each profile needs no decision."""
     known = {profile.name: profile for profile in offers.profiles}
@@ -228,7 +219,8 @@ def _of_profiles(args: argparse.Namespace, offers: Inventory) -> Tuple[int, List
         kind = f"{cdi.VENDOR}/{profile.name}"
         files = [(file.real, file.path) for file in profile.files if not (file.glibc or file.library)]
         devices = devices_of(profile.devices, True)
-        own = _gpus(profile)
+        # Each with all its instances.
+        own = [[path for one in (gpu, *gpu.parts) for path in one.nodes] for gpu in gpus.of_profile(profile)]
         edits = cdi.of_files(files, [*devices, *(path for nodes in own for path in nodes)])
         if profile.problems or cdi.CLASS.fullmatch(profile.name) is None or not edits:
             if args.profiles:

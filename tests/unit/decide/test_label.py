@@ -73,8 +73,9 @@ def test_a_stack_that_may_not_be_used_is_only_mentioned() -> None:
 
 
 FABRICS = label.sought([
-    Profile(name, "", {"fabric": name}, tuple(ProfileLibrary(soname, "replace") for soname in sonames)) for name, *sonames in (
-        ("cxi", "libfabric.so.1", "libcxi.so.1"), ("libfabric", "libfabric.so.1"), ("opx", "libfabric.so.1"), ("verbs", "libibverbs.so.1"))])
+    Profile(name, "", {"fabric": name}, tuple(ProfileLibrary(one, "replace") for one in sonames)) for name, *sonames in (
+        ("cxi", "libfabric.so.1", "libcxi.so.1"), ("libfabric", "libfabric.so.1"), ("opx", "libfabric.so.1"),
+        ("verbs", "libibverbs.so.1"))])
 
 
 def fabric_image(*needed: str) -> Image:

@@ -76,8 +76,6 @@ class Answer(NamedTuple):
 
 
 def execute(args: argparse.Namespace) -> int:
-    annotations = pairs(args.annotation, "--annotation")
-    labels = pairs(args.label, "--label")
     if args.graph and len(args.inventory) > 1:
         raise UsageError("--graph draws the answer for one system", remedy="give one --inventory, or none", who="user")
     expected = [digest.parse(text) for text in args.expect]
@@ -88,7 +86,7 @@ def execute(args: argparse.Namespace) -> int:
     _settle_remember(args)
     systems = {name: inventory.published(file) for name, file in _named(args.inventory)}
     registered = (args.config_dir, args.state_dir, args.cache_dir, args.log_file)
-    with target.look(args.target, args.command, annotations, labels) as container, _tree(container) as root:
+    with target.look(args.target, args.command, args.annotation, args.label) as (container, root):
         if systems:
             answers = {name: decide(container, root, offers) for name, offers in systems.items()}
         else:
@@ -149,14 +147,6 @@ def _digest(args: argparse.Namespace, said: Dict[str, Any], parts: Dict[str, str
     return 1 if said["verdict"] == REFUSED else 0
 
 
-def pairs(items: Sequence[str], option: str) -> Dict[str, str]:
-    """KEY=VALUE items as a dict. Raises UsageError."""
-    for item in items:
-        if "=" not in item:
-            raise UsageError(f"{option} {item}: KEY=VALUE was expected")
-    return dict(item.split("=", 1) for item in items)
-
-
 def _named(items: Sequence[str]) -> List[Tuple[str, str]]:
     """Systems and their inventories; a file without a name of its own is called as it is without its ending."""
     found: List[Tuple[str, str]] = []
@@ -172,10 +162,6 @@ def _named(items: Sequence[str]) -> List[Tuple[str, str]]:
 
 
 # ---------------------------------------------------------------------------------------------------------------- the decision
-
-def _tree(container: Container) -> Root:
-    return Root(os.open(container.rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
-
 
 def _decide_here(container: Container, root: Root, registered: Tuple[str, str, str, str]) -> Answer:
     places = own_places(Places(*registered))

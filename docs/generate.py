@@ -103,7 +103,8 @@ What `check`, the log of the hooks (`last`, `explain`) and `doctor` tell, by the
 name what was found. Each example is what a test of this project has brought forth.
 
 An **error** refuses the container (of `doctor`: containers fail, or do not get what they ask for); the same code is a **note** or a
-**warning** where only a default of the site, or `auto`, asked.
+**warning** where only a default of the site, or `auto`, asked. Below the example stands who can do what; where nothing does, it tells
+what was decided, and nothing is to be done.
 """
 
 

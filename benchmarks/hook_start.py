@@ -129,10 +129,10 @@ def mount(source: str, target: str, kind: str, flags: int) -> None:
 class Container:
     """A container of podman's, made and never started: its rootfs is mounted, its bundle is complete."""
 
-    def __init__(self, engine: bed.Engine, image: str, command: Sequence[str] = ("mpihello",)) -> None:
+    def __init__(self, engine: bed.Engine, image: str, command: Sequence[str] = ("mpihello",), options: Sequence[str] = ()) -> None:
         self.engine = engine
         self.name = engine.new_name()
-        create = ["create", "--net=none", "--name", self.name, engine.load(image), *command]
+        create = ["create", "--net=none", "--name", self.name, *options, engine.load(image), *command]
         self.id = engine.podman(*create, check=True).stdout.strip()
         engine.podman("init", self.name, check=True)
         self.rootfs = engine.podman("mount", self.name, check=True).stdout.strip()

@@ -15,7 +15,7 @@ from oci_hpc_hooks.errors import HookError, InputError, KernelError
 from oci_hpc_hooks.inputs import container, jsontext
 from oci_hpc_hooks.linux import mounts, namespaces, syscalls
 from oci_hpc_hooks.linux.paths import ABSENT, Root
-from oci_hpc_hooks.replay import Service, owned, volumes_of
+from oci_hpc_hooks.replay import Service, give_up_privileges, owned, volumes_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ class Proposal(Service):
                 config.join(self.start.config, more.groups)
             if more.hidden:
                 config.hide(self.start.config, more.hidden)
+        give_up_privileges()
         return way, because
 
     def lay(self, where: str, kind: str, source: str, options: list[str]) -> None:

@@ -471,7 +471,10 @@ class Injection:
             posix.closerange(min(self.fds), max(self.fds) + 1)
         else:
             for fd in self.fds:
-                posix.close(fd)
+                try:
+                    posix.close(fd)
+                except OSError:  # close(2): the descriptor is gone all the same, and all that was to be done with it is done
+                    pass
         self.fds.clear()
 
     def take_back(self) -> None:

@@ -12,7 +12,7 @@ import sys
 from pathlib import PurePath
 from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
-from oci_hpc_hooks import cli, cold, record, warm
+from oci_hpc_hooks import cli, cold, record
 from oci_hpc_hooks.cli import digest, show, target
 from oci_hpc_hooks.decide import links
 from oci_hpc_hooks.errors import Refusal, UsageError
@@ -20,6 +20,7 @@ from oci_hpc_hooks.inputs import inventory
 from oci_hpc_hooks.linux.paths import Root
 from oci_hpc_hooks.model import ERROR, NOTHING, PROVED, REFUSED, UNPROVED, Container, Finding, ImageFacts, Inventory, Plan
 from oci_hpc_hooks.report import Places, own_places
+from oci_hpc_hooks.start import site_defaults
 
 #: Of --digest with --expect: it would get something else.
 DIFFERS = 4
@@ -149,7 +150,7 @@ def _decide_here(container: Container, root: Root, registered: Tuple[str, str, s
     answer = decide(container, root, cold.node(places))
     if answer.plan.verdict in (NOTHING, REFUSED):
         return answer
-    begins = record.key_begins(registered, container, warm.site_defaults(places.config))
+    begins = record.key_begins(registered, container, site_defaults(places.config))
     return answer._replace(start="warm" if record.knows(places, begins, root) else "cold")
 
 

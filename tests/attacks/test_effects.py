@@ -120,7 +120,7 @@ while (time < $end) {
     select(undef, undef, undef, 0.01);
 }
 """
-PAUSE = ("replay.py", "  # what is left is to say so\n", "\n        import time; time.sleep(1)\n")
+PAUSE = ("replay.py", "        findings = [*record[", "        import time; time.sleep(1)\n        findings = [*record[")
 
 
 def got(engine: Engine, hooks: Path) -> set[str]:

@@ -44,7 +44,9 @@ class Proposal(Service):
             own = [mount for mount in volumes if mount[0] not in ("/proc", "/sys", "/dev")]
             if own:
                 own_mount_namespace()
-            self.root = Root(posix.open(self.start.rootfs, syscalls.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC))
+            # Others may exchange what leads to a root filesystem that no engine has made, and nothing tells yet what the runtime will find.
+            resolve = 0 if self.start.image.image_id else syscalls.RESOLVE_NO_SYMLINKS
+            self.root = Root(syscalls.openat2(syscalls.AT_FDCWD, self.start.rootfs, syscalls.O_PATH | posix.O_DIRECTORY, resolve))
             for where, kind, source, options in own:
                 self.lay(where, kind, source, options)
         except (HookError, OSError) as trouble:

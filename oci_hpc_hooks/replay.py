@@ -55,6 +55,8 @@ class Service:
         """Opens the container's tree and reads its mount table; False if another stage has to serve it. Raises InputError, OSError."""
         pid = self.start.state.pid
         try:
+            # A root filesystem that no engine has made may lie where others can exchange what leads to it.
+            around = None if self.start.image.image_id else mounts.mount_table()
             if posix.geteuid() != 0:
                 # A runtime without privileges of its own made the container's user namespace: only inside it are we somebody.
                 report.keep_voices()
@@ -65,6 +67,10 @@ class Service:
             self.table = mounts.mount_table(f"/proc/{pid}/mountinfo")
         except (FileNotFoundError, ProcessLookupError):
             raise InputError(f"process {pid}, the container's first, is gone: the runtime has given up on it") from None
+        if around is not None and self.table.count(self.root.prefix) <= around.count(self.root.prefix):
+            raise InputError(f"{self.start.rootfs} leads to {self.root.prefix}, which is not what the runtime has mounted as the "
+                             "container's root filesystem in a mount namespace of its own", who="user",
+                             remedy="let nobody else change the directories that lead to the root filesystem")
         return True
 
     def is_served(self) -> bool:

@@ -42,6 +42,7 @@ NR_bpf = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "loongarch64": 280, "pp
 O_PATH = 0o10000000  # the same on every architecture this project runs on; posix.O_PATH exists too, but only where libc names it
 
 RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_IN_ROOT = 0x10
 
 OPEN_TREE_CLONE = 1

@@ -121,8 +121,8 @@ def spawn(command: Sequence[str], state: Path = Path("/dev/null"), env: Optional
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def mount(source: str, target: str, kind: str, flags: int) -> None:
-    if _libc.mount(source.encode(), target.encode(), kind.encode(), ctypes.c_ulong(flags), None):
+def mount(source: str, target: str, kind: str, flags: int, data: str = "") -> None:
+    if _libc.mount(source.encode(), target.encode(), kind.encode(), ctypes.c_ulong(flags), data.encode() or None):
         error = ctypes.get_errno()
         raise OSError(error, os.strerror(error), target)
 
@@ -130,18 +130,22 @@ def mount(source: str, target: str, kind: str, flags: int) -> None:
 class Container:
     """A container of podman's, made and never started: its rootfs is mounted, its bundle is complete."""
 
-    def __init__(self, engine: bed.Engine, image: str, command: Sequence[str] = ("mpihello",)) -> None:
+    def __init__(self, engine: bed.Engine, image: str, command: Sequence[str] = ("mpihello",), options: Sequence[str] = ()) -> None:
         self.engine = engine
         self.name = engine.new_name()
-        create = ["create", "--net=none", "--name", self.name, engine.load(image), *command]
+        create = ["create", "--net=none", "--name", self.name, *options, engine.load(image), *command]
         self.id = engine.podman(*create, check=True).stdout.strip()
         engine.podman("init", self.name, check=True)
-        self.rootfs = engine.podman("mount", self.name, check=True).stdout.strip()
+        self.rootfs = self.mounted()
         config = engine.podman("inspect", "--format", "{{.OCIConfigPath}}", self.name, check=True).stdout.strip()
         self.bundle = os.path.dirname(config)
         self.config = json.loads(Path(config).read_text())
         self.config_file = Path(config)
         self.state_file = BENCH / f"{self.name}.state"
+
+    def mounted(self) -> str:
+        """Mounts the root file system, and says where."""
+        return self.engine.podman("mount", self.name, check=True).stdout.strip()
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[int]:
@@ -150,7 +154,7 @@ class Container:
         pid = os.fork()
         if pid == 0:
             try:
-                self._make_mounts()
+                self.make_mounts()
                 os.write(told, b"+")
                 signal.pause()
             except BaseException as error:
@@ -173,11 +177,15 @@ class Container:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
 
-    def _make_mounts(self) -> None:
+    def make_root(self) -> None:
+        """A mount namespace of its own, with the root file system in its place."""
         if _libc.unshare(CLONE_NEWNS):
             raise OSError(ctypes.get_errno(), "unshare")
         mount("none", "/", "", MS_REC | MS_PRIVATE)
         mount(self.rootfs, self.rootfs, "", MS_BIND | MS_REC)
+
+    def make_mounts(self) -> None:
+        self.make_root()
         for wanted in self.config["mounts"]:
             target = self.rootfs + wanted["destination"]
             bind = wanted["type"] == "bind"
@@ -190,8 +198,8 @@ class Container:
             if bind:
                 mount(wanted["source"], target, "", MS_BIND | MS_REC)
             else:
-                # A runtime takes the container's other namespaces for most of these; to a hook they are mounts like any other.
-                mount(wanted["type"], target, "sysfs" if wanted["type"] == "sysfs" else "tmpfs", 0)
+                # A runtime takes the container's other namespaces for these; to a hook they are mounts like any other.
+                mount(wanted["type"], target, "tmpfs", 0)
 
 
 def mounts_of(pid: int) -> list[tuple[str, ...]]:

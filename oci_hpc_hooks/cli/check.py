@@ -126,7 +126,7 @@ def _settle_remember(args: argparse.Namespace) -> None:
 
 
 def _remember(args: argparse.Namespace, answer: Answer, log: str) -> Answer:
-    options = [*args.run_options, *(f"--annotation={item}" for item in args.annotation)]
+    options = [*args.run_options, *(f"--annotation={pair}" for pair in args.annotation)]
     remember(args.target, args.command, options, args.hooks_dir, log, answer.plan.verdict)
     return answer if answer.plan.verdict == NOTHING else answer._replace(start="warm")
 

@@ -1,25 +1,28 @@
 """``oci-hpc-hooks check IMAGE|ROOTFS|BUNDLE``: the decision that a hook would make, without starting a container.
 
 Will it run here, with what, and what will it cost; and with ``--inventory`` the same for other systems, from what their sites publish.
-With ``--digest`` whether two nodes give the same.
+With ``--digest`` whether two nodes give the same; with ``--remember`` so that the first start here is a warm one.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from pathlib import PurePath
 from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
-from oci_hpc_hooks import cli, cold, record, warm
+from oci_hpc_hooks import cli, cold, record
 from oci_hpc_hooks.cli import digest, show, target
+from oci_hpc_hooks.cli.remember import remember
 from oci_hpc_hooks.decide import links
 from oci_hpc_hooks.errors import Refusal, UsageError
 from oci_hpc_hooks.inputs import inventory
 from oci_hpc_hooks.linux.paths import Root
 from oci_hpc_hooks.model import ERROR, NOTHING, PROVED, REFUSED, UNPROVED, Container, Finding, ImageFacts, Inventory, Plan
 from oci_hpc_hooks.report import Places, own_places
+from oci_hpc_hooks.start import site_defaults
 
 #: Of --digest with --expect: it would get something else.
 DIFFERS = 4
@@ -54,6 +57,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
                         help="print one word, equal on two nodes exactly if a container gets the same from both")
     parser.add_argument("--expect", metavar="DIGEST", action="append", default=[],
                         help="say what differs from this digest, of another node; may be repeated: one of them is enough")
+    parser.add_argument("--remember", action="store_true",
+                        help="have podman start a container of the image up to its program and remove it, so that the plan is remembered "
+                             "and the first podman run is a warm start")
+    parser.add_argument("--run-options", metavar="OPTIONS", type=shlex.split, default=[],
+                        help="of --remember: the options that podman run will have, as one word: '--net=host --volume /data:/data'")
+    parser.add_argument("--hooks-dir", metavar="DIR", type=os.path.abspath,
+                        help="of --remember: the folder that podman run will be given as --hooks-dir")
 
 
 class Answer(NamedTuple):
@@ -66,8 +76,6 @@ class Answer(NamedTuple):
 
 
 def execute(args: argparse.Namespace) -> int:
-    annotations = pairs(args.annotation, "--annotation")
-    labels = pairs(args.label, "--label")
     if args.graph and len(args.inventory) > 1:
         raise UsageError("--graph draws the answer for one system", remedy="give one --inventory, or none", who="user")
     expected = [digest.parse(text) for text in args.expect]
@@ -75,13 +83,16 @@ def execute(args: argparse.Namespace) -> int:
     if args.digest and args.inventory:
         raise UsageError("--digest tells what files of this node hold; of another system's there is only the inventory",
                          remedy="leave --inventory out", who="user")
+    _settle_remember(args)
     systems = {name: inventory.published(file) for name, file in _named(args.inventory)}
     registered = (args.config_dir, args.state_dir, args.cache_dir, args.log_file)
-    with target.look(args.target, args.command, annotations, labels) as container, _tree(container) as root:
+    with target.look(args.target, args.command, args.annotation, args.label) as (container, root):
         if systems:
             answers = {name: decide(container, root, offers) for name, offers in systems.items()}
         else:
             answers = {"": _decide_here(container, root, registered)}
+            if args.remember and answers[""].plan.verdict != REFUSED:
+                answers[""] = _remember(args, answers[""], own_places(Places(*registered)).log)
             parts = digest.parts_of(answers[""].plan, answers[""].facts, container, root) if args.digest else {}
     if systems:
         said: Dict[str, Any] = {"version": 1, "target": args.target, "command": list(container.args), "systems": [
@@ -100,6 +111,26 @@ def execute(args: argparse.Namespace) -> int:
     return next(code for code in (0, 3, 1) if code in codes)
 
 
+def _settle_remember(args: argparse.Namespace) -> None:
+    """Raises UsageError for options that go with no start of podman's."""
+    if not args.remember:
+        if args.run_options or args.hooks_dir:
+            raise UsageError("--run-options and --hooks-dir belong to --remember")
+        return
+    if args.inventory or args.label:
+        raise UsageError("--remember starts a container on this node with the labels that its image has", who="user",
+                         remedy="leave --inventory and --label out; what is asked for besides is an --annotation")
+    if target.kind_of(args.target) != target.IMAGE:
+        raise UsageError(f"--remember is for images that podman has, and {args.target} is a directory", who="user",
+                         remedy="of a bundle, crun create and crun delete do the same")
+
+
+def _remember(args: argparse.Namespace, answer: Answer, log: str) -> Answer:
+    options = [*args.run_options, *(f"--annotation={pair}" for pair in args.annotation)]
+    remember(args.target, args.command, options, args.hooks_dir, log, answer.plan.verdict)
+    return answer if answer.plan.verdict == NOTHING else answer._replace(start="warm")
+
+
 def _digest(args: argparse.Namespace, said: Dict[str, Any], parts: Dict[str, str], expected: Sequence[Dict[str, str]]) -> int:
     """Prints the digest; and as errors what stands in the way of a start, and what differs from those expected."""
     differ, other = digest.differing(parts, expected) if expected else ([], {})
@@ -114,14 +145,6 @@ def _digest(args: argparse.Namespace, said: Dict[str, Any], parts: Dict[str, str
         print(show.clean(f"oci-hpc-hooks: {digest.told(args.target, parts, differ, other)}"), file=sys.stderr)
         return DIFFERS
     return 1 if said["verdict"] == REFUSED else 0
-
-
-def pairs(items: Sequence[str], option: str) -> Dict[str, str]:
-    """KEY=VALUE items as a dict. Raises UsageError."""
-    for item in items:
-        if "=" not in item:
-            raise UsageError(f"{option} {item}: KEY=VALUE was expected")
-    return dict(item.split("=", 1) for item in items)
 
 
 def _named(items: Sequence[str]) -> List[Tuple[str, str]]:
@@ -140,16 +163,12 @@ def _named(items: Sequence[str]) -> List[Tuple[str, str]]:
 
 # ---------------------------------------------------------------------------------------------------------------- the decision
 
-def _tree(container: Container) -> Root:
-    return Root(os.open(container.rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
-
-
 def _decide_here(container: Container, root: Root, registered: Tuple[str, str, str, str]) -> Answer:
     places = own_places(Places(*registered))
     answer = decide(container, root, cold.node(places))
     if answer.plan.verdict in (NOTHING, REFUSED):
         return answer
-    begins = record.key_begins(registered, container, warm.site_defaults(places.config))
+    begins = record.key_begins(registered, container, site_defaults(places.config))
     return answer._replace(start="warm" if record.knows(places, begins, root) else "cold")
 
 

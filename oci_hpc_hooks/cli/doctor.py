@@ -491,6 +491,7 @@ def place_faults(places: Places) -> Iterator[Fault]:
 # ------------------------------------------------------------------------------------------------------- the verb
 
 def configure(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = "Exit codes: 0 all is well, 1 an error or a warning was found, 2 usage."
     parser.add_argument("--hooks-dir", metavar="DIR", type=os.path.abspath, action="append", default=[],
                         help="look at this folder, which podman is given on its command line, instead of those in containers.conf")
 
@@ -555,7 +556,7 @@ def blocks(said: Mapping[str, Any]) -> Iterator[show.Block]:
     if on:
         yield show.Table(("profile", "on this node", "what the scan found"), tuple(
             (profile["name"], {True: "available", False: "not available", None: "not scanned"}[profile["available"]],
-             ", ".join(profile["problems"] or profile["libraries"]) or "nothing to be found") for profile in on))
+             ", ".join(profile["problems"] or profile["libraries"]) or "needs nothing of the node") for profile in on))
     yield from show.findings(said["faults"])
     bad = [fault for fault in said["faults"] if fault["severity"] != "note"]
     yield show.Line(f"{show.count(len(bad), 'fault')} found" if bad else "all well", "refused" if bad else "proved")

@@ -100,7 +100,7 @@ EXTRAS = [("directory", "/run/job"), ("socket", "/run/munge/munge.socket.2"), ("
 def test_what_is_particular_to_a_start() -> None:
     before = proposal()
     after = copy.deepcopy(before)
-    config.wire_up(after, EXTRAS, {"PMIX_RANK": "3", "PATH": "/opt/bin"}, True)
+    config.wire_up(after, EXTRAS, {"PMIX_RANK": "3", "PATH": "/opt/bin"}, config.device_rules(EXTRAS))
     added = after["mounts"][len(before["mounts"]):]
     assert [(mount["destination"], mount["source"], mount["type"]) for mount in added] == [(path, path, "bind") for _, path in EXTRAS]
     assert [{"nosuid", "rprivate"} <= {*mount["options"]} for mount in added] == [True] * 3
@@ -114,7 +114,7 @@ def test_what_is_particular_to_a_start() -> None:
 
 def test_no_rules_for_devices_where_the_runtime_may_set_none() -> None:
     given = proposal()
-    config.wire_up(given, EXTRAS, {}, False)
+    config.wire_up(given, EXTRAS, {}, [])
     assert given["linux"] == proposal()["linux"] and given["process"] == proposal()["process"]
 
 
@@ -124,7 +124,7 @@ def test_real_configurations_come_out_with_our_edits_and_no_others(case: str, ca
     before = json.loads(text)
     given: Dict[str, Any] = jsontext.as_mapping(jsontext.loads(text.encode(), "config.json", 1 << 24), "config.json")
     config.inject(given, record(in_place=[["/opt/libmpi.so.12", 1, 2, 3, "/usr/lib/libmpi.so.12", 4, 5, 6]]), "", 0)
-    config.wire_up(given, EXTRAS, {"PMIX_RANK": "3"}, True)
+    config.wire_up(given, EXTRAS, {"PMIX_RANK": "3"}, config.device_rules(EXTRAS))
     config.answer(text.encode(), given, False, True)
     after = json.loads(capfd.readouterr().out)
     assert after["mounts"][:len(before["mounts"])] == before["mounts"] and len(after["mounts"]) == len(before["mounts"]) + 4

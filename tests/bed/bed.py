@@ -377,7 +377,7 @@ def user_account() -> Account:
 def version(program: str) -> tuple[int, int]:
     """Major and minor version of podman, crun or runc as it is installed here: tests differ by it where the engines do."""
     said = subprocess.run([program, "--version"], stdout=subprocess.PIPE, encoding="utf-8", check=True, timeout=30).stdout
-    major, minor = said.split("version ")[1].split(".")[:2]
+    major, minor = said.splitlines()[0].split("version ")[1].split(".")[:2]
     return int(major), int(minor)
 
 

@@ -198,7 +198,9 @@ class Bench:
         shutil.rmtree(self.plans, ignore_errors=True)
 
     def made(self, pid: int) -> Tuple[Any, ...]:
-        return hook_start.mounts_of(pid), self.container.layer_of(pid)
+        """What is mounted in the container, and whatever of ours is mounted elsewhere; other mounts of the node come and go."""
+        mounts = [mount for mount in hook_start.mounts_of(pid) if mount[1].startswith(self.container.rootfs) or "oci-hpc-hooks" in mount]
+        return mounts, self.container.layer_of(pid)
 
     def start(self, *options: str) -> Outcome:
         """Starts the hook, under strace where there are options for it."""

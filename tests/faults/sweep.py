@@ -202,9 +202,11 @@ class Bench:
         mounts = [mount for mount in hook_start.mounts_of(pid) if mount[1].startswith(self.container.rootfs) or "oci-hpc-hooks" in mount]
         return mounts, self.container.layer_of(pid)
 
-    def start(self, *options: str) -> Outcome:
-        """Starts the hook, under strace where there are options for it."""
+    def start(self, *options: str, limit: str = "") -> Outcome:
+        """Starts the hook, under strace where there are options for it, with a limit where there is one for prlimit(1)."""
         command = ["sh", "-c", 'exec "$0" 2>/dev/null', self.hook] if self.scenario.silent else [self.hook]
+        if limit:
+            command = ["prlimit", limit, "--", *command]
         if options:
             command = ["strace", "-f", "-qq", "-o", str(self.trace), "-e", f"trace={CALLS}", *options, *command]
         if self.scenario.precreate:

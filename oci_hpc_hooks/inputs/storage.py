@@ -55,7 +55,8 @@ class ImageRecord:
     ``reason`` says why something is not known ("" if everything is): then ``labels`` and ``manifest_annotations`` are empty, and
     ``image_id`` too if not even the container's record was found. ``store`` is the directory of the store that holds the image, ``env``
     the variables that the image sets (NAME=value), None where they are not known. ``doubtful``: there is an image, and it may say what an
-    engine has understood and this function has not. ``said``: labels that the caller has given to the container, which has no annotations (Docker).
+    engine has understood and this function has not. ``said``: labels that the caller has given to the container, which has no annotations
+    (Docker).
     """
 
     __slots__ = ("doubtful", "env", "image_id", "image_name", "labels", "manifest_annotations", "reason", "said", "store")

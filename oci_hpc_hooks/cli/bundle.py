@@ -64,7 +64,7 @@ def _hook(hooks_dir: str) -> Dict[str, Any]:
         with open(path, encoding="utf-8") as file:
             hook: Dict[str, Any] = json.load(file)["hook"]
         executable = str(hook["path"])
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise ConfigError(f"{path} is no descriptor of ours: {getattr(error, 'strerror', None) or error}",
                           remedy="name the folder that was given to oci-hpc-hooks register as --hooks-dir", who="user") from None
     if not os.access(executable, os.X_OK):

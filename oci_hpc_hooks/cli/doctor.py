@@ -359,7 +359,7 @@ def descriptor_at(path: str) -> Descriptor:
         document = json.loads(trust.read_any(path, LIMIT))
     except ConfigError as error:
         return Descriptor(path, problem=f"is no descriptor ({error.what})")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return Descriptor(path, problem=f"is no JSON ({error})")
     hook = document.get("hook") if isinstance(document, dict) else None
     if not isinstance(hook, dict) or not isinstance(hook.get("path"), str):

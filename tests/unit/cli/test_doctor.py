@@ -105,6 +105,12 @@ def test_descriptors(seeded: Descriptor, expected: List[str]) -> None:
     assert all(fault.remedy and fault.who for fault in found)
 
 
+@pytest.mark.parametrize("text", ["{", "[" * 4000, "[]", '{"hook": {}}', '{"hook": {"path": 1}}', "\xff"])
+def test_what_is_no_descriptor(tmp_path: Path, text: str) -> None:
+    (tmp_path / "x.json").write_text(text, encoding="latin-1")
+    assert codes(doctor.descriptor_faults("/h", doctor.descriptor_at(str(tmp_path / "x.json")))) == ["descriptor-broken"]
+
+
 def test_precreate_in_a_folder_that_others_read() -> None:
     seeded = descriptor("/h/oci-hpc-hooks-precreate.json", "precreate")
     assert codes(doctor.descriptor_faults("/usr/share/oci-hpc-hooks/hooks.d/podman", seeded)) == []

@@ -163,7 +163,7 @@ def test_yaml(folders: Tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> No
     yaml = pytest.importorskip("yaml", reason="PyYAML is optional")
     (folders[0] / "a.yaml").write_text("---\n" + yaml.safe_dump(json.loads(simple("/etc/passwd"))))
     assert find(folders).file == str(folders[0] / "a.yaml")
-    for text in ("a: [", "a: !!python/object/apply:os.system [true]", "a: !!int ''", "a: !!bool x", "a: !!timestamp x", "[" * 1500):
+    for text in ("a: [", "a: !!python/object/apply:os.system [true]", "a: !!int ''", "a: !!bool x", "a: !!timestamp x"):
         (folders[0] / "a.yaml").write_text(text)
         with pytest.raises(ConfigError, match="it is no YAML"):
             find(folders)

@@ -14,12 +14,10 @@ demo: setup ## one image, two MPIs: podman run without and with the hooks
 	@$(PYTHON) -m tests.demo.demo
 
 test: setup images lint ## what guards every change: lint, unit tests, real containers (40 minutes on two cores)
-	$(PYTEST) -m "not long"
-	tests/bed/python39.sh
+	tests/all.sh -m "not long"
 
 test-all: setup images images-matrix lint ## the same with the long matrices (90 minutes at most)
-	$(PYTEST)
-	tests/bed/python39.sh
+	tests/all.sh
 
 unit: setup ## unit tests alone
 	$(PYTEST) tests/unit

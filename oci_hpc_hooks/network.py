@@ -9,31 +9,30 @@ from oci_hpc_hooks.apply.network import Network
 from oci_hpc_hooks.decide.network import OVERRIDE
 from oci_hpc_hooks.errors import HookError, Precondition
 from oci_hpc_hooks.linux import namespaces
-from oci_hpc_hooks.replay import Service
 
 
 class Brought:
     """What this start gets: ``names`` of interfaces in the container; ``findings`` are documents."""
 
-    def __init__(self, service: Service, wanted: Dict[str, Any]) -> None:
+    def __init__(self, pid: int, unprivileged: bool, wanted: Dict[str, Any]) -> None:
         self.names: List[str] = []
         self.findings: List[Dict[str, str]] = []
         self.network: Network | None = None
-        self._service = service
+        self._pid = pid
+        self._unprivileged = unprivileged
         self._wanted = wanted
 
     def bring(self) -> None:
         """Raises Precondition where the caller has asked by name for what cannot be brought."""
-        pid = self._service.start.state.pid
-        if not pid:  # precreate, and no network namespace to come
+        if not self._pid:  # precreate, and no network namespace to come
             self._say("note", _HOST)
             return
         try:
-            self.network = Network(pid)
+            self.network = Network(self._pid)
             if self.network.is_the_nodes:
                 self._say("note", _HOST)
                 return
-            if self._service.entered or namespaces.in_own_user_namespace():
+            if self._unprivileged or namespaces.in_own_user_namespace():
                 raise HookError("network interfaces of the node cannot be brought into a container of a user without privileges",
                                 remedy="start the container with --network=host", who="user")
             self.network.bring(self._wanted["interfaces"])
@@ -58,9 +57,10 @@ _HOST = "the container has no network namespace of its own: it has the interface
 
 
 @contextmanager
-def brought(service: Service, wanted: Dict[str, Any]) -> Iterator[Brought]:
-    """Interfaces for as long as all goes well: what has been brought is taken back if anything fails."""
-    made = Brought(service, wanted)
+def brought(pid: int, unprivileged: bool, wanted: Dict[str, Any]) -> Iterator[Brought]:
+    """Interfaces for as long as all goes well: what has been brought is taken back if anything fails. ``pid``: the container's first
+    process; ``unprivileged``: this one is in the container's user namespace."""
+    made = Brought(pid, unprivileged, wanted)
     try:
         yield made
     except BaseException:

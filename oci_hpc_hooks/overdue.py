@@ -12,7 +12,7 @@ STEPS: Dict[Tuple[str, str], str] = {
     ("inputs.container", "read_stdin"): "waiting for the end of what the runtime writes to its standard input",
     ("inputs.container", "read_config"): "reading the bundle's config.json",
     ("inputs.storage", "image_of"): "looking for the image's labels in the engine's storage",
-    ("warm", "site_defaults"): "reading the site's configuration",
+    ("start", "site_defaults"): "reading the site's configuration",
     ("linux.namespaces", "open_root"): "opening the container's root file system",
     ("linux.namespaces", "enter"): "joining the container's namespaces",
     ("replay", "read_plan"): "reading a remembered plan",

@@ -14,13 +14,14 @@ import time
 from binascii import crc32
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
-from oci_hpc_hooks import replay, report, warm
+from oci_hpc_hooks import replay, report
 from oci_hpc_hooks.apply import rootfs
 from oci_hpc_hooks.elf import ldcache
 from oci_hpc_hooks.errors import HookError
 from oci_hpc_hooks.inputs import jsontext, resources
 from oci_hpc_hooks.linux.paths import Root
 from oci_hpc_hooks.model import Bind, Container, Directory, FileId, Finding, ImageFacts, Plan, Watched
+from oci_hpc_hooks.start import words_of
 
 #: Why what is made by ourselves is there.
 COVER = "modules go with their libraries"
@@ -178,7 +179,7 @@ def remember(places: report.Places, record: Dict[str, Any], cache: bytes) -> Non
 
 def key_begins(places: Tuple[str, str, str, str], container: Container, defaults: Sequence[Tuple[str, str]]) -> str:
     """How :func:`replay.key_of` begins for a start of this container, whatever volumes and options it gets."""
-    words = warm.words_of(container.annotations, container.labels, container.manifest_annotations)
+    words = words_of(container.annotations, container.labels, container.manifest_annotations)
     head = replay.head_of_key(places, container.image_id or container.rootfs, words, list(defaults), container.args, container.env,
                               container.cwd)
     return repr(head)[:-1]

@@ -1,6 +1,6 @@
 """The warm path: a container whose plan is known gets it replayed, after everything that the plan rests on was checked by fstat(2).
 
-Anything else is for :mod:`oci_hpc_hooks.cold`, which is imported only then. Light module: see :mod:`oci_hpc_hooks.warm`.
+Light module: see :mod:`oci_hpc_hooks.warm`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from typing import Any, Callable, Sequence
 
     from oci_hpc_hooks.linux.paths import Root
-    from oci_hpc_hooks.warm import Start
+    from oci_hpc_hooks.start import Start
     from oci_hpc_hooks.wireup import WireUp
 
 #: Goes into every key: a plan remembered by another version of the record is not found.
@@ -81,7 +81,7 @@ class Service:
         if record["network"] is not None:
             from oci_hpc_hooks import network
 
-            with network.brought(self, record["network"]) as told:
+            with network.brought(self.start.state.pid, self.entered, record["network"]) as told:
                 way, because = self.apply(record, cache, more, told.bring)
             findings, names = told.findings, {"interfaces": told.names}
         else:
@@ -145,52 +145,12 @@ class Service:
         report.log(self.journal if self.journal >= 0 else report.open_log(self.places), entry)
 
 
-def run(start: Start) -> None:
-    """Serves one container that asks for something. Raises HookError where it must not start."""
-    service = service_for(start)
-    if not start.words and not start.defaults:
-        service.log("nothing", "warm", message=f"the image's labels could not be read: {start.image.reason}")
-        return
-    try:
-        confine()
-        if not service.look():
-            return
-    except (HookError, OSError) as error:
-        from oci_hpc_hooks import cold
-
-        cold.run(service, error)
-        return
-    if service.is_served():
-        return
-    known = remembered(service.places, service.key)
-    trouble: HookError | OSError | None = None
-    if known is not None:
-        try:
-            replay(service, *known)
-            return
-        except rootfs.Stale:
-            pass
-        except (HookError, OSError) as error:
-            trouble = error
-    from oci_hpc_hooks import cold  # the whole rest of the house: only for a container not seen before, or in trouble
-
-    cold.run(service, trouble if service.touched else None)
-
-
 def confine() -> None:
     """Nobody can look into this process, what it has inherited is closed, and it takes no more than a hook may. Raises KernelError."""
     syscalls.close_range(3)
     syscalls.set_not_dumpable()
     for resource, most in LIMITS:
         syscalls.limit(resource, most)
-
-
-def service_for(start: Start) -> Service:
-    if start.stage == container.PRECREATE:
-        from oci_hpc_hooks.precreate import Proposal
-
-        return Proposal(start)
-    return Service(start)
 
 
 def key_of(start: Start) -> str:

@@ -1,7 +1,7 @@
 """The first thing a hook does, at every start of a container: see whether there is anything to do.
 
 A container that asks for nothing is left alone, and that is over in a few milliseconds. The style of this module and of all that it
-imports ("light modules": replay, report, errors, apply/rootfs, linux/*, inputs/{container,storage,jsontext}) is odd for a reason.
+imports ("light modules": start, replay, report, errors, apply/rootfs, linux/*, inputs/{container,storage,jsontext}) is odd for a reason.
 Python's bare start is 10 ms, and json, re, typing, dataclasses, pathlib, subprocess, logging or argparse each cost as much again, os
 1.3 ms. So only what is built in is used (``posix`` is what ``os`` is made of), and the rest of the house is imported where it is
 needed. tests/unit/test_light.py lists what a hook imports; pack.py puts the light modules themselves into the executable.
@@ -27,17 +27,15 @@ from _signal import (  # type: ignore[import-not-found]  # built in; the signal 
 )
 
 from oci_hpc_hooks.errors import HookError, of_system
-from oci_hpc_hooks.inputs import container, jsontext, storage
+from oci_hpc_hooks.inputs import container
+from oci_hpc_hooks.start import Start
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import FrameType
-    from typing import Mapping, NoReturn
+    from typing import NoReturn
 
-#: Annotations and labels that are read; everything else is none of our business.
-PREFIXES = ("org.supercontainers.", "com.hooks.mpi.")
-
-SITE_LIMIT = 1 << 20
+    from oci_hpc_hooks.replay import Service
 
 #: Seconds that a hook takes at most. Less than the "timeout" of its descriptor, at which the runtime kills it without a word.
 TIME_LIMIT = 50
@@ -50,47 +48,6 @@ class Overdue(BaseException):
         super().__init__(why)
         self.frame = frame
         self.why = why
-
-
-class Start:
-    """One container that is being created: what the runtime, the bundle and the image store say about it, and what is asked for.
-
-    ``words`` are (source, key, value) of every annotation and label of ours; ``defaults`` what the site gives to every container.
-    ``places`` are the directories that were fixed when the hook was registered: config, state, cache, log.
-    """
-
-    __slots__ = ("began", "config", "defaults", "edited", "image", "leave", "places", "rootfs", "stage", "state", "stdin", "words")
-
-    def __init__(self, stage: str, places: tuple[str, str, str, str], began: float) -> None:
-        self.stage = stage
-        self.places = places
-        self.began = began
-        self.stdin = container.read_stdin(container.CONFIG_LIMIT if stage == container.PRECREATE else container.STATE_LIMIT)
-        if stage == container.PRECREATE:
-            self.config = jsontext.as_mapping(jsontext.loads(self.stdin, "config.json", container.CONFIG_LIMIT), "config.json")
-            self.state = container.proposed(self.config)
-        else:
-            self.state = container.read_state(self.stdin)
-            self.config = container.read_config(self.state)
-            if not self.state.annotations:
-                self.state.annotations = container.annotations_of(self.config)
-        self.rootfs = container.rootfs(self.config, self.state.bundle)
-        self.image = storage.image_of(self.state.bundle, self.state.id, self.rootfs)
-        if self.image.said:
-            self.state.annotations = {**self.image.said, **self.state.annotations}
-        if self.image.doubtful:
-            # An engine may have taken annotations from its manifest (podman before 4.5.1): whose word they are cannot be told.
-            self.image.manifest_annotations = self.state.annotations
-        # At precreate: what remains is done at createRuntime, where more may be known of the image.
-        self.leave = bool(self.image.reason)
-        self.edited = False
-        self.words = words_of(self.state.annotations, self.image.labels, self.image.manifest_annotations)
-        self.defaults = site_defaults(places[0])
-
-    @property
-    def unlabelled(self) -> bool:
-        """Whether the image may have labels that could not be read."""
-        return bool(self.image.image_id and self.image.reason)
 
 
 def main(stage: str, *, config: str, state: str, cache: str, log: str) -> NoReturn:
@@ -147,37 +104,55 @@ def run(stage: str, places: tuple[str, str, str, str], began: float) -> None:
     """Serves one container. Raises HookError where it must not start."""
     start = Start(stage, places, began)
     if start.words or start.defaults or start.unlabelled:
-        from oci_hpc_hooks import replay
-
-        replay.run(start)
+        serve(start)
     if stage == container.PRECREATE:
         from oci_hpc_hooks.apply import config
 
         config.answer(start.stdin, start.config, start.leave, start.edited)
 
 
-def words_of(annotations: Mapping[str, str], labels: Mapping[str, str], manifest: Mapping[str, str]) -> list[tuple[str, str, str]]:
-    """(source, key, value) of every annotation of the caller, label and annotation of the image's manifest that is ours."""
-    sources = (("annotation", annotations), ("label", labels), ("manifest", manifest))
-    return [(source, key, value) for source, values in sources for key, value in sorted(values.items()) if key.startswith(PREFIXES)]
+def serve(start: Start) -> None:
+    """One container that asks for something: by the plan that is remembered for it, or by deciding. Raises HookError where it must not
+    start."""
+    from oci_hpc_hooks import replay
+    from oci_hpc_hooks.apply.rootfs import Stale
+
+    service = service_for(start)
+    if not start.words and not start.defaults:
+        service.log("nothing", "warm", message=f"the image's labels could not be read: {start.image.reason}")
+        return
+    trouble: HookError | OSError | None = None
+    try:
+        replay.confine()
+        if not service.look() or service.is_served():
+            return
+    except (HookError, OSError) as error:
+        trouble = error
+    known = replay.remembered(service.places, service.key) if trouble is None else None
+    if known is not None:
+        try:
+            replay.replay(service, *known)
+            return
+        except Stale:
+            pass
+        except (HookError, OSError) as error:
+            trouble = error if service.touched else None  # half-way: too late to decide anew
+    from oci_hpc_hooks import cold  # the whole rest of the house: only for a container not seen before, or in trouble
+
+    cold.run(service, trouble)
+
+
+def service_for(start: Start) -> Service:
+    if start.stage == container.PRECREATE:
+        from oci_hpc_hooks.precreate import Proposal
+
+        return Proposal(start)
+    from oci_hpc_hooks.replay import Service
+
+    return Service(start)
 
 
 def complain(text: str, stage: str) -> None:
     from oci_hpc_hooks import report
 
     report.complain(text, stage != container.PRECREATE)
-
-
-def site_defaults(folder: str) -> list[tuple[str, str]]:
-    """What this site gives to every container: reason enough to look closer, which is done with the trusted configuration only.
-
-    Nothing if site.json cannot be read: who asks for nothing must start as ever.
-    """
-    try:
-        site = jsontext.loads(jsontext.read_file(folder + "/site.json", "site.json", SITE_LIMIT), "site.json", SITE_LIMIT)
-    except HookError:
-        return []
-    defaults = site.get("defaults") if isinstance(site, dict) else None
-    if not isinstance(defaults, dict):
-        return []
-    return sorted((str(key), str(value)) for key, value in defaults.items() if value != "none")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from oci_hpc_hooks.decide.gpus import Outcome
     from oci_hpc_hooks.situation import Situation
-    from oci_hpc_hooks.warm import Start
+    from oci_hpc_hooks.start import Start
 
 
 class WireUp:

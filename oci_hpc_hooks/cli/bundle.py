@@ -12,7 +12,7 @@ import os
 from typing import Any, Dict, List
 
 from oci_hpc_hooks import cli
-from oci_hpc_hooks.cli.check import pairs
+from oci_hpc_hooks.cli.target import pairs
 from oci_hpc_hooks.errors import ConfigError, InputError, UsageError
 from oci_hpc_hooks.inputs import container, jsontext
 from oci_hpc_hooks.linux.files import put

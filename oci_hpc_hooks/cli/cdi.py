@@ -7,7 +7,6 @@ the whole plan, decided once: then its containers start with no process of ours 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import hashlib
 import json
 import os
@@ -23,7 +22,6 @@ from oci_hpc_hooks.errors import Refusal, UsageError
 from oci_hpc_hooks.inputs import gpus, inventory
 from oci_hpc_hooks.inputs.devices import devices as devices_of
 from oci_hpc_hooks.linux import mounts
-from oci_hpc_hooks.linux.paths import Root
 from oci_hpc_hooks.model import NOTE, NOTHING, REFUSED, WARNING, Finding, Inventory, Plan, ResolvedProfile
 from oci_hpc_hooks.report import Places, own_places
 
@@ -123,11 +121,8 @@ def _lines(args: argparse.Namespace, found: Sequence[Written]) -> List[str]:
 
 def _of_image(args: argparse.Namespace, places: Places) -> Tuple[int, List[Written], List[Finding]]:
     """The plan of one image. Raises Refusal where there is none."""
-    annotations = check.pairs(args.annotation, "--annotation")
-    labels = check.pairs(args.label, "--label")
     offers = cold.node(places)
-    with target.look(args.image, args.command, annotations, labels) as container, \
-            Root(os.open(container.rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as root:
+    with target.look(args.image, args.command, args.annotation, args.label) as (container, root):
         plan, facts = cold.decide(container, root, offers)
         if plan.verdict == REFUSED:
             raise cold.refusal_of(plan)
@@ -143,9 +138,7 @@ def _of_image(args: argparse.Namespace, places: Places) -> Tuple[int, List[Writt
                          "letter or digit", who="user")
     devices = _devices(plan, made["gpus"])
     if plan.verdict == NOTHING and not devices:
-        why = next((finding.what for finding in plan.findings), "nothing asks for anything")
-        raise Refusal(f"there is nothing to write for {args.image}: {why}", who="user",
-                      remedy="say what it is to get, such as --annotation org.supercontainers.mpi=auto")
+        raise target.nothing(plan, args.image)
     kind = f"{cdi.VENDOR}/{cdi.IMAGE}"
     beside = cdi.stem(kind, name) + ".ldcache"
     if cache and args.output == STDOUT and not args.json:
@@ -204,14 +197,6 @@ def _unsaid_of_plan(plan: Plan, devices: Sequence[str]) -> List[Finding]:
 
 # ---------------------------------------------------------------------------------------------------------------- profiles
 
-def _gpus(profile: ResolvedProfile) -> List[List[str]]:
-    """The device nodes of each GPU of this stack, with those of all its instances."""
-    if profile.gpus is None:
-        return []
-    found = gpus.node({"stacks": {profile.name: dataclasses.asdict(profile.gpus)}}).gpus[profile.name]
-    return [[path for one in (gpu, *gpu.parts) for path in one.nodes] for gpu in found]
-
-
 def _of_profiles(args: argparse.Namespace, offers: Inventory) -> Tuple[int, List[Written], List[Finding]]:
     """What of each profile needs no decision."""
     known = {profile.name: profile for profile in offers.profiles}
@@ -228,7 +213,8 @@ def _of_profiles(args: argparse.Namespace, offers: Inventory) -> Tuple[int, List
         kind = f"{cdi.VENDOR}/{profile.name}"
         files = [(file.real, file.path) for file in profile.files if not (file.glibc or file.library)]
         devices = devices_of(profile.devices, True)
-        own = _gpus(profile)
+        # Each with all its instances.
+        own = [[path for one in (gpu, *gpu.parts) for path in one.nodes] for gpu in gpus.of_profile(profile)]
         edits = cdi.of_files(files, [*devices, *(path for nodes in own for path in nodes)])
         if profile.problems or cdi.CLASS.fullmatch(profile.name) is None or not edits:
             if args.profiles:

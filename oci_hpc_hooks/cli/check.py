@@ -12,7 +12,7 @@ import sys
 from pathlib import PurePath
 from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
-from oci_hpc_hooks import cli, cold, record, warm
+from oci_hpc_hooks import cli, cold, record
 from oci_hpc_hooks.cli import digest, show, target
 from oci_hpc_hooks.decide import links
 from oci_hpc_hooks.errors import Refusal, UsageError
@@ -20,6 +20,7 @@ from oci_hpc_hooks.inputs import inventory
 from oci_hpc_hooks.linux.paths import Root
 from oci_hpc_hooks.model import ERROR, NOTHING, PROVED, REFUSED, UNPROVED, Container, Finding, ImageFacts, Inventory, Plan
 from oci_hpc_hooks.report import Places, own_places
+from oci_hpc_hooks.start import site_defaults
 
 #: Of --digest with --expect: it would get something else.
 DIFFERS = 4
@@ -66,8 +67,6 @@ class Answer(NamedTuple):
 
 
 def execute(args: argparse.Namespace) -> int:
-    annotations = pairs(args.annotation, "--annotation")
-    labels = pairs(args.label, "--label")
     if args.graph and len(args.inventory) > 1:
         raise UsageError("--graph draws the answer for one system", remedy="give one --inventory, or none", who="user")
     expected = [digest.parse(text) for text in args.expect]
@@ -77,7 +76,7 @@ def execute(args: argparse.Namespace) -> int:
                          remedy="leave --inventory out", who="user")
     systems = {name: inventory.published(file) for name, file in _named(args.inventory)}
     registered = (args.config_dir, args.state_dir, args.cache_dir, args.log_file)
-    with target.look(args.target, args.command, annotations, labels) as container, _tree(container) as root:
+    with target.look(args.target, args.command, args.annotation, args.label) as (container, root):
         if systems:
             answers = {name: decide(container, root, offers) for name, offers in systems.items()}
         else:
@@ -116,14 +115,6 @@ def _digest(args: argparse.Namespace, said: Dict[str, Any], parts: Dict[str, str
     return 1 if said["verdict"] == REFUSED else 0
 
 
-def pairs(items: Sequence[str], option: str) -> Dict[str, str]:
-    """KEY=VALUE items as a dict. Raises UsageError."""
-    for item in items:
-        if "=" not in item:
-            raise UsageError(f"{option} {item}: KEY=VALUE was expected")
-    return dict(item.split("=", 1) for item in items)
-
-
 def _named(items: Sequence[str]) -> List[Tuple[str, str]]:
     """Systems and their inventories; a file without a name of its own is called as it is without its ending."""
     found: List[Tuple[str, str]] = []
@@ -140,16 +131,12 @@ def _named(items: Sequence[str]) -> List[Tuple[str, str]]:
 
 # ---------------------------------------------------------------------------------------------------------------- the decision
 
-def _tree(container: Container) -> Root:
-    return Root(os.open(container.rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
-
-
 def _decide_here(container: Container, root: Root, registered: Tuple[str, str, str, str]) -> Answer:
     places = own_places(Places(*registered))
     answer = decide(container, root, cold.node(places))
     if answer.plan.verdict in (NOTHING, REFUSED):
         return answer
-    begins = record.key_begins(registered, container, warm.site_defaults(places.config))
+    begins = record.key_begins(registered, container, site_defaults(places.config))
     return answer._replace(start="warm" if record.knows(places, begins, root) else "cold")
 
 

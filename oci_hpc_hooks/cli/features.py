@@ -1,6 +1,6 @@
 """``oci-hpc-hooks features``: what this node offers, in the words that images' labels use, so that a scheduler can match the two.
 
-From the inventory alone: what ``scan`` has found and nothing else.
+From the inventory, which is what ``scan`` has found; only the GPUs are counted now, as they are at each start, and not of another system.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from oci_hpc_hooks import cli
 from oci_hpc_hooks.cli import show
 from oci_hpc_hooks.decide import abi
 from oci_hpc_hooks.decide.request import CPU_KEYS
-from oci_hpc_hooks.inputs import inventory
+from oci_hpc_hooks.inputs import gpus, inventory
 from oci_hpc_hooks.model import Inventory, ResolvedProfile
 
 #: What an image's label asks for, by the key of a profile's ``provides``; a launcher is the job's, and no label asks for a network.
@@ -31,7 +31,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> int:
     node = inventory.published(args.inventory) if args.inventory else inventory.load(args.state_dir)
-    said = document(node)
+    said = document(node, {} if args.inventory else {
+        profile.name: len([part for gpu in gpus.of_profile(profile) for part in gpu.parts or (gpu,)]) for profile in node.profiles})
     if args.json:
         cli.print_json(said)
     elif args.format == SLURM:
@@ -43,8 +44,9 @@ def execute(args: argparse.Namespace) -> int:
     return 0
 
 
-def document(node: Inventory) -> Dict[str, Any]:
-    """What ``--json`` prints: schemas/features-output.schema.json."""
+def document(node: Inventory, counted: Mapping[str, int] = {}) -> Dict[str, Any]:
+    """What ``--json`` prints: schemas/features-output.schema.json. ``counted``: GPUs by the name of a profile, of one that is divided its
+    instances."""
     offers: Dict[str, List[str]] = {}
     needs: Dict[str, str] = {}
     for profile in node.profiles:
@@ -58,9 +60,11 @@ def document(node: Inventory) -> Dict[str, Any]:
             needs[value] = "" if node.c_runtime is not None and not node.c_runtime.problems else _glibc(profile)
     if node.cpu is not None:
         offers[CPU_KEYS[0]] = list(node.cpu.compatible)
+    there = {profile.provides["gpu"]: counted[profile.name] for profile in node.profiles
+             if "gpu" in profile.provides and counted.get(profile.name) and not _unavailable(profile)}
     return {"version": 1, "machine": node.machine, "libc_version": node.libc_version,
             "cpu": {"target": node.cpu.target, "level": node.cpu.level} if node.cpu else None,
-            "labels": offers, "image_glibc": needs}
+            "labels": offers, "image_glibc": needs, "gpus": there}
 
 
 def _unavailable(profile: ResolvedProfile) -> bool:
@@ -74,9 +78,10 @@ def _glibc(profile: ResolvedProfile) -> str:
 
 
 def slurm(said: Mapping[str, Any], node: str) -> str:
-    """A line for slurm.conf. ``srun --constraint='mpi-mpich&x86_64_v3'`` then finds the node."""
-    words = ",".join(_words(said, "-"))
-    return f"NodeName={node}" + (f" Feature={words}" if words else "")
+    """A line for slurm.conf. ``srun --constraint='mpi-mpich&x86_64_v3' --gres=gpu:2`` then finds the node. The GPUs have no type: that is a
+    word of the site's, or of AutoDetect in gres.conf, and slurmd drains a node where the two differ (gres.conf(5))."""
+    words, gpus_ = ",".join(_words(said, "-")), sum(said["gpus"].values())
+    return f"NodeName={node}" + (f" Features={words}" if words else "") + (f" Gres=gpu:{gpus_}" if gpus_ else "")
 
 
 def nfd(said: Mapping[str, Any]) -> Iterator[str]:
@@ -104,5 +109,6 @@ def _lines(said: Mapping[str, Any]) -> Iterator[show.Block]:
         rows.append((f"{CPU_KEYS[0]}={said['cpu']['target']}", f"and older ones; {said['cpu']['level']}"))
     if rows:
         yield show.Table(("LABEL OF AN IMAGE", "NEEDS IN THE IMAGE"), tuple(rows))
+        yield from (f"{show.count(number, 'GPU')} for {stack}" for stack, number in said["gpus"].items())
     else:
         yield "this node offers nothing that an image could ask for"

@@ -6,7 +6,6 @@ The proposal does not depend on this node: an image has the same labels wherever
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 from typing import Any, Dict, Iterator, List
 
@@ -15,7 +14,6 @@ from oci_hpc_hooks.cli import show, target
 from oci_hpc_hooks.decide import label, links
 from oci_hpc_hooks.errors import UsageError
 from oci_hpc_hooks.inputs import image, profiles, validate
-from oci_hpc_hooks.linux.paths import Root
 from oci_hpc_hooks.model import NOTHING, Inventory, Plan, Site
 from oci_hpc_hooks.record import finding_document
 
@@ -50,8 +48,7 @@ def propose(args: argparse.Namespace) -> Dict[str, Any]:
     if problems:
         raise validate.Invalid(problems)
     look_for = label.sought([profile for profile in known.values() if profile is not None])
-    with target.look(args.target, args.command, {}, {}) as container:
-        root = Root(os.open(container.rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+    with target.look(args.target, args.command) as (container, root):
         facts = image.gather(root, container, look_for)
     nobody = Inventory(0, "", "", "", Site(), (), ())
     maps = links.link_maps(facts, Plan(NOTHING, ()), nobody)

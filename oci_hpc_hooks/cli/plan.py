@@ -16,8 +16,7 @@ from typing import Any, Dict, Iterator, List, Tuple
 
 from oci_hpc_hooks import cli, cold, record
 from oci_hpc_hooks.cli import check, target
-from oci_hpc_hooks.errors import Refusal, UsageError
-from oci_hpc_hooks.linux.paths import Root
+from oci_hpc_hooks.errors import UsageError
 from oci_hpc_hooks.model import NOTHING, REFUSED, Plan
 from oci_hpc_hooks.report import Places, own_places
 
@@ -60,19 +59,15 @@ def execute(args: argparse.Namespace) -> int:
 
 def _decide(args: argparse.Namespace, for_engine: bool) -> Tuple[Plan, Dict[str, Any], bytes]:
     """Raises Refusal where nothing is to be done, for it is a mistake to ask then."""
-    annotations, labels = check.pairs(args.annotation, "--annotation"), check.pairs(args.label, "--label")
     offers = cold.node(own_places(Places(args.config_dir, args.state_dir, args.cache_dir, args.log_file)))
-    with target.look(args.target, args.command, annotations, labels) as container, \
-            Root(os.open(container.rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as root:
+    with target.look(args.target, args.command, args.annotation, args.label) as (container, root):
         if for_engine:
             container = replace(container, mounts=(), read_only=True)
         plan, _ = cold.decide(container, root, offers)
     if plan.verdict == REFUSED:
         raise cold.refusal_of(plan)
     if plan.verdict == NOTHING:
-        why = next((finding.what for finding in plan.findings), "nothing asks for anything")
-        raise Refusal(f"there is nothing to do for {args.target}: {why}", who="user",
-                      remedy="say what it is to get, such as --annotation org.supercontainers.mpi=auto")
+        raise target.nothing(plan, args.target)
     made, cache = record.build(plan, None, (), "")
     return plan, made, cache
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from typing import Iterator, Mapping, Sequence
 
 from oci_hpc_hooks import cli
@@ -16,7 +17,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    found = scan.scan(site.configuration(args.config_dir))
+    found = scan.scan(site.configuration(args.config_dir), partial(show.progress, "scanning"))
     path = "" if args.dry_run else inventory.write(found.inventory, args.state_dir)
     if args.json:
         cli.print_json(inventory.document(found.inventory))

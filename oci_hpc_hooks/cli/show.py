@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import textwrap
 from dataclasses import dataclass
-from typing import Any, Iterable, Iterator, List, Mapping, Sequence, Tuple, Union
+from typing import Any, Iterable, Iterator, List, Mapping, Sequence, Tuple, TypeVar, Union
 
 from oci_hpc_hooks.errors import sentence
 
@@ -41,6 +41,7 @@ class Table:
 
 
 Block = Union[str, Line, Table]
+Item = TypeVar("Item")
 
 
 def clean(text: str) -> str:
@@ -56,6 +57,16 @@ def show(blocks: Iterable[Block]) -> None:
     for block in blocks:
         for line in _plain(block):
             print(line)
+
+
+def progress(what: str, items: Sequence[Item]) -> Iterable[Item]:
+    """The items one by one; on a terminal with a bar below the output, which goes when they are through."""
+    if not sys.stderr.isatty():
+        return items
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(items, what, console=Console(stderr=True), transient=True)
 
 
 def findings(found: Iterable[Mapping[str, Any]]) -> Iterator[Line]:
@@ -123,12 +134,14 @@ def _rich(blocks: Iterable[Block]) -> None:
 
 
 def _too_wide(table: Table, width: int) -> List[int]:
-    """The columns that stand below their row where the terminal is too narrow for them beside the others; of one alone the words are
-    broken."""
+    """The columns that stand below their row where the terminal is too narrow for them beside the others: none, the last one, or all that
+    are long. Of one that stays the words may be broken."""
     widths = [max(len(clean(cell)) for cell in column) + 2 for column in zip(table.headings, *table.rows)]
     last = len(widths) - 1
     if 2 + sum(widths[:-1]) + min(widths[last], WHOLE) <= width:
         return []
+    if 2 + sum(widths[:-1]) <= width:
+        return [last]
     return [index for index, wide in enumerate(widths) if wide - 2 > WHOLE or index == last]
 
 

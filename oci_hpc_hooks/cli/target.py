@@ -13,12 +13,13 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
-from typing import Any, Dict, Iterator, Mapping, NoReturn, Sequence
+from typing import Any, Dict, Iterator, NoReturn, Sequence, Tuple
 
-from oci_hpc_hooks.errors import InputError, UsageError
+from oci_hpc_hooks.errors import InputError, Refusal, UsageError
 from oci_hpc_hooks.inputs import container, describe, jsontext, storage
 from oci_hpc_hooks.inputs.image import DEFAULT_PATH
-from oci_hpc_hooks.model import Container, Mount
+from oci_hpc_hooks.linux.paths import Root
+from oci_hpc_hooks.model import Container, Mount, Plan
 
 IMAGE, ROOTFS, BUNDLE = "image", "root filesystem", "bundle"
 
@@ -33,13 +34,32 @@ def kind_of(target: str) -> str:
 
 
 @contextlib.contextmanager
-def look(target: str, command: Sequence[str], annotations: Mapping[str, str], labels: Mapping[str, str]) -> Iterator[Container]:
-    """The container that would be made of a target. Raises UsageError; its tree is there as long as the context lasts."""
+def look(target: str, command: Sequence[str], annotations: Sequence[str] = (), labels: Sequence[str] = (),
+         ) -> Iterator[Tuple[Container, Root]]:
+    """The container that would be made of a target, with what --annotation and --label say, and its tree, as long as the context lasts.
+    Raises UsageError."""
+    asked, said = pairs(annotations, "--annotation"), pairs(labels, "--label")
     kind = kind_of(target)
     with _image(target) if kind == IMAGE else contextlib.nullcontext(os.path.realpath(target)) as found:
         made = found if isinstance(found, Container) else _bundle(found) if kind == BUNDLE else _of_tree(found, target)
-        yield replace(made, args=tuple(command) or made.args, annotations={**made.annotations, **annotations},
-                      labels={**made.labels, **labels})
+        with Root(os.open(made.rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as root:
+            yield replace(made, args=tuple(command) or made.args, annotations={**made.annotations, **asked},
+                          labels={**made.labels, **said}), root
+
+
+def pairs(items: Sequence[str], option: str) -> Dict[str, str]:
+    """KEY=VALUE items as a dict. Raises UsageError."""
+    for item in items:
+        if "=" not in item:
+            raise UsageError(f"{option} {item}: KEY=VALUE was expected")
+    return dict(item.split("=", 1) for item in items)
+
+
+def nothing(plan: Plan, target: str) -> Refusal:
+    """Of a verb that writes down what a container gets: this one gets nothing."""
+    why = next((finding.what for finding in plan.findings), "nothing asks for anything")
+    return Refusal(f"there is nothing to write for {target}: {why}", who="user",
+                   remedy="say what it is to get, such as --annotation org.supercontainers.mpi=auto")
 
 
 def _of_tree(tree: str, name: str) -> Container:

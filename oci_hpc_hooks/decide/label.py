@@ -7,7 +7,7 @@ from typing import Dict, Iterator, List, Mapping, Sequence, Tuple
 
 from oci_hpc_hooks.decide import abi
 from oci_hpc_hooks.decide.links import LinkMap
-from oci_hpc_hooks.decide.request import CPU_KEYS, GLIBC_KEYS, GPU, MPI
+from oci_hpc_hooks.decide.request import CPU_KEYS, FABRIC, GLIBC_KEYS, GPU, MPI
 from oci_hpc_hooks.elf import mpi
 from oci_hpc_hooks.model import NOTE, WARNING, ElfFacts, FileId, Finding, HostLibrary, ImageFacts, Profile, ResolvedProfile
 
@@ -41,7 +41,8 @@ def propose(facts: ImageFacts, maps: Sequence[LinkMap], profiles: Sequence[Resol
     ``maps`` are the link maps of its programs as it is; ``labels`` those that it has.
     """
     findings: List[Finding] = []
-    found = [*_mpi(facts, maps, findings), *_gpu(facts, maps, profiles, findings), *_glibc(facts), *_cpu(facts, maps)]
+    found = [*_mpi(facts, maps, findings), *_gpu(facts, maps, profiles, findings), *_fabric(facts, maps, profiles), *_glibc(facts),
+             *_cpu(facts, maps)]
     return tuple(Proposal(key, value, why, labels.get(key, "")) for key, value, why in found), tuple(findings)
 
 
@@ -84,7 +85,7 @@ def _gpu(facts: ImageFacts, maps: Sequence[LinkMap], profiles: Sequence[Resolved
     asked = {edge.name: f"{edge.needed_by} needs {edge.name}" for one in maps if one.program in facts.programs for edge in one.edges}
     there = {name for file in facts.files.values() for name in file.elf.needed}
     there |= {name for folder in facts.directories for name in folder.names}
-    stacks = _marks(profiles)
+    stacks = _marks(profiles, "gpu")
     used = {stack: asked[name] for name, stack in stacks.items() if name in asked}
     if used:
         yield GPU, ",".join(sorted(used)), "; ".join(used[stack] for stack in sorted(used))
@@ -94,13 +95,40 @@ def _gpu(facts: ImageFacts, maps: Sequence[LinkMap], profiles: Sequence[Resolved
                                 remedy=f"if its programs use it, set LABEL {GPU}={','.join(sorted({*used, stack}))}", who="image author"))
 
 
-def _marks(profiles: Sequence[ResolvedProfile]) -> Dict[str, str]:
-    """By which library a stack is told: those that it brings, and of neutral loaders, which several bring, the one that it is about."""
+def _fabric(facts: ImageFacts, maps: Sequence[LinkMap], profiles: Sequence[ResolvedProfile]) -> _Found:
+    """The fabrics that a program of the command line uses by itself. What its MPI uses comes with the site's, and what a fabric's library
+    uses in turn with that fabric."""
+    fabrics = _marks(profiles, "fabric")
+    used: Dict[str, str] = {}
+    for one in maps:
+        ahead = [one.program] if one.program in facts.programs else []
+        seen = set(ahead)
+        files = {link.path: link.file for link in one.objects}
+        while ahead:
+            path = ahead.pop(0)
+            for edge in one.edges:
+                if edge.needed_by != path:
+                    continue
+                if edge.name in fabrics:
+                    used.setdefault(fabrics[edge.name], f"{path} needs {edge.name}")
+                elif edge.path not in seen and not _family(facts, files.get(edge.path, "")):
+                    seen.add(edge.path)
+                    ahead.append(edge.path)
+    if used:
+        yield FABRIC, ",".join(sorted(used)), "; ".join(used[fabric] for fabric in sorted(used))
+
+
+def _marks(profiles: Sequence[ResolvedProfile], kind: str) -> Dict[str, str]:
+    """By which library a stack is told: those that it brings, and of neutral loaders, which several bring, the one that it is about. Of
+    several stacks that bring one, it is the one that is called like it."""
     marks: Dict[str, str] = {}
     for profile in profiles:
-        for number, library in enumerate(profile.libraries):
-            if "gpu" in profile.provides and (library.role == "replace" or not number):
-                marks.update(dict.fromkeys((library.name, *library.replaces), profile.provides["gpu"]))
+        stack = profile.provides.get(kind, "")
+        for number, library in enumerate(profile.libraries if stack else ()):
+            for name in (library.name, *library.replaces) if library.role == "replace" or not number else ():
+                before = marks.get(name, "")
+                if not before or not name.startswith((f"{before}.", f"lib{before}.")):
+                    marks[name] = stack
     return marks
 
 

@@ -222,7 +222,7 @@ def _scope(source: _Source) -> str:
 
 def _cpu(source: _Source) -> Optional[Wish]:
     """The claim of one source; None if it makes none."""
-    for key in CPU_KEYS[:1] if source.kind == "annotation" else CPU_KEYS:  # warm.PREFIXES: of the caller only our own keys are read
+    for key in CPU_KEYS[:1] if source.kind == "annotation" else CPU_KEYS:  # start.PREFIXES: of the caller only our own keys are read
         name = source.values.get(key, "").strip().lower().replace("-", "_")
         if name:
             generic = source.values.get(CPU_MODE, "").strip().lower() == GENERIC

@@ -25,8 +25,6 @@ _MOST_FILES = 256
 _VERSIONS = ((0, 1), (0, 2), (0, 3), (0, 4), (0, 5), (0, 6), (0, 7), (0, 8), (1, 0), (1, 1))
 _VENDOR_OR_CLASS = r"[A-Za-z](?:[A-Za-z0-9_.-]*[A-Za-z0-9])?"
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9_.:-]*[A-Za-z0-9])?"
-#: "nvidia.com/gpu=all"
-QUALIFIED = re.compile(f"{_VENDOR_OR_CLASS}/{_VENDOR_OR_CLASS}={_NAME}")
 
 _HOOKS = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
 #: The keys of each object, and the release that has brought each (specs-go/config.go).

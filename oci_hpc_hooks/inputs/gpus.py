@@ -20,6 +20,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable
 
+    from oci_hpc_hooks.model import ResolvedProfile
+
 #: GPUs of a stack, instances of a GPU, entries of a directory, bytes of a file: what is beyond is no such thing.
 MOST = 256
 _MOST_NAMES = 4096
@@ -53,6 +55,13 @@ def node(plan: dict[str, Any], root: str = "", look: Callable[[str], str] = look
     lines = _content(root + "/proc/self/cgroup").splitlines()
     found.cgroups = tuple(dict.fromkeys([part for line in lines for part in line.split(":", 2)[-1].split("/") if part]))
     return found
+
+
+def of_profile(profile: ResolvedProfile) -> list[Gpu]:
+    """The GPUs of one stack; for the command line."""
+    import dataclasses  # no start with a hook comes here
+
+    return node({"stacks": {profile.name: dataclasses.asdict(profile.gpus)}}).gpus[profile.name] if profile.gpus is not None else []
 
 
 def all_nodes(plan: dict[str, Any]) -> list[str]:

@@ -14,7 +14,7 @@ import stat
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
+from typing import Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 from oci_hpc_hooks.elf import glibc, hwcaps, ldcache, loader, mpi
 from oci_hpc_hooks.elf.facts import read_facts
@@ -58,8 +58,9 @@ class Scan:
     cpu_note: str = ""
 
 
-def scan(configuration: Configuration) -> Scan:
-    """Resolve every profile that is on. One that cannot be offered stays in the inventory, with its problems.
+def scan(configuration: Configuration, each: Callable[[Sequence[Profile]], Iterable[Profile]] = iter) -> Scan:
+    """Resolve every profile that is on. One that cannot be offered stays in the inventory, with its problems. ``each`` goes through them,
+    and may tell of it.
 
     Raises :class:`ConfigError` if the node's own loader cache cannot be read.
     """
@@ -68,7 +69,7 @@ def scan(configuration: Configuration) -> Scan:
         node.watch(path)
     resolved = []
     notes: Dict[str, Tuple[str, ...]] = {}
-    for profile in configuration.profiles:
+    for profile in each(configuration.profiles):
         node.asking = profile.name
         offers = []
         root = configuration.root(profile.name)

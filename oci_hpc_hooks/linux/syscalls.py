@@ -41,9 +41,7 @@ NR_bpf = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "loongarch64": 280, "pp
 
 O_PATH = 0o10000000  # the same on every architecture this project runs on; posix.O_PATH exists too, but only where libc names it
 
-RESOLVE_NO_XDEV = 0x01
 RESOLVE_NO_MAGICLINKS = 0x02
-RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_IN_ROOT = 0x10
 
 OPEN_TREE_CLONE = 1
@@ -62,7 +60,6 @@ MS_SHARED = 1 << 20
 MNT_DETACH = 2
 
 FSOPEN_CLOEXEC = 1
-FSCONFIG_SET_FLAG = 0
 FSCONFIG_SET_STRING = 1
 FSCONFIG_CMD_CREATE = 6
 FSMOUNT_CLOEXEC = 1

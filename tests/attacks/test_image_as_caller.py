@@ -70,7 +70,7 @@ def test_a_directory_that_the_image_names(ready: ReadySite, forge: Forge, made: 
 
 #: What cannot be read leaves two things unknown: whose variables these are, and whose annotations.
 UNREAD = (("inputs/launcher.py", "if image_env is not None:", "image_env = image_env or ()\n    if True:"),
-          ("warm.py", "if self.image.doubtful:", "if False:"))
+          ("start.py", "if self.image.doubtful:", "if False:"))
 
 
 @pytest.mark.parametrize(("way", "edits"), [

@@ -21,6 +21,7 @@ Run as a program::
 from __future__ import annotations
 
 import argparse
+import collections
 import contextlib
 import ctypes
 import dataclasses
@@ -50,6 +51,9 @@ RUNTIMES = ("crun", "runc")
 USERS = ("root", "rootless", "keep-id")
 
 Result = subprocess.CompletedProcess[str]
+
+#: The newest commands of `Account.execute`: what tests/conftest.py shows of a test that failed.
+last_commands: collections.deque[Result] = collections.deque(maxlen=4)
 
 
 # ------------------------------------------------------------------------------------------------ images
@@ -336,6 +340,7 @@ class Account:
             umask=0o022,
             check=False,
         )
+        last_commands.append(done)
         if check and done.returncode != 0:
             raise RuntimeError(f"{' '.join(command)}: exit status {done.returncode}\n{done.stdout}{done.stderr}")
         return done

@@ -3,14 +3,15 @@ as documentation has them, with the paths of a real node."""
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Optional
 
 from tests.bed import bed
-from tests.bed.bed import Result
+from tests.bed.bed import Account, Result
 
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 UNCHANGED: Mapping[str, Optional[str]] = {}
@@ -42,16 +43,32 @@ class Node:
             lines.append(f"mount --rbind {shlex.quote(str(source))} {shlex.quote(f'{files}{place}')} || exit\n")
         self._script = "".join([*lines, 'mount --rbind "$NODE/opt" /opt && cd "$WHERE" && exec "$@"\n'])
 
-    def run(self, *command: str, where: str = "/", env: Mapping[str, Optional[str]] = UNCHANGED, timeout: float = 120) -> Result:
-        """As root, with the bed's stores. The bed's virtual environment is not in PATH: what runs is the node's. A variable
+    def run(self, *command: str, where: str = "/", env: Mapping[str, Optional[str]] = UNCHANGED, timeout: float = 120,
+            account: Optional[Account] = None) -> Result:
+        """As root or `account`, with the bed's stores. The bed's virtual environment is not in PATH: what runs is the node's. A variable
         that is None is not set."""
         bed.enter()
+        who = account or bed.root_account()
         ours = {"PATH": PATH, "NODE": str(self.files), "WHERE": where, "PYTHONPATH": None}
-        wanted = {**bed.root_account().environment(), **ours, **env}
+        wanted = {**who.environment(), **ours, **env}
         environment = {name: value for name, value in wanted.items() if value is not None}
-        line = ["unshare", "--mount", "--propagation", "private", "sh", "-c", self._script, "sh", *command]
-        return subprocess.run(line, capture_output=True, text=True, timeout=timeout, env=environment, check=False)
+        become = ["setpriv", f"--reuid={who.uid}", f"--regid={who.gid}", "--clear-groups"] if who.uid else []
+        line = ["unshare", "--mount", "--propagation", "private", "sh", "-c", self._script, "sh", *become, *command]
+        with _namespaces_of_their_own(who):
+            return subprocess.run(line, capture_output=True, text=True, timeout=timeout, env=environment, check=False)
 
-    def typed(self, text: str, where: str = "/", env: Mapping[str, Optional[str]] = UNCHANGED, timeout: float = 120) -> Result:
+    def typed(self, text: str, where: str = "/", env: Mapping[str, Optional[str]] = UNCHANGED, timeout: float = 120,
+              account: Optional[Account] = None) -> Result:
         """Lines of a page, in a shell that ends with the first that fails."""
-        return self.run("bash", "-euc", text, where=where, env=env, timeout=timeout)
+        return self.run("bash", "-euc", text, where=where, env=env, timeout=timeout, account=account)
+
+
+@contextlib.contextmanager
+def _namespaces_of_their_own(account: Account) -> Iterator[None]:
+    """Rootless podman goes on in the mount namespace of the process that it left behind at its first start, and reads its configuration
+    there: a later one that is in the node's would see the bed's /etc, and a later one of the bed the node's."""
+    if account.uid:
+        account.execute("podman", "system", "migrate", check=True)
+    yield
+    if account.uid:
+        account.execute("podman", "system", "migrate", check=True)

@@ -173,6 +173,13 @@ def test_a_device_and_nothing_else(sites: dict[str, Site], stage: str) -> None:
         assert (entry["verdict"], entry["path"], entry["profile"], entry["devices"]) == ("proved", way, "fuse", ["/dev/fuse"])
 
 
+@pytest.mark.parametrize(("program", "fabric"), [("fi_pingpong", "libfabric"), ("ucx_perftest", "ucx")])
+def test_what_label_proposes(sites: dict[str, Site], program: str, fabric: str) -> None:
+    said = sites["modules"].command("label", Engine("crun", "root").load("fabrics"), "--", program)
+    assert f"LABEL org.supercontainers.fabric={fabric}\n" in said.stdout, said.stderr
+    assert said.stdout.count("LABEL ") == 2  # and glibc
+
+
 EXAMPLES = re.findall(r"```console\n\$ oci-hpc-hooks (.*)\n((?:.*\n)*?)```", (bed.ROOT / "docs/fabrics.md").read_text())
 
 

@@ -10,11 +10,12 @@ import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Optional
 
 import pytest
 
 from tests.bed import bed
-from tests.bed.bed import ROOT, Engine, Result
+from tests.bed.bed import ROOT, Account, Engine, Result
 from tests.bed.site import MPICH5
 from tests.engine.inside import HELLO, OWN_VERSION, SITE_VERSION, assert_own, assert_site
 from tests.engine.node import Node
@@ -37,10 +38,11 @@ class Newcomer:
         self.checkout = folder / "checkout"
         self._set = ""
 
-    def types(self, text: str, well: bool = True, timeout: float = 120) -> Result:
+    def types(self, text: str, well: bool = True, timeout: float = 120, account: Optional[Account] = None) -> Result:
         for word, meant in WORDS.items():
             text = re.sub(rf"\b{word}\b", meant, text)
-        done = self.node.typed(self._set + text, where=str(self.checkout), timeout=timeout, env={"CONTAINERS_CONF": None})
+        done = self.node.typed(self._set + text, where=str(self.checkout), timeout=timeout, env={"CONTAINERS_CONF": None},
+                               account=account)
         assert not well or done.returncode == 0, f"{text}\n{done.stdout}{done.stderr}"
         assert "Traceback" not in done.stderr
         self._set += "".join(line + "\n" for line in text.splitlines() if line.startswith("PATH="))
@@ -73,6 +75,7 @@ def newcomer() -> Iterator[Newcomer]:
     packed = subprocess.run(["tar", "-c", "-T", "-"], cwd=ROOT, input=names, capture_output=True, check=True).stdout
     subprocess.run(["tar", "-x"], cwd=made.checkout, input=packed, check=True)
     own = (bed.root_account().folder / "containers.conf").read_text()  # what this machine needs
+    own = re.sub(r"^tmp_dir.*\n", "", own, flags=re.MULTILINE)  # root's
     (made.node.files / "etc/containers").mkdir()
     (made.node.files / "etc/containers/containers.conf").write_text(own)
     made.types(INSTALL, timeout=300)
@@ -132,13 +135,18 @@ def everywhere(newcomer: Newcomer) -> Iterator[Newcomer]:
     newcomer.types(f"rm {path}")
 
 
-def test_the_folder_of_every_podman(everywhere: Newcomer) -> None:
-    """Neither command needs the option."""
+@pytest.mark.parametrize("user", ["root", "rootless", "keep-id"])
+def test_the_folder_of_every_podman(everywhere: Newcomer, user: str) -> None:
+    """Root's and users': neither command needs the option."""
     _, doctor, run = HOOKS.splitlines()
     option = "--hooks-dir /usr/local/share/oci-hpc-hooks/hooks.d "
-    assert "all well" in everywhere.types(doctor.replace(option.rstrip(), "")).stdout
+    engine = Engine("crun", user)
+    engine.podman("tag", engine.load("bookworm-mpich-nolabel"), IMAGE, check=True)
+    assert "all well" in everywhere.types(doctor.replace(option.rstrip(), ""), account=engine.account).stdout
     assert option in run
-    assert_site(everywhere.types(run.replace(option, f"--rm --annotation {LABEL.split()[1]} ")))
+    more = "--userns=keep-id " if user == "keep-id" else ""
+    assert_site(everywhere.types(run.replace(option, f"--rm {more}--annotation {LABEL.split()[1]} "), account=engine.account))
+    engine.podman("rmi", IMAGE, check=True)
 
 
 def test_a_scientist(everywhere: Newcomer, image: str) -> None:

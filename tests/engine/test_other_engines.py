@@ -229,7 +229,7 @@ def test_the_plan_as_a_document(root_site: Site) -> None:
 @pytest.mark.parametrize(("arguments", "code", "says"), [
     (("--format", "enroot", *WISH, ROOTFS), 2, "needs a directory of its own"),
     (("--format", "enroot", "--output", "/", *WISH, ROOTFS), 2, "/ cannot be written"),
-    ((ROOTFS,), 1, "there is nothing to do for"),
+    ((ROOTFS,), 1, "there is nothing to write for"),
     (("--annotation", "org.supercontainers.mpi=openmpi", ROOTFS), 1, "openmpi is wanted"),
 ])
 def test_plans_that_are_none(root_site: Site, arguments: tuple[str, ...], code: int, says: str) -> None:

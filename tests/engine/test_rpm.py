@@ -149,14 +149,14 @@ def test_what_the_page_shows(node: RpmNode, rootful: Engine) -> None:
     features, fault, publish, _ = SHOWN
     command, shown = features.splitlines()
     for host, line in (("n1", shown), (os.uname().nodename, node.typed(command.lstrip("$ ")).stdout.rstrip("\n"))):
-        assert re.fullmatch(rf"NodeName={host} Feature=mpi-mpich,x86_64(,\w+)*", line)
+        assert re.fullmatch(rf"NodeName={host} Features=mpi-mpich,x86_64(,\w+)*", line)
 
     executable = "/usr/libexec/oci/hooks.d/oci-hpc-hooks-createruntime"
     done = node.typed(f"mv {executable} /var/gone; {fault.splitlines()[0].lstrip('$ ')} || code=$?; mv /var/gone {executable}; exit $code")
     lines = [" ".join(line.split()) for line in fault.splitlines()]
     said = " ".join(done.stdout.split())
     assert done.returncode == 1 and " ".join(lines[-3:]) in said, done.stdout
-    for line in (*lines[5:8], "mpich available", "slurm available nothing to be found"):
+    for line in (*lines[5:8], "mpich available", "slurm available needs nothing of the node"):
         assert line in said, done.stdout
 
     published = publish.replace("/srv/", "/var/")

@@ -6,6 +6,7 @@ Slurm does not constrain devices here (no task/cgroup): tests/engine/test_gpus.p
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,8 +24,8 @@ SHOW = f'echo "task $SLURM_PROCID: $(ls -d {GPUS}[0-9]* | tr "\\n" " ")cuda $CUD
 
 
 @pytest.fixture(scope="module")
-def hooks() -> Iterator[Path]:
-    """The folder for ``--hooks-dir`` of a site that takes four ttys for its GPUs."""
+def site() -> Iterator[Site]:
+    """One that takes four ttys for its GPUs."""
     folder = bed.scratch("gpus-of-jobs")
     for number in range(4):
         (folder / f"proc/{number}").mkdir(parents=True)
@@ -39,8 +40,14 @@ def hooks() -> Iterator[Path]:
         json.dumps({"version": 1, "profiles": [{"name": "cuda", "root": str(bed.BUILD / "site/nvidia-550")}]}))
     site.scan()
     site.register()
-    yield site.hooks_dir / "podman"
+    yield site
     shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def hooks(site: Site) -> Path:
+    """For ``--hooks-dir``."""
+    return site.hooks_dir / "podman"
 
 
 def container(hooks: Path, *options: str) -> list[str]:
@@ -66,3 +73,22 @@ def test_a_job_of_three(slurm: Slurm, hooks: Path) -> None:
 def test_a_job_without_any(slurm: Slurm, hooks: Path) -> None:
     result = slurm.srun("-w", "n1", "-n1", *container(hooks))
     assert result.returncode != 0 and "this is a job of slurm, and nothing tells which GPUs it was given" in result.stderr
+
+
+def test_what_the_node_offers_in_slurms_words(slurm: Slurm, site: Site) -> None:
+    """The line for slurm.conf is one that Slurm reads, and jobs find the node by it."""
+    line = site.command("features", "--format", "slurm").stdout
+    words = dict(word.split("=") for word in line.split())
+    assert words["Gres"] == "gpu:4" and "gpu-cuda" in words["Features"].split(",")
+
+    conf = slurm.folder / "of-features.conf"
+    text = re.sub(r"^NodeName=.*\n", "", (slurm.folder / "slurm.conf").read_text(), flags=re.MULTILINE)
+    conf.write_text(text + line)
+    read = slurm.execute("slurmd", "-f", str(conf), "-N", words["NodeName"], "-G")
+    assert "Gres Name=gpu Type=(null) Count=4" in read.stdout + read.stderr and "unrecognized" not in read.stderr, read.stderr
+
+    there = words["Features"]
+    slurm.execute("scontrol", "update", "NodeName=n1", f"AvailableFeatures={there}", f"ActiveFeatures={there}")
+    found = slurm.srun("--constraint=gpu-cuda&x86_64_v2", "--gres=gpu:4", "hostname")
+    assert found.stdout == "n1\n", found.stderr
+    assert "Invalid feature specification" in slurm.srun("--constraint=gpu-rocm", "hostname").stderr

@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 #: Our own, of every start of a container.
 LIGHT = {
-    "oci_hpc_hooks", "oci_hpc_hooks.warm", "oci_hpc_hooks.errors", "oci_hpc_hooks.inputs", "oci_hpc_hooks.inputs.container",
-    "oci_hpc_hooks.inputs.jsontext", "oci_hpc_hooks.inputs.storage",
+    "oci_hpc_hooks", "oci_hpc_hooks.warm", "oci_hpc_hooks.start", "oci_hpc_hooks.errors", "oci_hpc_hooks.inputs",
+    "oci_hpc_hooks.inputs.container", "oci_hpc_hooks.inputs.jsontext", "oci_hpc_hooks.inputs.storage",
 }
 #: And what is added when a plan is replayed.
 REPLAY = {

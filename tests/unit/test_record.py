@@ -84,7 +84,8 @@ def test_how_a_key_begins(tmp_path: Path) -> None:
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
     state = json.dumps({"id": "c1", "pid": 4242, "bundle": str(tmp_path)})
-    code = "import sys; from oci_hpc_hooks import replay, warm; sys.stdout.write(replay.key_of(warm.Start('s', ('e', 's', 'c', 'l'), 0.0)))"
+    code = ("import sys; from oci_hpc_hooks.replay import key_of; from oci_hpc_hooks.start import Start\n"
+            "sys.stdout.write(key_of(Start('s', ('e', 's', 'c', 'l'), 0.0)))")
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     key = subprocess.run([sys.executable, "-c", code], input=state, capture_output=True, text=True, check=True, env=env).stdout
     looked_at = replace(world.container("app", "-n", "16", annotations={"org.supercontainers.mpi": "mpich"}), cwd="/work",

@@ -11,13 +11,14 @@ from typing import Any, Callable, Dict, List, Tuple
 
 import pytest
 
-from oci_hpc_hooks import record, replay, report, warm
+from oci_hpc_hooks import record, replay, report
 from oci_hpc_hooks.apply.rootfs import Stale
 from oci_hpc_hooks.inputs import container
 from oci_hpc_hooks.inputs.storage import ImageRecord
 from oci_hpc_hooks.linux.paths import Root
 from oci_hpc_hooks.model import PROVED, Plan
 from oci_hpc_hooks.report import Places
+from oci_hpc_hooks.start import Start, site_defaults
 
 ID = "1" * 64
 CONFIG: Dict[str, Any] = {
@@ -35,7 +36,7 @@ CONFIG: Dict[str, Any] = {
 
 def key(config: Dict[str, Any] = CONFIG, *, identity: str = ID, image: str = "a" * 64, labels: Tuple[Tuple[str, str, str], ...] = (),
         defaults: Tuple[Tuple[str, str], ...] = (), site: str = "/etc/oci-hpc-hooks") -> str:
-    start = warm.Start.__new__(warm.Start)  # its constructor reads a runtime's state from stdin
+    start = Start.__new__(Start)  # its constructor reads a runtime's state from stdin
     start.places = (site, "/var/lib/oci-hpc-hooks", "/var/cache/oci-hpc-hooks", "/var/log/oci-hpc-hooks.log")
     start.config = json.loads(json.dumps(config).replace(ID, identity))
     start.state = container.State(identity, 4242, "/bundle", "creating", {})
@@ -290,13 +291,13 @@ def test_whatever_changes_makes_it_stale(world: Tuple[Path, Path, Dict[str, Any]
 ])
 def test_site_defaults(tmp_path: Path, text: str, found: List[Tuple[str, str]]) -> None:
     (tmp_path / "site.json").write_text(text)
-    assert warm.site_defaults(str(tmp_path)) == found
+    assert site_defaults(str(tmp_path)) == found
 
 
 def test_without_a_site(tmp_path: Path) -> None:
-    assert warm.site_defaults(str(tmp_path)) == []
+    assert site_defaults(str(tmp_path)) == []
     os.mkfifo(tmp_path / "site.json")
-    assert warm.site_defaults(str(tmp_path)) == []
+    assert site_defaults(str(tmp_path)) == []
 
 
 def test_places_of_root_are_as_registered(places: Places) -> None:

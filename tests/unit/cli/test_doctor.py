@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -200,6 +201,7 @@ class Installation:
     def __init__(self, node: Node, folder: Path) -> None:  # noqa: F811
         self.node = node
         self.hooks = folder / "hooks.d"
+        self.shared = folder / "shared"
         self.conf = folder / "containers.conf"
         self.conf.write_text(f'[engine]\nhooks_dir = ["{self.hooks}"]\n')
         self.bin = folder / "bin"
@@ -228,6 +230,7 @@ class Installation:
         """Those of the installation. What this machine lacks for rootless containers is its own affair."""
         out = io.StringIO()
         with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):  # in this process: a quarter of the time
+            patch.setattr(doctor, "SHARED", (str(self.shared),))
             for name, value in self.environment.items():
                 patch.setenv(name, value)
             status = cli.run([*self.node.options, "doctor", "--json"])
@@ -286,6 +289,7 @@ SEEDED: Dict[str, Any] = {
     "version": (lambda well: edit(well.descriptor, version="9"), "descriptor-version", "1.0.0"),
     "stage": (lambda well: edit(well.descriptor, stages=["later"]), "descriptor-stage", "createRuntime"),
     "expression": (lambda well: edit(well.descriptor, when={"annotations": {"a": "(?!b)"}}), "descriptor-regex", "(?!b)"),
+    "precreate for all": (lambda well: shutil.copytree(well.hooks / "podman", well.shared), "precreate-shared", "a folder of its own"),
     "no executable": (lambda well: well.executable.unlink(), "executable-missing", "oci-hpc-hooks register"),
     "mode": (lambda well: well.executable.chmod(0o644), "executable-not-executable", "chmod 755"),
     "of everybody": (lambda well: well.executable.chmod(0o777), "executable-untrusted", "chmod go-w"),

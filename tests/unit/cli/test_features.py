@@ -10,9 +10,12 @@ import pytest
 
 from oci_hpc_hooks import cli
 from oci_hpc_hooks.cli import features
+from oci_hpc_hooks.inputs import gpus
+from oci_hpc_hooks.inputs import inventory as inventories
 from oci_hpc_hooks.model import Cpu
 from tests.unit.cli.test_cli import valid
 from tests.unit.decide.world import elf, host, inventory, profile
+from tests.unit.gpu_bed import Bed, shipped
 
 CPU = Cpu("zen3", "AuthenticAMD", "x86_64_v3", 7, ("x86_64", "x86_64_v2", "x86_64_v3", "zen2", "zen3"), {})
 MPICH = replace(profile(host("/opt/lib/libmpi.so.12", elf("libmpi.so.12"), "replace"), name="mpich"), glibc="2.34")
@@ -39,7 +42,31 @@ def test_variants_and_a_c_runtime_serve_older_images() -> None:
 
 def test_for_slurm() -> None:
     line = features.slurm(features.document(NODE), "n1")
-    assert line == "NodeName=n1 Feature=mpi-mpich,gpu-acme,x86_64,x86_64_v2,x86_64_v3,zen3"
+    assert line == "NodeName=n1 Features=mpi-mpich,gpu-acme,x86_64,x86_64_v2,x86_64_v3,zen3"
+
+
+def test_gpus_are_counted_for_slurm() -> None:
+    """Those of stacks that can be had; of two profiles with the same ones (``gpus_of``) only one counts them."""
+    said = features.document(NODE, {"acme": 4, "openmpi": 0, "mpich": 0})
+    assert said["gpus"] == {"acme": 4} and valid(json.dumps(said), "features-output")
+    assert features.slurm(said, "n1").endswith(",zen3 Gres=gpu:4")
+    assert features.document(replace(NODE, profiles=(replace(ACME, problems=("gone",)),)), {"acme": 4})["gpus"] == {}
+
+
+def test_gpus_of_this_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """One of three is divided into two instances."""
+    made = Bed(tmp_path).nvidia(3, mig={1: [(1, 0), (2, 0)]})
+    monkeypatch.setattr(gpus, "node", lambda plan, node=gpus.node: node(plan, str(tmp_path), made.look))
+    file = tmp_path / "inventory.json"
+    cuda = replace(ACME, name="cuda", provides={"gpu": "cuda"}, gpus=shipped("cuda").gpus)
+    monkeypatch.setattr(inventories, "load", lambda _: inventory(cuda))
+    assert cli.run(["features", "--format", "slurm"]) == 0
+    assert capsys.readouterr().out.endswith(" Features=gpu-cuda Gres=gpu:4\n")
+    assert cli.run(["features"]) == 0
+    assert "4 GPUs for cuda" in capsys.readouterr().out
+    monkeypatch.setattr(inventories, "published", lambda _: inventory(cuda))
+    assert cli.run(["features", "--format", "slurm", "--inventory", str(file)]) == 0
+    assert "Gres" not in capsys.readouterr().out
 
 
 def test_for_node_feature_discovery() -> None:

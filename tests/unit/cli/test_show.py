@@ -19,13 +19,13 @@ TABLE = show.Table(("LIBRARY", "PROVIDER", "FILE", "WHY"), (
 LINE = show.Line("  error: " + "many words about what is wrong " * 8 + PATHS[0], "error")
 
 
-def on_terminal(width: int) -> str:
+def on_terminal(width: int, code: str = "show.show([TABLE, LINE])") -> str:
     """What a terminal of this width gets, without its colours."""
-    code = "from tests.unit.cli.test_show import *; show.show([TABLE, LINE])"
+    code = "from tests.unit.cli.test_show import *; " + code
     ours, theirs = pty.openpty()
     path = ":".join([str(resources.PACKAGE.parent), *sys.path])
     env = {"PYTHONPATH": path, "COLUMNS": str(width), "TERM": "xterm-256color", "LC_ALL": "C.UTF-8"}
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=theirs, env=env)
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=theirs, stderr=theirs, env=env)
     os.close(theirs)
     found = b""
     while True:
@@ -59,6 +59,20 @@ def test_a_wide_terminal_has_one_line_for_a_row() -> None:
 def test_a_narrow_one_has_long_cells_below() -> None:
     lines = on_terminal(60).splitlines()
     assert [line.strip() for line in lines[1:4]] == ["libmpich.so.12  host", PATHS[1], "replace of profile mpich"]
+
+
+def test_between_them_only_the_last_column_is_below() -> None:
+    lines = on_terminal(85).splitlines()
+    assert lines[1].split() == list(TABLE.rows[0][:3]) and lines[2].strip() == TABLE.rows[0][3]
+
+
+def test_progress_is_for_terminals(capsys: pytest.CaptureFixture[str]) -> None:
+    """And nothing of it stays: the last that is written erases the line (ECMA-48, EL)."""
+    code = "import time; print(sum(time.sleep(0.2) or item for item in show.progress('scanning', [1, 2, 3])))"
+    written = on_terminal(80, code)
+    assert "scanning" in written and "100%" in written and written.rpartition("\x1b[2K")[2].strip() == "6"
+    assert list(show.progress("scanning", [1, 2, 3])) == [1, 2, 3]
+    assert capsys.readouterr() == ("", "")
 
 
 def test_plain_output_is_one_line_for_a_row(capsys: pytest.CaptureFixture[str]) -> None:

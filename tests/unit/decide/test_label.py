@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Dict, Mapping, Tuple
+from typing import Dict, Mapping, Optional, Tuple
 
 import pytest
 
 from oci_hpc_hooks.decide import label, links
-from oci_hpc_hooks.decide.request import CPU_KEYS, GLIBC_KEYS, GPU, MPI
+from oci_hpc_hooks.decide.request import CPU_KEYS, FABRIC, GLIBC_KEYS, GPU, MPI
 from oci_hpc_hooks.model import NOTHING, ImageFacts, Inventory, Plan, Profile, ProfileLibrary, Site
 from tests.unit.decide.world import APP, MPICH, OPENMPI, Image, elf, mpich_image, program
 
@@ -70,6 +70,37 @@ def test_a_stack_that_may_not_be_used_is_only_mentioned() -> None:
     found, codes = proposed(image.facts(APP))
     assert GPU not in found
     assert codes == ("gpu-maybe",)
+
+
+FABRICS = label.sought([
+    Profile(name, "", {"fabric": name}, tuple(ProfileLibrary(one, "replace") for one in sonames)) for name, *sonames in (
+        ("cxi", "libfabric.so.1", "libcxi.so.1"), ("libfabric", "libfabric.so.1"), ("opx", "libfabric.so.1"),
+        ("verbs", "libibverbs.so.1"))])
+
+
+def fabric_image(*needed: str) -> Image:
+    """An MPI that uses libfabric, which uses verbs; and a program that needs these."""
+    image = mpich_image().add(APP, program(*needed))
+    for name, of in (("libfabric.so.1", "libibverbs.so.1"), ("libibverbs.so.1", "libc.so.6"), ("libown.so", "libfabric.so.1"),
+                     ("libmpi.so.12", "libfabric.so.1")):
+        exports = MPICH if "mpi" in name else ()
+        image.add(f"/usr/lib64/{name}", elf(name, exports=exports, needed=(of, "libc.so.6")), cached=True)
+    return image
+
+
+@pytest.mark.parametrize(("needed", "fabric"), [
+    (("libmpi.so.12",), None),  # which comes with the site's MPI
+    (("libfabric.so.1",), "libfabric"),  # and verbs with that; nor is it any of the profiles that bring a libfabric too
+    (("libmpi.so.12", "libfabric.so.1"), "libfabric"),
+    (("libown.so",), "libfabric"),
+    (("libibverbs.so.1", "libfabric.so.1"), "libfabric,verbs"),
+])
+def test_a_fabric_that_the_program_uses_itself(needed: Tuple[str, ...], fabric: Optional[str]) -> None:
+    facts = fabric_image(*needed).facts(APP)
+    maps = links.link_maps(facts, Plan(NOTHING, ()), NOBODY)
+    for profiles in ((*PROFILES, *FABRICS), (*PROFILES, *reversed(FABRICS))):
+        found = {one.key: one.value for one in label.propose(facts, maps, profiles, {})[0]}
+        assert found.get(FABRIC) == fabric
 
 
 def test_the_processor_that_a_program_is_marked_for() -> None:

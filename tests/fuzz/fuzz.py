@@ -13,21 +13,26 @@ import os
 import platform
 import random
 import re
+import shutil
 import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import List, Sequence
+from types import FrameType
+from typing import Any, List, Sequence, Set, Tuple
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
+PACKAGE, CORPUS = str(ROOT / "oci_hpc_hooks"), ROOT / "tests/fuzz/corpus"
 BUILD = ROOT / "build" / "fuzz"
 FINDINGS = BUILD / "findings"
 LAST = BUILD / "last"
 
 #: Seconds and MiB beyond which one input is a finding.
 TIMEOUT, MEMORY = 10, 1024
+#: Bytes of an input that is kept in the repository, and how many of one target may be at a time.
+KEPT_BYTES, KEPT = 2048, 12
 #: After so many findings of one target the next one has its turn.
 ENOUGH = 3
 
@@ -103,6 +108,43 @@ def turn(name: str, seconds: float) -> Row:
     return Row(name, time.monotonic() - began, runs, branches, len(list((BUILD / name).glob("*"))), found(name))
 
 
+def keep(name: str) -> int:
+    """Puts small inputs of earlier runs into the corpus of the repository that reach what its seeds do not; returns how many."""
+    from tests.fuzz import seeds, targets
+
+    def steps(data: bytes) -> Set[Tuple[str, int, int]]:
+        """From which line of the package to which."""
+        taken: Set[Tuple[str, int, int]] = set()
+
+        def trace(frame: FrameType, event: str, value: Any) -> Any:
+            before = 0
+
+            def line(frame: FrameType, event: str, value: Any) -> Any:
+                nonlocal before
+                taken.add((frame.f_code.co_filename, before, frame.f_lineno))
+                before = frame.f_lineno
+                return line
+
+            return line if PACKAGE in frame.f_code.co_filename else None
+
+        sys.settrace(trace)
+        try:
+            targets.check(name, data)
+        finally:
+            sys.settrace(None)
+        return taken
+
+    reached = set().union(*map(steps, seeds.of(name)))
+    new = 0
+    for path in sorted((BUILD / name).glob("*"), key=lambda path: path.stat().st_size):
+        data = path.read_bytes()
+        if new < KEPT and len(data) <= KEPT_BYTES and not steps(data) <= reached:
+            reached |= steps(data)
+            new += 1
+            shutil.copyfile(path, CORPUS / name / f"found-{path.name[:12]}")
+    return new
+
+
 def found(name: str) -> List[str]:
     """Names of files with inputs that a target did not bear."""
     return [path.name for path in sorted(FINDINGS.glob(name + "-*"))]
@@ -126,6 +168,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=int, default=3600, help="for all targets together")
     parser.add_argument("--only", metavar="TARGET", nargs="+", help="these targets, each in a process of its own")
     parser.add_argument("--one", metavar="TARGET", help="this target alone, in this process")
+    parser.add_argument("--keep", action="store_true", help="only put what earlier runs have found to reach more into tests/fuzz/corpus")
     parser.add_argument("--write", action="store_true", help="put the figures of every target's last turn into docs/security.md")
     args = parser.parse_args()
     if args.one:
@@ -133,10 +176,14 @@ def main() -> int:
     from benchmarks import results
     from tests.fuzz.targets import TARGETS
 
+    chosen = args.only or list(TARGETS)
+    if args.keep:
+        for name in chosen:
+            print(f"{name:<20} {keep(name):>6}", flush=True)
+        return 0
     FINDINGS.mkdir(parents=True, exist_ok=True)
     LAST.mkdir(exist_ok=True)
     print(f"{'target':<20} {'seconds':>8} {'runs':>10} {'branches':>9} {'kept':>6}  findings", flush=True)
-    chosen = args.only or list(TARGETS)
     for name in chosen:
         for old in FINDINGS.glob(name + "-*"):
             old.unlink()

@@ -32,6 +32,7 @@ from oci_hpc_hooks.inputs import (
     cdi,
     container,
     describe,
+    draft,
     gpus,
     inventory,
     jsontext,
@@ -475,9 +476,13 @@ def device_program(data: bytes) -> None:
 
 @target
 def elf_of_the_node(data: bytes) -> None:
-    """pyelftools, by which the scan reads: trusted files, and damaged ones end in a sentence all the same."""
+    """pyelftools, by which the scan and the draft of a profile read: trusted files, and damaged ones end in a sentence all the same."""
+    path = put("elf.so", data)
     with contextlib.suppress(ConfigError):
-        pyelftools.read_with_pyelftools(put("elf.so", data), symbols=lambda name: True)
+        pyelftools.read_with_pyelftools(path, symbols=lambda name: True)
+    with contextlib.suppress(UsageError):
+        draft._read(path)
+    assert all(folder.startswith("/") for folder in draft._folders_named_in(path))
 
 
 # ------------------------------------------------------------------------------------------------------------ text files

@@ -15,11 +15,14 @@ from hypothesis import strategies as st
 
 from oci_hpc_hooks.inputs import storage
 from oci_hpc_hooks.inputs.storage import ImageRecord, image_of
+from tests.unit.mountbed import unshared
 
 if TYPE_CHECKING:
     from tests.unit.inputs.conftest import Captured
 
 LABELS = {"io.buildah.version": "1.28.2", "note": "ünïcode", "org.supercontainers.glibc": "2.36", "org.supercontainers.mpi": "mpich"}
+
+ODD_NAMES = ("plain", "a,b", "a b", "a#b", "a:b", "a\\b", "a\tb", "a\nb", "a=b", "a\\054b", "a\rb", "é")
 
 
 def image(real: Captured) -> ImageRecord:
@@ -188,6 +191,21 @@ def test_names_in_the_options_of_an_overlay(captured: Callable[[str], Captured],
     (real.proc / "self" / "mountinfo").write_text(
         f"9 1 0:9 / /a\rb rw - tmpfs tmpfs rw\n1 1 0:1 / {real.rootfs} rw - overlay overlay rw,{option},upperdir=/u\n")
     assert storage._stores_of_mount(real.rootfs) == ["/x", r"/a,b:c\d e", "/y"]
+
+
+def test_names_that_this_kernel_has_in_the_options_of_an_overlay(tmp_path: Path) -> None:
+    unshared(r"""
+        from oci_hpc_hooks.inputs import storage
+        from tests.unit.inputs.test_storage import ODD_NAMES
+        mount("-t", "tmpfs", "tmpfs", top)
+        stores = [top / name for name in ODD_NAMES]
+        layers = [store / "overlay/l/A" for store in stores]
+        for folder in (*layers, top / "merged"):
+            folder.mkdir(parents=True)
+        written = [str(layer).replace("\\", "\\\\").replace(":", "\\:").replace(",", "\\,") for layer in layers]
+        mount("-t", "overlay", "-o", "lowerdir=" + ":".join(written), "overlay", top / "merged")
+        assert storage._stores_of_mount(str(top / "merged")) == list(map(str, stores))
+    """, tmp_path)
 
 
 @pytest.mark.parametrize("text, stores", [

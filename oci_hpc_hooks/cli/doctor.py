@@ -372,7 +372,7 @@ def executable_at(path: str) -> Executable:
         return Executable(path, "relative")
     try:
         status = os.stat(path)
-    except OSError:
+    except (OSError, ValueError):  # or a NUL, which no path has
         return Executable(path, "missing")
     if not stat.S_ISREG(status.st_mode):
         return Executable(path, "not a file")

@@ -8,6 +8,7 @@ say the same.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import subprocess
@@ -353,6 +354,9 @@ def wishes(data: bytes) -> None:
         assert digest.parse(digest.word(parts)) == parts and digest.differing(parts, [parts]) == ([], parts)
 
 
+JOBS = (test_job.asked("openmpi", ("pmix",)), test_job.asked("mpich", ("pmi",)))
+
+
 @target
 def ranks(data: bytes) -> None:
     """Variables of a launcher, divided by NUL, every third of them given to the container too."""
@@ -361,8 +365,8 @@ def ranks(data: bytes) -> None:
     now.launcher, now.given = launcher.variables(words), launcher.variables(words[::3])
     now.inside, now.private, now.user, now.caller = now.given, ("network", "ipc", "user"), (1000, 1000), (1000, 1000)
     for now.can_set in (True, False):
-        for family, protocols in (("openmpi", ("pmix",)), ("mpich", ("pmi",))):
-            made = decide_job.decide(test_job.asked(family, protocols), now)
+        for job in JOBS:
+            made = decide_job.decide(job, now)
             assert all(path.startswith("/") and ".." not in path.split("/") and path.count("/") > 1 for path in made.directories)
             assert not set(made.variables) & set(now.given) and (now.can_set or not made.variables)
             assert all(isinstance(text, str) for finding in made.findings for text in finding.values())
@@ -374,6 +378,9 @@ OF_GPUS = ("/proc/driver/nvidia/gpus/0000:09:00.0/information", "/proc/driver/nv
            "/sys/class/kfd/kfd/topology/nodes/1/properties", "/sys/class/drm/renderD128/device/vendor", "/proc/self/cgroup")
 
 
+GPUS = gpu_plan("cuda", "rocm", "levelzero")
+
+
 @target
 def accelerators(data: bytes) -> None:
     """Files of /proc and /sys that tell of GPUs, and variables by which a job is given some; divided by NUL."""
@@ -381,7 +388,7 @@ def accelerators(data: bytes) -> None:
     for path, content in zip(OF_GPUS, [*parts, *[b""] * len(OF_GPUS)]):
         put("gpus" + path, content)
     words = b"\0".join(parts[len(OF_GPUS):]).decode("utf-8", "replace").split("\0")
-    plan = gpu_plan("cuda", "rocm", "levelzero", wish_origin="annotation", wish=words[0])
+    plan = {**GPUS, "wish": words[0]}
     node = gpus.node(plan, folder() + "/gpus", lambda path: gpus.CLOSED if path.endswith("1") else gpus.OPEN)
     here = {path for found in node.gpus.values() for gpu in found for one in (gpu, *gpu.parts) for path in one.nodes}
     closed = {path for found in node.gpus.values() for gpu in found for one in (gpu, *gpu.parts) if one.closed for path in one.nodes}
@@ -566,7 +573,7 @@ def process_groups(data: bytes) -> None:
     name = data.replace(b"\n", b"")
     lines = b"5:devices:/user/%s\n4:cpu:/\n0::/user/%s\n" % (name, name)
     for version in (1, 2):
-        with mock.patch("builtins.open", mock.mock_open(read_data=lines)), mock.patch.object(cgroups, "is_file", return_value=version == 2):
+        with mock.patch("builtins.open", lambda *_: io.BytesIO(lines)), mock.patch.object(cgroups, "is_file", return_value=version == 2):
             assert cgroups.devices_cgroup(1) == (version, os.fsdecode(b"/user/" + name))
 
 

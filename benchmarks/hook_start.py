@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import functools
 import json
 import os
 import platform
@@ -120,8 +121,8 @@ def spawn(command: Sequence[str], state: Path = Path("/dev/null"), env: Optional
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def mount(source: str, target: str, kind: str, flags: int) -> None:
-    if _libc.mount(source.encode(), target.encode(), kind.encode(), ctypes.c_ulong(flags), None):
+def mount(source: str, target: str, kind: str, flags: int, data: str = "") -> None:
+    if _libc.mount(source.encode(), target.encode(), kind.encode(), ctypes.c_ulong(flags), data.encode() or None):
         error = ctypes.get_errno()
         raise OSError(error, os.strerror(error), target)
 
@@ -129,18 +130,22 @@ def mount(source: str, target: str, kind: str, flags: int) -> None:
 class Container:
     """A container of podman's, made and never started: its rootfs is mounted, its bundle is complete."""
 
-    def __init__(self, engine: bed.Engine, image: str, command: Sequence[str] = ("mpihello",)) -> None:
+    def __init__(self, engine: bed.Engine, image: str, command: Sequence[str] = ("mpihello",), options: Sequence[str] = ()) -> None:
         self.engine = engine
         self.name = engine.new_name()
-        create = ["create", "--net=none", "--name", self.name, engine.load(image), *command]
+        create = ["create", "--net=none", "--name", self.name, *options, engine.load(image), *command]
         self.id = engine.podman(*create, check=True).stdout.strip()
         engine.podman("init", self.name, check=True)
-        self.rootfs = engine.podman("mount", self.name, check=True).stdout.strip()
+        self.rootfs = self.mounted()
         config = engine.podman("inspect", "--format", "{{.OCIConfigPath}}", self.name, check=True).stdout.strip()
         self.bundle = os.path.dirname(config)
         self.config = json.loads(Path(config).read_text())
         self.config_file = Path(config)
         self.state_file = BENCH / f"{self.name}.state"
+
+    def mounted(self) -> str:
+        """Mounts the root file system, and says where."""
+        return self.engine.podman("mount", self.name, check=True).stdout.strip()
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[int]:
@@ -149,7 +154,7 @@ class Container:
         pid = os.fork()
         if pid == 0:
             try:
-                self._make_mounts()
+                self.make_mounts()
                 os.write(told, b"+")
                 signal.pause()
             except BaseException as error:
@@ -172,11 +177,15 @@ class Container:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
 
-    def _make_mounts(self) -> None:
+    def make_root(self) -> None:
+        """A mount namespace of its own, with the root file system in its place."""
         if _libc.unshare(CLONE_NEWNS):
             raise OSError(ctypes.get_errno(), "unshare")
         mount("none", "/", "", MS_REC | MS_PRIVATE)
         mount(self.rootfs, self.rootfs, "", MS_BIND | MS_REC)
+
+    def make_mounts(self) -> None:
+        self.make_root()
         for wanted in self.config["mounts"]:
             target = self.rootfs + wanted["destination"]
             bind = wanted["type"] == "bind"
@@ -189,8 +198,8 @@ class Container:
             if bind:
                 mount(wanted["source"], target, "", MS_BIND | MS_REC)
             else:
-                # A runtime takes the container's other namespaces for most of these; to a hook they are mounts like any other.
-                mount(wanted["type"], target, "sysfs" if wanted["type"] == "sysfs" else "tmpfs", 0)
+                # A runtime takes the container's other namespaces for these; to a hook they are mounts like any other.
+                mount(wanted["type"], target, "tmpfs", 0)
 
 
 def mounts_of(pid: int) -> list[tuple[str, ...]]:
@@ -445,6 +454,7 @@ def emulated(command: Sequence[str], bench: Optional[Bench], early: bool) -> flo
 
 
 def podman(engine: bed.Engine, hooks_dir: Path, options: Sequence[str] = ()) -> Run:
+    """A whole start of the image, whose program is true."""
     reference = engine.load(IMAGE)
     command = ["/usr/bin/env", "podman", "--runtime", engine.runtime, "--hooks-dir", str(hooks_dir)]
     return spawn([*command, "run", "--rm", "--net=none", *options, reference, "true"], env=engine.account.environment())
@@ -609,10 +619,6 @@ def run_all(rounds: int, podman_rounds: int, short: bool) -> tuple[list[str], di
         with bed.cdi_folder() as folder:
             whole = podman_cases(few, many, folder)
             measure(whole, podman_rounds, "podman")
-        for bench in (few, many):
-            entry = bench.last()
-            if entry.get("path") != "warm" or entry.get("files") != bench.files:
-                raise Failed(f"podman's containers got something else: {entry}")
         found = rows_of(whole)
         rows.update(found)
         report += ["", f"## podman run --rm --net=none IMAGE true, {podman_rounds} rounds (cpu and peak: podman's own process)", ""]
@@ -659,21 +665,49 @@ def podman_cases(few: Bench, many: Bench, cdi_folder: Path) -> list[Case]:
     """Whole starts: no hooks, hooks at both stages, and the same files by a device of CDI, which podman reads itself."""
     nowhere = BENCH / "sites/no-hooks.d"
     nowhere.mkdir()
+    for bench in (few, many):
+        injected(bench, bed.Engine("crun", "root"), "createRuntime", anew=True)  # the others are warm from then on
     cases = []
     for runtime in bed.RUNTIMES:
         engine = bed.Engine(runtime, "root")
         first = f"podman, {runtime}, no hooks"
 
-        def start(hooks_dir: Path, options: Sequence[str] = (), engine: bed.Engine = engine) -> Callable[[], Run]:
-            return lambda: podman(engine, hooks_dir, options)
+        def start(options: Sequence[str] = (), engine: bed.Engine = engine) -> Callable[[], Run]:
+            return lambda: podman(engine, nowhere, options)
 
-        cases.append(Case(first, start(nowhere)))
+        cases.append(Case(first, start()))
         for bench in (few, many):
-            for stage, folder in (("createRuntime", bench.hooks_dir), ("precreate", bench.hooks_dir / "podman")):
-                cases.append(Case(f"podman, {runtime}, {bench.files} files, {stage}", start(folder), first, "1.10 x", 1.1))
+            for stage in ("createRuntime", "precreate"):
+                name = f"podman, {runtime}, {bench.files} files, {stage}"
+                cases.append(Case(name, functools.partial(injected, bench, engine, stage), first, "1.10 x", 1.1))
+                if runtime == "crun" and bench is few:
+                    cases.append(Case(f"{name}, the first", functools.partial(injected, bench, engine, stage, True), first))
+                    planned = functools.partial(injected, bench, engine, stage, True, True)
+                    cases.append(Case(f"{name}, the first, planned ahead", planned, first, "1.10 x", 1.1))
             device = cdi_device(bench, engine, cdi_folder)
-            cases.append(Case(f"podman, {runtime}, {bench.files} files, CDI", start(nowhere, [device]), first, "1.10 x", 1.1))
+            cases.append(Case(f"podman, {runtime}, {bench.files} files, CDI", start([device]), first, "1.10 x", 1.1))
     return cases
+
+
+def injected(bench: Bench, engine: bed.Engine, stage: str, anew: bool = False, planned: bool = False) -> Run:
+    """A whole start with the hook at this stage; ``anew``: the first of the image, which ``planned`` was remembered beforehand (check
+    --remember, not timed). Raises Failed where it was not cold or warm as that says."""
+    folder = bench.hooks_dir if stage == "createRuntime" else bench.hooks_dir / "podman"
+    if anew:
+        for plan in bench.plans():
+            plan.unlink()
+    if planned:
+        options = f"--run-options=--net=none --runtime={engine.runtime}"
+        done = bench.site.command("check", "--remember", options, f"--hooks-dir={folder}", engine.load(IMAGE), "--", "true")
+        if done.returncode != 3:  # unproved: true loads no MPI
+            raise Failed(f"not remembered: {done.stdout}{done.stderr}")
+    run = podman(engine, folder)
+    entry = bench.last()
+    if anew and not planned and entry.get("path") == "cold":
+        return run
+    if entry.get("path") != "warm" or entry.get("files") != bench.files:
+        raise Failed(f"podman's container got something else: {entry}")
+    return run
 
 
 def cdi_device(bench: Bench, engine: bed.Engine, folder: Path) -> str:

@@ -15,7 +15,7 @@ from oci_hpc_hooks.errors import HookError, InputError, KernelError
 from oci_hpc_hooks.inputs import container, jsontext
 from oci_hpc_hooks.linux import mounts, namespaces, syscalls
 from oci_hpc_hooks.linux.paths import ABSENT, Root
-from oci_hpc_hooks.replay import Service, owned, volumes_of
+from oci_hpc_hooks.replay import Service, give_up_privileges, owned, volumes_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,7 +44,9 @@ class Proposal(Service):
             own = [mount for mount in volumes if mount[0] not in ("/proc", "/sys", "/dev")]
             if own:
                 own_mount_namespace()
-            self.root = Root(posix.open(self.start.rootfs, syscalls.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC))
+            # Others may exchange what leads to a root filesystem that no engine has made, and nothing tells yet what the runtime will find.
+            resolve = 0 if self.start.image.image_id else syscalls.RESOLVE_NO_SYMLINKS
+            self.root = Root(syscalls.openat2(syscalls.AT_FDCWD, self.start.rootfs, syscalls.O_PATH | posix.O_DIRECTORY, resolve))
             for where, kind, source, options in own:
                 self.lay(where, kind, source, options)
         except (HookError, OSError) as trouble:
@@ -82,11 +84,14 @@ class Proposal(Service):
         except OSError as error:
             raise InputError(f"the loader's cache cannot be kept in {self.places.cache}: {error.strerror}",
                              remedy="make it a directory that this user can write", who="site admin") from None
-        self.start.edited = True
+        extras = [extra for extra in extras if extra[1] in wanted]
+        # A runtime without privileges of its own cannot keep devices closed.
+        rules = [] if namespaces.in_own_user_namespace() else config.device_rules(extras)
+        give_up_privileges()
+        self.start.edited = True  # and from here on nothing fails: half an edit would go on to podman
         config.inject(self.start.config, record, file, rootfs.tree_size(record))
         if more is not None:
-            rules = not namespaces.in_own_user_namespace()  # a runtime without privileges of its own cannot keep devices closed
-            config.wire_up(self.start.config, [extra for extra in extras if extra[1] in wanted], more.variables, rules)
+            config.wire_up(self.start.config, extras, more.variables, rules)
             if more.groups:
                 config.join(self.start.config, more.groups)
             if more.hidden:

@@ -11,7 +11,7 @@ from binascii import crc32
 
 from oci_hpc_hooks import report
 from oci_hpc_hooks.apply import rootfs
-from oci_hpc_hooks.errors import HookError, InputError
+from oci_hpc_hooks.errors import HookError, InputError, KernelError, Precondition
 from oci_hpc_hooks.inputs import container, jsontext
 from oci_hpc_hooks.linux import mounts, namespaces, syscalls
 from oci_hpc_hooks.report import Places
@@ -55,6 +55,8 @@ class Service:
         """Opens the container's tree and reads its mount table; False if another stage has to serve it. Raises InputError, OSError."""
         pid = self.start.state.pid
         try:
+            # A root filesystem that no engine has made may lie where others can exchange what leads to it.
+            around = None if self.start.image.image_id else mounts.mount_table()
             if posix.geteuid() != 0:
                 # A runtime without privileges of its own made the container's user namespace: only inside it are we somebody.
                 report.keep_voices()
@@ -65,6 +67,10 @@ class Service:
             self.table = mounts.mount_table(f"/proc/{pid}/mountinfo")
         except (FileNotFoundError, ProcessLookupError):
             raise InputError(f"process {pid}, the container's first, is gone: the runtime has given up on it") from None
+        if around is not None and self.table.count(self.root.prefix) <= around.count(self.root.prefix):
+            raise InputError(f"{self.start.rootfs} leads to {self.root.prefix}, which is not what the runtime has mounted as the "
+                             "container's root filesystem in a mount namespace of its own", who="user",
+                             remedy="let nobody else change the directories that lead to the root filesystem")
         return True
 
     def is_served(self) -> bool:
@@ -87,7 +93,6 @@ class Service:
         else:
             way, because = self.apply(record, cache, more)
             findings, names = [], {}
-        syscalls.give_up_privileges()  # what is left is to say so
         findings = [*record["findings"], *(more.findings if more else ()), *findings]
         if because:
             what = f"the loader's cache is mounted, not a file of the container's own, and ldconfig inside fails: {because}"
@@ -99,7 +104,8 @@ class Service:
 
     def apply(self, record: dict[str, Any], cache: bytes, more: WireUp | None,
               before: Callable[[], None] | None = None) -> tuple[str, str]:
-        """``before`` is the last that is done in the node's own namespaces."""
+        """Does all of it, and gives up this process's privileges: what is left is to say so. ``before`` is the last that is done in the
+        node's own namespaces."""
         extras, owners = (more.mounts, more.owners) if more else ([], ())
         found: list[dict[str, str]] = more.findings if more else []
 
@@ -109,7 +115,8 @@ class Service:
                 before()
             self.join()
 
-        return rootfs.inject(record, cache, self.root, self.table, container.mount_label(self.start.config), join, extras, owners)
+        return rootfs.inject(record, cache, self.root, self.table, container.mount_label(self.start.config), join, extras, owners,
+                             give_up_privileges)
 
     def allow(self, devices: list[tuple[str, int, int]], findings: list[dict[str, str]]) -> None:
         """Lets the container's cgroup use devices. A runtime without privileges of its own has made no rules."""
@@ -149,8 +156,18 @@ def confine() -> None:
     """Nobody can look into this process, what it has inherited is closed, and it takes no more than a hook may. Raises KernelError."""
     syscalls.close_range(3)
     syscalls.set_not_dumpable()
+    syscalls.keep_privileges()
     for resource, most in LIMITS:
         syscalls.limit(resource, most)
+
+
+def give_up_privileges() -> None:
+    """Raises Precondition: whoever has asked, no container starts beside a hook that keeps them."""
+    try:
+        syscalls.give_up_privileges()
+    except KernelError as error:
+        raise Precondition(f"the hook cannot give up its privileges: {error.what}", origin="", who="site admin", findings=[],
+                           remedy="look which seccomp filter or security module stands around container runtimes") from None
 
 
 def key_of(start: Start) -> str:

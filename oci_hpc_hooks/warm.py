@@ -59,22 +59,29 @@ def main(stage: str, *, config: str, state: str, cache: str, log: str) -> NoRetu
         settle()
         run(stage, (config, state, cache, log), began)
         status = 0
-    except HookError as error:
-        complain(str(error), stage)
-    except Overdue as late:
-        from oci_hpc_hooks import overdue
-
-        complain(overdue.sentence(late.frame, late.why), stage)
-    except MemoryError:
-        complain("out of memory; the container was not touched.", stage)
-    except OSError as error:
-        complain(str(of_system(error)), stage)
-    except ImportError as error:
-        complain(f"a module cannot be loaded: {error}. Site admin: look whether all of oci-hpc-hooks and Python is there, "
-                 "and can be read.", stage)
-    except Exception as error:
-        complain(f"{type(error).__name__}: {error}. This is a defect of oci-hpc-hooks: please report it.", stage)
+    except BaseException as error:
+        complain(told(error), stage)
     posix._exit(status)  # nothing is left to tidy, and taking the interpreter down costs a millisecond
+
+
+def told(error: BaseException) -> str:
+    """Its sentence for a person. Never raises."""
+    if isinstance(error, HookError):
+        return str(error)
+    if isinstance(error, Overdue):
+        try:
+            from oci_hpc_hooks import overdue
+
+            return overdue.sentence(error.frame, error.why)
+        except Exception:
+            return f"the hook was not done within {error.why}."
+    if isinstance(error, MemoryError):
+        return "out of memory; the container was not touched."
+    if isinstance(error, OSError):
+        return str(of_system(error))
+    if isinstance(error, ImportError):
+        return f"a module cannot be loaded: {error}. Site admin: look whether all of oci-hpc-hooks and Python is there, and can be read."
+    return f"{type(error).__name__}: {error}. This is a defect of oci-hpc-hooks: please report it."
 
 
 def settle() -> None:
@@ -153,6 +160,16 @@ def service_for(start: Start) -> Service:
 
 
 def complain(text: str, stage: str) -> None:
-    from oci_hpc_hooks import report
+    """Brings one sentence to whoever started the container. Never raises: where the package cannot be read any more, it goes to standard
+    error alone, if somebody listens there (:func:`report.complain` says why not else)."""
+    try:
+        from oci_hpc_hooks import report
 
-    report.complain(text, stage != container.PRECREATE)
+        report.complain(text, stage != container.PRECREATE)
+    except Exception:
+        try:
+            if posix.fstat(2).st_mode & 0o170000 in (0o010000, 0o140000) or posix.isatty(2):  # S_IFIFO, S_IFSOCK (inode(7))
+                line = "".join([char if char.isprintable() else "?" for char in text])
+                posix.write(2, f"oci-hpc-hooks: {line}\n".encode("utf-8", "backslashreplace"))
+        except OSError:
+            pass

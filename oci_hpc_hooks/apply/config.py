@@ -61,15 +61,14 @@ def file_mount(source: str, destination: str) -> dict[str, Any]:
     return {"destination": destination, "type": "bind", "source": source, "options": FILE_OPTIONS}
 
 
-def wire_up(config: dict[str, Any], extras: list[tuple[str, str]], variables: dict[str, str], rules: bool) -> None:
-    """Adds what is particular to a start: (kind, path) of what of the host appears at its own path, and variables. With ``rules`` the
-    container's cgroup lets it use the devices among them."""
+def wire_up(config: dict[str, Any], extras: list[tuple[str, str]], variables: dict[str, str], rules: list[dict[str, Any]]) -> None:
+    """Adds what is particular to a start: (kind, path) of what of the host appears at its own path, variables, and the ``rules`` by which
+    the container's cgroup lets it use the devices among them."""
     config["mounts"] = [*(config.get("mounts") or ()), *[
         {"destination": path, "type": "bind", "source": path, "options": EXTRA_OPTIONS[kind]} for kind, path in extras]]
-    devices = [path for kind, path in extras if kind == DEVICE]
-    if devices and rules:
+    if rules:
         resources = _part(_part(config, "linux"), "resources")
-        resources["devices"] = [*_list(resources, "devices"), *map(_device_rule, devices)]
+        resources["devices"] = [*_list(resources, "devices"), *rules]
     if variables:
         kept = [item for item in container.environment(config) if item.partition("=")[0] not in variables]
         _part(config, "process")["env"] = [*kept, *[f"{name}={value}" for name, value in variables.items()]]
@@ -98,9 +97,13 @@ def _list(of: dict[str, Any], key: str) -> list[Any]:
     return jsontext.array(of, key, "config.json:")
 
 
-def _device_rule(path: str) -> dict[str, Any]:
-    kind, major, minor = container.device_numbers(posix.stat(path))
-    return {"allow": True, "type": kind, "major": major, "minor": minor, "access": "rw"}
+def device_rules(extras: list[tuple[str, str]]) -> list[dict[str, Any]]:
+    """What lets a container use the devices among (kind, path). Raises OSError."""
+    rules = []
+    for path in [path for kind, path in extras if kind == DEVICE]:
+        kind, major, minor = container.device_numbers(posix.stat(path))
+        rules.append({"allow": True, "type": kind, "major": major, "minor": minor, "access": "rw"})
+    return rules
 
 
 def has_own_hook(config: dict[str, Any]) -> bool:

@@ -396,7 +396,6 @@ class Injection:
             if target < 0:
                 target = self.create(self.cache_parent, self.cache_name, directory=False)
             self.mount(self.keep(mounts.clone(self.tree, "ld.so.cache")), target)
-        self.done = True
 
     def write_files(self) -> None:
         """Writes both files, under other names where there are such already; with no room for them, the cache is bound."""
@@ -472,7 +471,10 @@ class Injection:
             posix.closerange(min(self.fds), max(self.fds) + 1)
         else:
             for fd in self.fds:
-                posix.close(fd)
+                try:
+                    posix.close(fd)
+                except OSError:  # close(2): the descriptor is gone all the same, and all that was to be done with it is done
+                    pass
         self.fds.clear()
 
     def take_back(self) -> None:
@@ -548,15 +550,15 @@ def raise_descriptor_limit() -> None:
 
 def inject(record: dict[str, Any], cache: bytes, root: Root, table: mounts.MountTable, label: str,
            join: Callable[[list[tuple[str, int, int]]], None], extras: Sequence[tuple[str, str]] = (),
-           owners: Sequence[int] = ()) -> tuple[str, str]:
+           owners: Sequence[int] = (), last: Callable[[], None] | None = None) -> tuple[str, str]:
     """Applies ``record`` to a container that is being created. Returns how the loader's cache arrived, "file", "bind" or "" for none, and
     why it is bound where it was to be a file.
 
     ``root`` is its root filesystem in its own mount namespace, ``table`` that namespace's mounts, ``label`` its SELinux mount label;
     ``join`` brings this process into the container's namespaces, after it has let its cgroup use the devices it is told, which are those
     that will be there, by the descriptors that will be mounted. ``extras`` are (kind, path) of what of the host appears at its own path
-    beside the record's files; a directory must belong to one of ``owners``. Raises Stale or Refusal before ``join``, and KernelError,
-    OSError or Refusal after it; in every case nothing is left behind.
+    beside the record's files; a directory must belong to one of ``owners``. ``last`` is done when all is attached, and if it fails all is
+    taken back. Raises Stale or Refusal before ``join``, and KernelError, OSError or Refusal after it; in every case nothing is left behind.
     """
     injection = Injection(record, cache, root, table)
     try:
@@ -566,6 +568,9 @@ def inject(record: dict[str, Any], cache: bytes, root: Root, table: mounts.Mount
         injection.open_extras(extras, owners)
         join(injection.devices)
         injection.attach()
+        if last is not None:
+            last()
+        injection.done = True
         way = "" if record["cache"] is None else "file" if injection.written else "bind"
         return way, injection.bound_because
     finally:

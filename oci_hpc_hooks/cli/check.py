@@ -1,19 +1,21 @@
 """``oci-hpc-hooks check IMAGE|ROOTFS|BUNDLE``: the decision that a hook would make, without starting a container.
 
 Will it run here, with what, and what will it cost; and with ``--inventory`` the same for other systems, from what their sites publish.
-With ``--digest`` whether two nodes give the same.
+With ``--digest`` whether two nodes give the same; with ``--remember`` so that the first start here is a warm one.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from pathlib import PurePath
 from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from oci_hpc_hooks import cli, cold, record
 from oci_hpc_hooks.cli import digest, show, target
+from oci_hpc_hooks.cli.remember import remember
 from oci_hpc_hooks.decide import links
 from oci_hpc_hooks.errors import Refusal, UsageError
 from oci_hpc_hooks.inputs import inventory
@@ -55,6 +57,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
                         help="print one word, equal on two nodes exactly if a container gets the same from both")
     parser.add_argument("--expect", metavar="DIGEST", action="append", default=[],
                         help="say what differs from this digest, of another node; may be repeated: one of them is enough")
+    parser.add_argument("--remember", action="store_true",
+                        help="have podman start a container of the image up to its program and remove it, so that the plan is remembered "
+                             "and the first podman run is a warm start")
+    parser.add_argument("--run-options", metavar="OPTIONS", type=shlex.split, default=[],
+                        help="of --remember: the options that podman run will have, as one word: '--net=host --volume /data:/data'")
+    parser.add_argument("--hooks-dir", metavar="DIR", type=os.path.abspath,
+                        help="of --remember: the folder that podman run will be given as --hooks-dir")
 
 
 class Answer(NamedTuple):
@@ -74,6 +83,7 @@ def execute(args: argparse.Namespace) -> int:
     if args.digest and args.inventory:
         raise UsageError("--digest tells what files of this node hold; of another system's there is only the inventory",
                          remedy="leave --inventory out", who="user")
+    _settle_remember(args)
     systems = {name: inventory.published(file) for name, file in _named(args.inventory)}
     registered = (args.config_dir, args.state_dir, args.cache_dir, args.log_file)
     with target.look(args.target, args.command, args.annotation, args.label) as (container, root):
@@ -81,6 +91,8 @@ def execute(args: argparse.Namespace) -> int:
             answers = {name: decide(container, root, offers) for name, offers in systems.items()}
         else:
             answers = {"": _decide_here(container, root, registered)}
+            if args.remember and answers[""].plan.verdict != REFUSED:
+                answers[""] = _remember(args, answers[""], own_places(Places(*registered)).log)
             parts = digest.parts_of(answers[""].plan, answers[""].facts, container, root) if args.digest else {}
     if systems:
         said: Dict[str, Any] = {"version": 1, "target": args.target, "command": list(container.args), "systems": [
@@ -97,6 +109,26 @@ def execute(args: argparse.Namespace) -> int:
         show.show(_systems(said, args.all) if systems else _lines(said, args.all))
     codes = {EXIT[answer.plan.verdict] for answer in answers.values()}
     return next(code for code in (0, 3, 1) if code in codes)
+
+
+def _settle_remember(args: argparse.Namespace) -> None:
+    """Raises UsageError for options that go with no start of podman's."""
+    if not args.remember:
+        if args.run_options or args.hooks_dir:
+            raise UsageError("--run-options and --hooks-dir belong to --remember")
+        return
+    if args.inventory or args.label:
+        raise UsageError("--remember starts a container on this node with the labels that its image has", who="user",
+                         remedy="leave --inventory and --label out; what is asked for besides is an --annotation")
+    if target.kind_of(args.target) != target.IMAGE:
+        raise UsageError(f"--remember is for images that podman has, and {args.target} is a directory", who="user",
+                         remedy="of a bundle, crun create and crun delete do the same")
+
+
+def _remember(args: argparse.Namespace, answer: Answer, log: str) -> Answer:
+    options = [*args.run_options, *(f"--annotation={pair}" for pair in args.annotation)]
+    remember(args.target, args.command, options, args.hooks_dir, log, answer.plan.verdict)
+    return answer if answer.plan.verdict == NOTHING else answer._replace(start="warm")
 
 
 def _digest(args: argparse.Namespace, said: Dict[str, Any], parts: Dict[str, str], expected: Sequence[Dict[str, str]]) -> int:

@@ -491,6 +491,7 @@ def place_faults(places: Places) -> Iterator[Fault]:
 # ------------------------------------------------------------------------------------------------------- the verb
 
 def configure(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = "Exit codes: 0 all is well, 1 an error or a warning was found, 2 usage."
     parser.add_argument("--hooks-dir", metavar="DIR", type=os.path.abspath, action="append", default=[],
                         help="look at this folder, which podman is given on its command line, instead of those in containers.conf")
 

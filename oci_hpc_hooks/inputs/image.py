@@ -78,7 +78,7 @@ def gather(root: Root, container: Container, profiles: Sequence[ResolvedProfile]
         _follow(tree, consumers, search, copies)
         interps = {path: tree.files[path].elf.interp for path in consumers if path in tree.files}
         foreign |= {path for path, interp in interps.items() if interp and tree.resolve(interp) != tree.resolve(own.interp)}
-    folders = [*_homes(loaded), *library_dirs, *_rpaths(tree, programs)]
+    folders = [*sorted(_homes(loaded)), *library_dirs, *_rpaths(tree, programs)]
     folders += [f"{posixpath.dirname(folder)}/{lib}" for folder in path_dirs for lib in ("lib", "lib64")]
     homes = _look_for_copies(tree, dict.fromkeys(folders), copies)
     homes |= _look_for_copies(tree, sorted(homes.difference(folders)), copies)  # where links lead to
@@ -367,11 +367,11 @@ def _look_for_copies(tree: Tree, folders: Iterable[str], copies: _Copies) -> Set
             homes |= _copies_in(tree, place, copies)
     # A file that is bound over the image's copy has that copy's directory as its $ORIGIN.
     paths = {path for library in copies.libraries for path in (*library.elf.rpath, *library.elf.runpath)}
-    for home in homes:
-        for folder in _from_origin(paths, home):
+    for home in sorted(homes):
+        for folder in _from_origin(sorted(paths), home):
             for place in (folder, *_hwcaps(tree, folder)):
                 _copies_in(tree, place, copies)
-        for relative in copies.module_folders:
+        for relative in sorted(copies.module_folders):
             if not relative.startswith("."):
                 tree.directory(posixpath.join(home, relative))
     return homes
@@ -391,7 +391,7 @@ def _hwcaps(tree: Tree, folder: str) -> Iterator[str]:
 def _copies_in(tree: Tree, folder: str, copies: _Copies) -> Set[str]:
     listing = tree.directory(folder)
     homes: Set[str] = set()
-    for name in () if listing is None else sorted(copies.asked) if folder in tree.unlisted else listing.names:
+    for name in () if listing is None else sorted(copies.asked) if folder in tree.unlisted else sorted(listing.names):
         if name in copies.asked or _stem(name) in copies.stems or (copies.runtime and glibc.is_c_runtime(name)):
             real = tree.resolve(f"{folder}/{name}")
             if real and name in copies.asked:
@@ -405,7 +405,7 @@ def _look_for_components(tree: Tree, homes: Iterable[str]) -> None:
     """Reads what Open MPI's launcher of 4 opens to reach PMIx: no DT_NEEDED names it, and it uses internals of the image's PMIx."""
     for folder in (f"{home}/{below}" for home in sorted(homes) for below in ("openmpi", "openmpi/lib/openmpi3", "openmpi3")):
         listing = tree.directory(folder)
-        for name in listing.names if listing is not None else ():
+        for name in sorted(listing.names) if listing is not None else ():
             real = tree.resolve(f"{folder}/{name}") if name.startswith("mca_pmix_") else ""
             if real:
                 tree.facts_with_symbols(real)
@@ -416,7 +416,7 @@ def _newer(tree: Tree, wanted: Newer) -> Tuple[NewerLibrary, ...]:
     folder, pattern = posixpath.split(wanted.file)
     listing = tree.directory(folder)
     found: Dict[str, NewerLibrary] = {}
-    for name in listing.names if listing is not None else ():
+    for name in sorted(listing.names) if listing is not None else ():
         path = f"{folder}/{name}"
         real = tree.resolve(path)
         if real and tree.facts(real) is not None and fnmatch.fnmatchcase(name, pattern):

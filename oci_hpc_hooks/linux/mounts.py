@@ -110,6 +110,10 @@ class MountTable:
     def values(self) -> list[MountEntry]:
         return [entry(line) for line in self.lines]
 
+    def count(self, mountpoint: str) -> int:
+        """How many mounts lie on one another there."""
+        return len([one for one in self.values() if one.mountpoint == mountpoint])
+
     def made_of(self, fstype: str, source: str) -> list[MountEntry]:
         """Those of this type that give this source (a word that needs no escape)."""
         mark = f" - {fstype} {source} ".encode()

@@ -42,6 +42,7 @@ NR_bpf = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "loongarch64": 280, "pp
 O_PATH = 0o10000000  # the same on every architecture this project runs on; posix.O_PATH exists too, but only where libc names it
 
 RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_IN_ROOT = 0x10
 
 OPEN_TREE_CLONE = 1
@@ -71,7 +72,7 @@ PR_SET_DUMPABLE = 4
 PR_SET_NO_NEW_PRIVS = 38
 
 #: capset(2): 64 capabilities, in two structs (linux/capability.h).
-LINUX_CAPABILITY_VERSION_3 = 0x20080522
+CAPABILITY_HEADER = (0x20080522).to_bytes(4, byteorder) + bytes(4)  # _LINUX_CAPABILITY_VERSION_3, this process
 
 #: setrlimit(2): the same numbers on every architecture that this project runs on (asm-generic/resource.h).
 RLIMIT_CPU, RLIMIT_FSIZE, RLIMIT_AS = 0, 1, 9
@@ -132,6 +133,13 @@ class _Rlimit(Array):  # type: ignore[type-arg]
 
     _type_ = _Char
     _length_ = 16
+
+
+class _Capabilities(Array):  # type: ignore[type-arg]
+    """struct __user_cap_data_struct (linux/capability.h), twice: effective, permitted, inheritable."""
+
+    _type_ = _Char
+    _length_ = 24
 
 
 class _Syscall(CFuncPtr):
@@ -347,11 +355,21 @@ def bpf(command: int, attributes: Buffer) -> int:
     _fail(f"bpf({command})")
 
 
-def give_up_privileges() -> None:
-    """prctl(2) PR_SET_NO_NEW_PRIVS and capset(2) with nothing: whatever this process still does, it does as an ordinary user would."""
+def keep_privileges() -> None:
+    """prctl(2) PR_SET_NO_NEW_PRIVS, and capget(2) and capset(2) with what there is: no program that this process might start has more, and
+    it is known that :func:`give_up_privileges` can be done before anything rests on that."""
     if _libc("prctl")(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0:
         _fail("prctl(PR_SET_NO_NEW_PRIVS, 1)")
-    if _libc("capset")(LINUX_CAPABILITY_VERSION_3.to_bytes(4, byteorder) + bytes(4), bytes(24)) < 0:
+    now = _Capabilities()
+    if _libc("capget")(CAPABILITY_HEADER, now) < 0:
+        _fail("capget()")
+    if _libc("capset")(CAPABILITY_HEADER, now) < 0:
+        _fail("capset()")
+
+
+def give_up_privileges() -> None:
+    """capset(2) with nothing: whatever this process still does, it does as an ordinary user would."""
+    if _libc("capset")(CAPABILITY_HEADER, bytes(24)) < 0:
         _fail("capset()")
 
 

@@ -79,7 +79,8 @@ def test_what_is_left_to_the_hook(engine: Engine, site: Site, scratch: Path) -> 
 
 
 WITHOUT = {
-    "capabilities": [("replay.py", "syscalls.give_up_privileges()  # what", "pass  # what")],
+    "capabilities": [("replay.py", "        syscalls.give_up_privileges()\n", "        pass\n")],
+    "privileges to come": [("replay.py", "    syscalls.keep_privileges()\n", "")],
     "signals": [("warm.py", "    for number in (SIGHUP, SIGINT, SIGQUIT, SIGTERM):\n        signal(number, SIG_DFL)\n", "")],
     "umask": [("warm.py", "    posix.umask(0o022)\n", "")],
     "limits": [("replay.py", "        syscalls.limit(resource, most)", "        pass")],
@@ -110,16 +111,19 @@ def state():
 before = state()
 syscalls.set_not_dumpable()
 syscalls.limit(syscalls.RLIMIT_AS, 1 << 32)
+syscalls.keep_privileges()
+between = state()
 syscalls.give_up_privileges()
-print(json.dumps([before, state()]))
+print(json.dumps([before, between, state()]))
 """
 
 
 def test_by_another_eye() -> None:
     code = OTHER_EYE.format(root=str(bed.ROOT))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
-    before, after = json.loads(done.stdout)
-    assert before[0] == 1 and "sys_admin" in before[2]
+    before, between, after = json.loads(done.stdout)
+    assert before[:2] == [1, 0] and "sys_admin" in before[2]
+    assert between == [0, 1, before[2], 1 << 32]
     assert after == [0, 1, [], 1 << 32]
 
 

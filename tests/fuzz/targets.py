@@ -228,7 +228,7 @@ def edited_config(data: bytes) -> None:
     assert wrapper.edited(wrapped, hook) == wrapped and {**wrapped, "hooks": 0} == {**found, "hooks": 0}
     before = jsontext.loads(jsontext.dumps(found).encode(), "it", 8 * LIMIT)
     with contextlib.suppress(InputError):
-        edits.wire_up(found, [("device", "/dev/null")], {"A": "b"}, True)
+        edits.wire_up(found, [("device", "/dev/null")], {"A": "b"}, edits.device_rules([(container.DEVICE, "/dev/null")]))
         edits.join(found, [4711])
         edits.hide(found, ["/proc/x"])
         edits.inject(found, {"tree_at": "", "tree": [], "in_place": [], "files": [], "modules": []}, "", 0)

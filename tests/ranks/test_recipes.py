@@ -141,7 +141,7 @@ def test_mpirun_by_hand(slurm: Slurm, programs: Path, hooks_of: HooksOf) -> None
 
 # ------------------------------------------------------------------------------------------------ one node is odd
 
-(DIGESTS,) = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
+DIGESTS, REMEMBER = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
 
 
 @contextlib.contextmanager
@@ -165,6 +165,15 @@ def odd(slurm: Slurm, node: str, site: Site, folder: Path) -> Iterator[None]:
         there("umount", str(MPICH5))
 
 
+def write_command(site: Site) -> None:
+    """``oci-hpc-hooks`` with the places of this site."""
+    command = site.state_dir.parent / "bin/oci-hpc-hooks"
+    command.parent.mkdir()
+    places = f"--config-dir {site.config_dir} --state-dir {site.state_dir} --cache-dir {site.cache_dir} --log-file {site.log_file}"
+    command.write_text(f'#!/bin/sh\nexec {BUILD}/venv/bin/oci-hpc-hooks {places} "$@"\n')
+    command.chmod(0o755)
+
+
 def job(slurm: Slurm, site: Site, text: str) -> tuple[int, str]:
     """Exit status and output of a batch script on both nodes, in which ``oci-hpc-hooks`` is the command of this site."""
     folder = site.state_dir.parent
@@ -177,11 +186,7 @@ def job(slurm: Slurm, site: Site, text: str) -> tuple[int, str]:
 def test_the_digests_of_two_nodes(slurm: Slurm, make_site: SiteMaker, scratch: Path) -> None:  # noqa: F811
     engine = Engine("crun", "root")
     site = make_site(engine)
-    command = site.state_dir.parent / "bin/oci-hpc-hooks"
-    command.parent.mkdir()
-    places = f"--config-dir {site.config_dir} --state-dir {site.state_dir} --cache-dir {site.cache_dir} --log-file {site.log_file}"
-    command.write_text(f'#!/bin/sh\nexec {BUILD}/venv/bin/oci-hpc-hooks {places} "$@"\n')
-    command.chmod(0o755)
+    write_command(site)
     image = engine.load("bookworm-mpich")
     text = DIGESTS.replace("IMAGE", image).replace("PROGRAM", "mpihello")
     assert job(slurm, site, text)[1] == "started\n"
@@ -193,3 +198,22 @@ def test_the_digests_of_two_nodes(slurm: Slurm, make_site: SiteMaker, scratch: P
     assert "started" not in output and "n1: a container" not in output
     assert slurm.containers() == []
     assert job(slurm, site, text.replace(image, "localhost/bed/no-such-image"))[0] == 1
+
+
+# ------------------------------------------------------------------------------------------------ before the step
+
+def test_remembered_before_the_step(slurm: Slurm, make_site: SiteMaker) -> None:  # noqa: F811
+    """All ranks of the first recipe then start warm, where nobody has started a container of that image before."""
+    engine = Engine("crun", "root")
+    site = make_site(engine, openmpi=[OPENMPI5])
+    write_command(site)
+    image, hooks = engine.load("bookworm-openmpi"), site.hooks_dir / "podman"
+    step = RECIPES[0].replace("podman run", f"podman --hooks-dir {hooks} run").replace("--ntasks=4", "--ntasks=2")
+    text = REMEMBER.replace("--remember", f"--remember --hooks-dir={hooks}") + "echo the step:\n" + step
+    status, output = job(slurm, site, text.replace("IMAGE", image).replace("PROGRAM", "ompihello"))
+    assert status == 0, output
+    before, after = output.split("the step:\n")
+    assert before == "" and [f"rank {rank} of 2: Open MPI v5.0.11" in after for rank in range(2)] == [True, True], output
+    entries = site.log()
+    assert [entry["path"] for entry in entries[-2:]] == ["warm"] * 2
+    assert {entry["path"] for entry in entries[:-2]} == {"cold", "warm"}  # of both nodes, which are one machine

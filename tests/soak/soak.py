@@ -14,6 +14,7 @@ import argparse
 import collections
 import contextlib
 import dataclasses
+import itertools
 import os
 import platform
 import random
@@ -41,8 +42,8 @@ PAGE = bed.ROOT / "docs/security.md"
 SWITCH = 25
 #: Seconds in which engines tidy up behind themselves.
 PATIENCE = 30
-#: MiB by which a figure of /proc/meminfo may grow: other processes of the node are in it.
-MEMORY = {"SUnreclaim": 64, "AnonPages": 256, "Percpu": 32, "KernelStack": 8}
+#: MiB by which a figure of memory may grow: other work of the node is in those of /proc/meminfo.
+MEMORY = {"SUnreclaim": 64, "Percpu": 32, "KernelStack": 8, "RssAnon": 32}
 
 
 # ------------------------------------------------------------------------------------------------ what is started
@@ -97,6 +98,14 @@ def starts(count: int, engines: Sequence[Engine], both: Sequence[Version]) -> li
         draw.shuffle(combinations)
         found += [Start(len(found) + index, *combination) for index, combination in enumerate(combinations)]
     return found[:count]
+
+
+def warm_up(engines: Sequence[Engine], both: Sequence[Version]) -> list[Start]:
+    """One start of each kind by each engine, for what engines make once and keep: podman's copy of an image's topmost layer for each user
+    namespace that uses it (containers-storage, "mapped top layers"), locks, folders of states."""
+    both_stages = itertools.cycle((stage, version) for stage in ("", "podman") for version in both)
+    return [Start(number, kind, engine, *next(both_stages))
+            for number, (kind, engine) in enumerate(itertools.product(KINDS, engines))]
 
 
 def outcome(start: Start, result: bed.Result) -> str:
@@ -199,8 +208,10 @@ class Stock:
     plans: list[int]
     memory: dict[str, float]
 
-    def new_since(self, before: Stock) -> list[str]:
-        found = [f"{what}: {name}" for what, names in self.things.items() for name in (names - before.things[what])]
+    def changed_since(self, before: Stock) -> list[str]:
+        """What was not there and what is not there any more: a count that is equal by chance is none."""
+        found = [f"left behind: {what}: {name}" for what, names in self.things.items() for name in (names - before.things[what])]
+        found += [f"gone: {what}: {name}" for what, names in before.things.items() for name in (names - self.things[what])]
         found += [f"{number} remembered plans, which is more than {PLANS_LIMIT}" for number in self.plans if number > PLANS_LIMIT]
         return found
 
@@ -235,7 +246,7 @@ def take_stock(soak: Soak) -> Stock:
                 for name in names if name[-64:] in containers),
         },
         [len(names) for names in plans],
-        memory(),
+        memory(processes),
     )
 
 
@@ -269,19 +280,25 @@ def descriptors(pids: Iterable[int]) -> Iterator[str]:
             yield from (f"{pid}/{name}" for name in os.listdir(f"/proc/{pid}/fd"))
 
 
-def memory() -> dict[str, float]:
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    found = {line.partition(":")[0]: int(line.split()[1]) / 1024 for line in lines}
+def memory(processes: Iterable[int]) -> dict[str, float]:
+    """Of the kernel, and that of the bed's processes and of this one that is no file's."""
+    lines = [line.split() for line in Path("/proc/meminfo").read_text().splitlines()]
+    found = {words[0].rstrip(":"): int(words[1]) / 1024 for words in lines}
+    found["RssAnon"] = 0
+    for pid in (*processes, os.getpid()):
+        with contextlib.suppress(OSError):
+            status = Path(f"/proc/{pid}/status").read_text().splitlines()
+            found["RssAnon"] += sum(int(line.split()[1]) / 1024 for line in status if line.startswith("RssAnon:"))
     return {what: found[what] for what in MEMORY}
 
 
 def settled(soak: Soak, before: Optional[Stock] = None) -> Stock:
-    """What there is as soon as nothing is new (nothing changes any more), or engines have had their time to tidy up."""
+    """What there is as soon as it is what there was before (nothing changes any more), or engines have had their time to tidy up."""
     end = time.monotonic() + PATIENCE
     last = None
     while True:
         now = take_stock(soak)
-        quiet = not now.new_since(before) if before else last is not None and last.things == now.things
+        quiet = not now.changed_since(before) if before else last is not None and last.things == now.things
         if quiet or time.monotonic() > end:
             return now
         last = now
@@ -336,8 +353,8 @@ def main() -> int:
     soak = Soak(folder, options.older)
     try:
         soak.both[0].scan(soak.site)
-        for start in (start for start in starts(10_000, soak.engines, soak.both) if start.number < 24):
-            soak.podman(start, f"soak-{os.getpid()}-first-{start.number}")  # what engines make once and keep
+        for start in warm_up(soak.engines, soak.both):
+            soak.podman(start, f"soak-{os.getpid()}-first-{start.number}")
         soak.fill_caches()
         drop_caches(options.keep_caches)
         before, began = settled(soak), time.monotonic()
@@ -349,12 +366,11 @@ def main() -> int:
         drop_caches(options.keep_caches)
         after = settled(soak, before)
         lines = report(soak, options, before, after, seconds)
-        left = [*after.new_since(before), *after.grown_since(before)]
-        gone = [f"gone: {what}: {name}" for what, names in before.things.items() for name in names - after.things[what]]
-        print(*lines, "", f"{seconds:.1f} s", *soak.wrong, *(f"LEFT BEHIND: {what}" for what in left), *gone, sep="\n")
+        changed = [*after.changed_since(before), *after.grown_since(before)]
+        print(*lines, "", f"{seconds:.1f} s", *soak.wrong, *(f"NOT AS BEFORE: {what}" for what in changed), sep="\n")
         if options.write:
             results.write("soak.py", lines, PAGE)
-        return 1 if soak.wrong or left else 0
+        return 1 if soak.wrong or changed else 0
     finally:
         for cache in soak.caches:
             shutil.rmtree(cache / "plans", ignore_errors=True)

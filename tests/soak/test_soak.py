@@ -42,9 +42,10 @@ def test_what_is_left_behind() -> None:
         return soak.Stock({"mounts": collections.Counter(mounts)}, [0, plans], {"SUnreclaim": slab})
 
     before = stock("/a", "/b")
-    assert stock("/a", plans=PLANS_LIMIT, slab=164).new_since(before) == []
-    assert stock("/a", "/a", "/b").new_since(before) == ["mounts: /a"]  # twice on one place
-    assert stock(plans=PLANS_LIMIT + 1).new_since(before) == ["1025 remembered plans, which is more than 1024"]
+    assert stock("/b", "/a", plans=PLANS_LIMIT, slab=164).changed_since(before) == []
+    assert stock("/a", "/a", "/b").changed_since(before) == ["left behind: mounts: /a"]  # twice on one place
+    assert stock("/a", "/c").changed_since(before) == ["left behind: mounts: /c", "gone: mounts: /b"]
+    assert stock("/a", "/b", plans=PLANS_LIMIT + 1).changed_since(before) == ["1025 remembered plans, which is more than 1024"]
     assert stock(slab=164).grown_since(before) == []
     assert stock(slab=165).grown_since(before) == ["SUnreclaim has grown by 65 MiB"]
 
@@ -55,6 +56,14 @@ def test_every_combination_has_its_turn() -> None:
     found = soak.starts(1000, engines, (other, versions.current()))
     assert [start.number for start in found] == list(range(1000))
     assert len({(start.kind.name, start.engine, start.stage, start.version) for start in found[:216]}) == 216
+
+
+def test_each_image_has_been_started_in_each_user_namespace_before_anything_is_counted() -> None:
+    engines = [Engine(runtime, user) for runtime in bed.RUNTIMES for user in bed.USERS]
+    other = versions.Version("older", Path("/"), 1, 1)
+    found = soak.warm_up(engines, (other, versions.current()))
+    assert {(start.kind.image, start.engine) for start in found} == {(kind.image, engine) for kind in soak.KINDS for engine in engines}
+    assert len({(start.stage, start.version) for start in found}) == 4
 
 
 @pytest.mark.long

@@ -45,6 +45,7 @@ TABLE: Dict[str, List[Tuple[str, str]]] = {
         ("mpi=openmpi", RPM),
         ("features --format slurm", "tests/engine/test_rpm.py::test_what_the_page_shows"),
         ("$ oci-hpc-hooks doctor", "tests/engine/test_rpm.py::test_what_the_page_shows"),
+        ("check --remember", "tests/engine/test_remember.py::test_the_page"),
         ("inventory.json /srv", "tests/engine/test_rpm.py::test_what_the_page_shows"),
         ("mpi=none", "tests/engine/test_rpm.py::test_switched_off"),
     ],
@@ -68,6 +69,8 @@ TABLE: Dict[str, List[Tuple[str, str]]] = {
     "docs/engines.md": [
         ("docker run --runtime hpc", "tests/engine/test_other_engines.py::test_docker"),
         ('"runtimes"', SHOWN + "what --add-runtime says, as a file of /etc"),
+        ("docker run --device", "tests/engine/test_other_engines.py::test_docker_by_cdi"),
+        ('"cdi": true', "tests/engine/test_other_engines.py::test_docker_by_cdi"),
         ("ctr run", "tests/engine/test_other_engines.py::test_containerd"),
         ("ch-run", "tests/engine/test_other_engines.py::test_charliecloud_as_the_page_has_it"),
     ],
@@ -123,6 +126,7 @@ TABLE: Dict[str, List[Tuple[str, str]]] = {
         ("-pmi-port", RECIPE),
         ("check --expect", "tests/ranks/test_recipes.py::test_the_digests_of_two_nodes"),
         ("would not get here", "tests/ranks/test_recipes.py::test_the_digests_of_two_nodes"),
+        ("check --remember", "tests/ranks/test_recipes.py::test_remembered_before_the_step"),
     ],
 }
 ENTRIES = [(page, words, by) for page, rows in TABLE.items() for words, by in rows]

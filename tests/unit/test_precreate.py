@@ -101,7 +101,7 @@ EXTRAS = [("directory", "/run/job"), ("socket", "/run/munge/munge.socket.2"), ("
 def test_what_is_particular_to_a_start() -> None:
     before = proposal()
     after = copy.deepcopy(before)
-    config.wire_up(after, EXTRAS, {"PMIX_RANK": "3", "PATH": "/opt/bin"}, True)
+    config.wire_up(after, EXTRAS, {"PMIX_RANK": "3", "PATH": "/opt/bin"}, config.device_rules(EXTRAS))
     added = after["mounts"][len(before["mounts"]):]
     assert [(mount["destination"], mount["source"], mount["type"]) for mount in added] == [(path, path, "bind") for _, path in EXTRAS]
     assert [{"nosuid", "rprivate"} <= {*mount["options"]} for mount in added] == [True] * 3
@@ -115,14 +115,14 @@ def test_what_is_particular_to_a_start() -> None:
 
 def test_no_rules_for_devices_where_the_runtime_may_set_none() -> None:
     given = proposal()
-    config.wire_up(given, EXTRAS, {}, False)
+    config.wire_up(given, EXTRAS, {}, [])
     assert given["linux"] == proposal()["linux"] and given["process"] == proposal()["process"]
 
 
 @pytest.mark.parametrize("given", [
     {}, {"process": None, "linux": None}, {"process": {"user": None, "env": None}, "linux": {"resources": None}}])
 def test_parts_that_a_configuration_lacks(given: Dict[str, Any]) -> None:
-    config.wire_up(given, EXTRAS, {"PMIX_RANK": "3"}, True)
+    config.wire_up(given, EXTRAS, {"PMIX_RANK": "3"}, config.device_rules(EXTRAS))
     config.join(given, [44])
     config.hide(given, ["/proc/x"])
     assert given["process"] == {"env": ["PMIX_RANK=3"], "user": {"additionalGids": [44]}}
@@ -134,7 +134,7 @@ def test_parts_that_a_configuration_lacks(given: Dict[str, Any]) -> None:
     {"linux": {"resources": {"devices": "x"}}}, {"linux": {"resources": 1}}])
 def test_parts_that_are_something_else(given: Dict[str, Any]) -> None:
     with pytest.raises(InputError, match="was expected, found"):
-        config.wire_up(given, EXTRAS, {"PMIX_RANK": "3"}, True)
+        config.wire_up(given, EXTRAS, {"PMIX_RANK": "3"}, config.device_rules(EXTRAS))
         config.join(given, [44])
         config.hide(given, ["/proc/x"])
 
@@ -145,7 +145,7 @@ def test_real_configurations_come_out_with_our_edits_and_no_others(case: str, ca
     before = json.loads(text)
     given: Dict[str, Any] = jsontext.as_mapping(jsontext.loads(text.encode(), "config.json", 1 << 24), "config.json")
     config.inject(given, record(in_place=[["/opt/libmpi.so.12", 1, 2, 3, "/usr/lib/libmpi.so.12", 4, 5, 6]]), "", 0)
-    config.wire_up(given, EXTRAS, {"PMIX_RANK": "3"}, True)
+    config.wire_up(given, EXTRAS, {"PMIX_RANK": "3"}, config.device_rules(EXTRAS))
     config.answer(text.encode(), given, False, True)
     after = json.loads(capfd.readouterr().out)
     assert after["mounts"][:len(before["mounts"])] == before["mounts"] and len(after["mounts"]) == len(before["mounts"]) + 4

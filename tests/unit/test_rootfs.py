@@ -43,10 +43,10 @@ def build(**changes):
     plan.update(changes)
     return record.build(Plan(**plan), None, (), "key")
 
-def inject(made=None, label="", join=lambda devices: None):
+def inject(made=None, label="", join=lambda devices: None, last=None):
     data, cache = made or build()
     with Root(os.open(image, os.O_PATH | os.O_DIRECTORY)) as root:
-        rootfs.inject(data, cache, root, table(), label, join)
+        rootfs.inject(data, cache, root, table(), label, join, last=last)
     return cache
 
 def trace():
@@ -195,6 +195,19 @@ def test_nothing_is_left_when_joining_fails(tmp_path: Path) -> None:
         def join(devices):
             raise KernelError("cannot join", errno.EPERM)
         refused(KernelError, join=join)
+    """, tmp_path)
+
+
+def test_nothing_is_left_when_the_last_step_fails(tmp_path: Path) -> None:
+    """After all mounts: the hook's privileges cannot be given up."""
+    run("""
+        seen = []
+        def last():
+            seen.append((image / "usr/lib/libmpi.so.12").read_text())
+            raise KernelError("capset() = EPERM", errno.EPERM)
+        (image / "etc/ld.so.cache").unlink()
+        refused(KernelError, build(tree_root="/.oci-hpc", tree_make="create"), last=last)
+        assert seen == ["the site's"]
     """, tmp_path)
 
 

@@ -7,7 +7,7 @@ import os
 import subprocess
 import xml.etree.ElementTree as ET
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Tuple
 
 import pytest
 
@@ -68,7 +68,7 @@ def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def document(node: Node, *arguments: object, code: int = 0) -> Dict[str, Any]:
     done = node.run("check", "--json", *arguments)
-    assert (done.returncode, done.stderr) == (code, "")
+    assert (done.returncode, done.stderr) == (code, ""), done.stdout
     found: Dict[str, Any] = valid(done.stdout, "check-output")
     return found
 
@@ -310,3 +310,15 @@ def test_a_picture_that_cannot_be_written(node: Node, rootfs: Path, tmp_path: Pa
     assert done.returncode == 2
     assert done.stderr.startswith(f"oci-hpc-hooks: the picture {tmp_path / path} cannot be written: ")
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    (("--remember", "."), "--remember is for images that podman has"),
+    (("--remember", "--label", "a=b", "image"), "leave --inventory and --label out"),
+    (("--remember", "--inventory", "a.json", "image"), "leave --inventory and --label out"),
+    (("--run-options=--net=host", "image"), "belong to --remember"),
+    (("--hooks-dir", "/hooks", "image"), "belong to --remember"),
+])
+def test_what_goes_with_remember(node: Node, arguments: Tuple[str, ...], words: str) -> None:
+    done = node.run("check", *arguments)
+    assert done.returncode == 2 and words in done.stderr

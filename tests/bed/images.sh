@@ -13,6 +13,7 @@
 #   build/site/trixie-libc   Debian 13's libc6, which has that
 #   build/images/apps-openmpi, apps-mpich  for benchmarks/application.py: Debian's LAMMPS, HPCC and NetPIPE, and mpibench
 #   build/site/mpich3, 4     PyPI's mpich 3.4 and 4.1; trixie-openmpi: Debian 13's Open MPI, modules in a folder of their own
+#   build/docker26           Debian 13's dockerd, its client and its containerd, which run here too; for the long tests
 #   build/podman-hpc         a virtual environment with podman-hpc, its hook, and the mksquashfs.static that it wants
 #   build/images/opencl-SUITE  an OpenCL loader and clhello over as little as possible of Debian 11, 12 and 13
 #   build/site/pocl          the root of a node whose OpenCL driver is PyPI's PoCL 3.0 in /opt/pocl (glibc 2.15, a compiler of its own)
@@ -49,7 +50,7 @@ MIRROR=${BED_MIRROR:-$(apt-get indextargets --format '$(REPO_URI) $(CODENAME)' '
 LIBDIR=usr/lib/x86_64-linux-gnu
 # What only `make matrix` needs.
 MATRIX=(bullseye-openmpi debian13 debian13-openmpi spack conda conda-openmpi mpi4py mpi4py-wheel fortran fortran-openmpi distroless
-        mpich3 mpich4 trixie-openmpi)
+        mpich3 mpich4 trixie-openmpi docker26)
 cd "$BUILD"
 mkdir -p images chroots site stamps cache
 
@@ -532,6 +533,14 @@ build_trixie-libc() {
     unpack trixie site/trixie-libc libc6
 }
 
+build_docker26() {
+    rm -rf cache/docker26
+    unpack trixie cache/docker26 docker.io docker-cli containerd
+    mkdir docker26
+    mv cache/docker26/usr/sbin/dockerd cache/docker26/usr/bin/{docker,containerd,containerd-shim-runc-v2} docker26/
+    rm -rf cache/docker26
+}
+
 # As its own Makefile installs it. To squash an image it runs a mksquashfs inside of it, which therefore must be static and which no
 # distribution has so; the option -xattrs-exclude that it gives came with 4.6, and Debian 12 has 4.5.
 build_podman-hpc() {
@@ -702,6 +711,7 @@ for target in "$@"; do
         rocm|intel)
             make_once "$target" "site/$target" ;;
         fabrics) make_once fabrics site/fabrics images/fabrics images/fabrics.tar images/fabrics-old images/fabrics-old.tar ;;
+        docker26) make_once docker26 docker26 ;;
         podman-hpc) make_once podman-hpc podman-hpc ;;
         chroot) make_once chroot chroots/bullseye ;;
         python39) make_once python39 chroots/python39 ;;

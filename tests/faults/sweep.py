@@ -284,7 +284,7 @@ def _refusal(found: Outcome, bench: Bench, point: Point, how: str) -> Iterator[s
     if found.made not in (bench.before, ("",)):
         yield f"refused, and something is left: {[name for now, was in zip(found.made, bench.before) for name in now if name not in was]}"
     sentences = [line for line in found.said.splitlines() if line.startswith("oci-hpc-hooks: ")]
-    if "defect of oci-hpc-hooks" in found.said or "Traceback" in found.said or "rror:" in found.said:
+    if "defect of oci-hpc-hooks" in found.said or "Traceback" in found.said or "Error:" in found.said:
         yield f"no sentence for a person: {found.said!r}"
     elif len(sentences) != 1 and not (how == FROM_THEN_ON and (bench.scenario.silent or point.call in SPEAKING)):
         yield f"refused without a word: {found.said!r}"

@@ -54,8 +54,9 @@ class ImageRecord:
 
     ``reason`` says why something is not known ("" if everything is): then ``labels`` and ``manifest_annotations`` are empty, and
     ``image_id`` too if not even the container's record was found. ``store`` is the directory of the store that holds the image, ``env``
-    the variables that the image sets (NAME=value), None where they are not known. ``doubtful``: the image is there and says what an engine
-    may have understood otherwise. ``said``: labels that the caller has given to the container, which has no annotations (Docker).
+    the variables that the image sets (NAME=value), None where they are not known. ``doubtful``: there is an image, and it may say what an
+    engine has understood and this function has not. ``said``: labels that the caller has given to the container, which has no annotations
+    (Docker).
     """
 
     __slots__ = ("doubtful", "env", "image_id", "image_name", "labels", "manifest_annotations", "reason", "said", "store")
@@ -90,7 +91,9 @@ def image_of(bundle: str, container_id: str, rootfs: str) -> ImageRecord:
     try:
         driver, record = _container_record(roots, container_id)
     except InputError as error:
-        return ImageRecord(reason=error.what)
+        unknown = ImageRecord(reason=error.what)
+        unknown.doubtful = True
+        return unknown
     if record is None:
         return ImageRecord(reason=f"the store {roots[0][0]} has no record of the container (made with --rootfs?)")
     image_id = record.get("image")

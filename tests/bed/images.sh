@@ -402,7 +402,10 @@ build_python39() {
 # A user with the ids of this machine's, as setup.sh makes it.
 build_trixie-node() {
     debian trixie chroots/trixie podman crun runc conmon catatonit buildah netavark aardvark-dns passt slirp4netns uidmap fuse-overlayfs \
+        docker.io docker-cli containerd charliecloud-runtime docker-compose libx11-6 libxext6 libnuma1 \
         iptables ca-certificates python3 python3-venv gcc libc6-dev make mount passwd util-linux procps strace acl iproute2
+    unpack trixie chroots/trixie libgl1 libglx0 libglvnd0 # without Mesa, which is as large as all the rest
+    ldconfig -r chroots/trixie
     chroot chroots/trixie groupadd --system --gid "$(id -g hpcuser)" hpcuser
     chroot chroots/trixie useradd --system --uid "$(id -u hpcuser)" --gid hpcuser --create-home --home-dir /var/lib/hpcuser --shell /bin/bash hpcuser
     printf 'hpcuser:100000:65536\ncontainers:200000:1048576\n' | tee chroots/trixie/etc/subuid >chroots/trixie/etc/subgid
@@ -411,7 +414,7 @@ build_trixie-node() {
 build_python313() {
     quietly venv/bin/pip install --disable-pip-version-check --target chroots/python313 \
         --python-version 3.13 --implementation cp --abi cp313 --abi abi3 --abi none --only-binary :all: \
-        pyelftools jsonschema dataclasses-json rich archspec pytest hypothesis pytest-docker
+        pyelftools jsonschema dataclasses-json rich archspec pyroute2 pytest hypothesis pytest-docker
 }
 
 build_mpich5() { wheel mpich==5.0.2 site/mpich5; }

@@ -83,7 +83,7 @@ class RpmNode(Node):
         name = engine.new_name()
         where = ["--hooks-dir", hooks_dir] if hooks_dir else []
         return self.run("podman", "--runtime", engine.runtime, *where, "run", "--rm", "--name", name, "--net=none", *options,
-                        engine.load(image), *command)
+                        engine.load(image), *command, account=engine.account)
 
 
 @pytest.fixture(scope="module")
@@ -233,6 +233,13 @@ def test_containers_get_the_sites_mpi(node: RpmNode, rootful: Engine, hooks_dir:
         assert (entry["verdict"], entry["path"]) == ("proved", way)
     assert_own(node.hello(rootful, hooks_dir, "--annotation=org.supercontainers.mpi=none"))
     node.run("sh", "-c", "rm -rf /var/cache/oci-hpc-hooks/plans")
+
+
+def test_users_get_it_too(node: RpmNode) -> None:
+    """Rootless podman reads the package's folder by itself."""
+    rootless = Engine("crun", "rootless")
+    assert_site(node.hello(rootless, ""))
+    assert_own(node.hello(rootless, "", "--annotation=org.supercontainers.mpi=none"))
 
 
 def test_an_image_build_is_left_alone(node: RpmNode, rootful: Engine) -> None:

@@ -41,7 +41,7 @@ def read_with_pyelftools(path: str, *, symbols: Callable[[str], bool]) -> ElfFac
             elf = ELFFile(stream)
             _check_tables(elf, os.fstat(stream.fileno()).st_size)
             return _facts(elf, symbols)
-    except (ELFError, OSError, ValueError, LookupError, AttributeError, AssertionError, MemoryError, ArithmeticError) as error:
+    except (ELFError, struct.error, OSError, ValueError, LookupError, AttributeError, AssertionError, MemoryError, ArithmeticError) as error:
         raise ConfigError(f"{path} cannot be read as an ELF file: {str(error) or type(error).__name__}", who="site admin") from error
 
 

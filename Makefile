@@ -61,9 +61,9 @@ bench-scale: setup images ## what 10,000 nodes ask of shared file systems: count
 matrix: setup images images-matrix ## every image with every MPI of a site, for real, into docs/compatibility.md (20 minutes)
 	@$(PYTHON) -m tests.matrix.matrix
 
-fuzz: setup ## every parser of foreign bytes, guided by coverage, one after the other (SECONDS=3600 in all)
+fuzz: setup ## every parser of foreign bytes, guided by coverage, one after the other (SECONDS=3600 in all, ARGUMENTS=--write)
 	@$(PYTHON) -c 'import atheris' 2>&- || $(PYTHON) -m pip install --quiet atheris
-	@nice -n 19 $(PYTHON) tests/fuzz/fuzz.py --seconds $(or $(SECONDS),3600)
+	@nice -n 19 $(PYTHON) tests/fuzz/fuzz.py --seconds $(or $(SECONDS),3600) $(ARGUMENTS)
 
 soak: setup images ## starts and stops with hooks of two versions side by side, and what they leave behind (COUNT=2000, ARGUMENTS=--write)
 	@$(PYTHON) -m tests.soak.soak --count $(or $(COUNT),2000) $(ARGUMENTS)

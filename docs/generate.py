@@ -34,7 +34,7 @@ PATHS = {"DIR": shtab.DIRECTORY, "BIN": shtab.DIRECTORY, "HOOKS": shtab.DIRECTOR
 #: Sections of the main page that no grammar has.
 MORE = """\
 .SH EXIT CODES
-0 done, or compatible; 1 refused; 2 usage or configuration; 3 unproved. A verb with codes of its own says so on its page.
+0 done, or compatible; 1 refused; 2 usage or configuration; 3 unproved. Each verb's page says which of them it has.
 .SH FILES
 .TP
 /etc/oci-hpc-hooks/site.json, /etc/oci-hpc-hooks/profiles.d
@@ -103,7 +103,8 @@ What `check`, the log of the hooks (`last`, `explain`) and `doctor` tell, by the
 name what was found. Each example is what a test of this project has brought forth.
 
 An **error** refuses the container (of `doctor`: containers fail, or do not get what they ask for); the same code is a **note** or a
-**warning** where only a default of the site, or `auto`, asked.
+**warning** where only a default of the site, or `auto`, asked. Below the example stands who can do what; where nothing does, it tells
+what was decided, and nothing is to be done.
 """
 
 

@@ -94,13 +94,18 @@ def rests_on_of(container: Container, offers: Inventory) -> Sequence[Watched]:
 
 
 def node(places: Places) -> Inventory:
-    """What this node offers: the inventory of the last scan, or a new one where that is out of date.
+    """What this node offers: the inventory of the last scan, or a new one where that is out of date, or of another release.
 
+    One of another release stays: in the middle of an update both start containers, and each would undo what the other has written.
     Raises ConfigError: no inventory, a configuration that is wrong, or files of either that are not to be trusted.
     """
-    kept = inventory.load(places.state, places.fixed)
-    if not inventory.is_stale(kept):
-        return kept
+    ours = True
+    try:
+        kept = inventory.load(places.state, places.fixed)
+        if not inventory.is_stale(kept):
+            return kept
+    except inventory.OtherVersion:
+        ours = False
     instead_of = watch(inventory.path_in(places.state))  # a user's cache is one for all sites of the node
     try:
         private = inventory.load(places.cache, (places.cache,))
@@ -111,15 +116,19 @@ def node(places: Places) -> Inventory:
     from oci_hpc_hooks.inputs import scan, site  # jsonschema, dataclasses-json and pyelftools: 0.25 s that only a stale inventory costs
 
     fresh = scan.scan(site.configuration(places.config, fixed=places.fixed)).inventory
-    try:
-        inventory.write(fresh, places.state, (places.state,))
-    except ConfigError:
+    if not ours or not _kept(fresh, places.state):
         fresh = replace(fresh, rests_on=(*fresh.rests_on, instead_of))
-        try:
-            inventory.write(fresh, places.cache, (places.cache,))
-        except ConfigError:
-            pass  # it is made anew for the next container
+        _kept(fresh, places.cache)  # else it is made anew for the next container
     return fresh
+
+
+def _kept(fresh: Inventory, folder: str) -> bool:
+    """Whether this process may write an inventory there, which it then has done."""
+    try:
+        inventory.write(fresh, folder, (folder,))
+        return True
+    except ConfigError:
+        return False
 
 
 def watch(path: str) -> Watched:

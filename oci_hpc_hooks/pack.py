@@ -62,7 +62,11 @@ import sys
 _START = """\
 sys.path += {path!r}  # -S leaves site-packages off the path and saves its start; so the directories are named here
 
-from oci_hpc_hooks.warm import main
+try:
+    from oci_hpc_hooks.warm import main
+except Exception as error:
+    sys.exit(f"oci-hpc-hooks: its package cannot be loaded: {{error}}. Site admin: look whether all of it can be read, and whether this "
+             "node has memory and descriptors left.")
 main({stage!r}, config={config!r}, state={state!r}, cache={cache!r}, log={log!r})
 """
 

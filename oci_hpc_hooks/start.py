@@ -53,7 +53,7 @@ class Start:
     @property
     def unlabelled(self) -> bool:
         """Whether the image may have labels that could not be read."""
-        return bool(self.image.image_id and self.image.reason)
+        return bool(self.image.reason and (self.image.image_id or self.image.doubtful))
 
 
 def words_of(annotations: Mapping[str, str], labels: Mapping[str, str], manifest: Mapping[str, str]) -> list[tuple[str, str, str]]:

@@ -76,7 +76,8 @@ def told(error: BaseException) -> str:
         except Exception:
             return f"the hook was not done within {error.why}."
     if isinstance(error, MemoryError):
-        return "out of memory; the container was not touched."
+        return ("the hook is out of memory; the container was not touched. Site admin: look whether this node, and whoever limits its "
+                "container runtime, has more.")
     if isinstance(error, OSError):
         return str(of_system(error))
     if isinstance(error, ImportError):

@@ -173,4 +173,5 @@ def _matches(path: str, pattern: str) -> bool:
 
 def _missing(code: str, path: str, why: str, record: dict[str, Any]) -> dict[str, str]:
     return {"severity": "warning", "code": code, "what": f"{path} does not come into the container: {why}",
-            "origin": record["job"]["origin"], "remedy": "", "who": ""}
+            "origin": record["job"]["origin"], "who": "user",
+            "remedy": "see that it is there, and the job's own; another can be given by --volume"}

@@ -67,26 +67,34 @@ def wire_up(config: dict[str, Any], extras: list[tuple[str, str]], variables: di
     config["mounts"] = [*(config.get("mounts") or ()), *[
         {"destination": path, "type": "bind", "source": path, "options": EXTRA_OPTIONS[kind]} for kind, path in extras]]
     if rules:
-        linux = config["linux"] = config.get("linux") or {}
-        resources = linux["resources"] = linux.get("resources") or {}
-        resources["devices"] = [*(resources.get("devices") or ()), *rules]
+        resources = _part(_part(config, "linux"), "resources")
+        resources["devices"] = [*_list(resources, "devices"), *rules]
     if variables:
-        process = config["process"]
-        kept = [item for item in process.get("env") or () if item.partition("=")[0] not in variables]
-        process["env"] = [*kept, *[f"{name}={value}" for name, value in variables.items()]]
+        kept = [item for item in container.environment(config) if item.partition("=")[0] not in variables]
+        _part(config, "process")["env"] = [*kept, *[f"{name}={value}" for name, value in variables.items()]]
 
 
 def join(config: dict[str, Any], groups: list[int]) -> None:
     """Makes the container's program a member of more groups."""
-    user = config["process"]["user"] = config["process"].get("user") or {}
-    user["additionalGids"] = [*(user.get("additionalGids") or ()), *groups]
+    user = _part(_part(config, "process"), "user")
+    user["additionalGids"] = [*_list(user, "additionalGids"), *groups]
 
 
 def hide(config: dict[str, Any], paths: list[str]) -> None:
     """Lets the runtime cover directories of the node with empty ones (config-linux.md, maskedPaths: those that are not there are passed
     over). A mount of our own there runc would refuse, inside of /proc."""
-    linux = config["linux"] = config.get("linux") or {}
-    linux["maskedPaths"] = [*(linux.get("maskedPaths") or ()), *paths]
+    linux = _part(config, "linux")
+    linux["maskedPaths"] = [*_list(linux, "maskedPaths"), *paths]
+
+
+def _part(of: dict[str, Any], key: str) -> dict[str, Any]:
+    """The object at this key, there from now on. Raises InputError."""
+    made = of[key] = jsontext.mapping(of, key, "config.json:")
+    return made
+
+
+def _list(of: dict[str, Any], key: str) -> list[Any]:
+    return jsontext.array(of, key, "config.json:")
 
 
 def device_rules(extras: list[tuple[str, str]]) -> list[dict[str, Any]]:

@@ -494,12 +494,13 @@ def write_new(parent: int, name: str, content: bytes, mode: int) -> None:
     """A new file in the directory ``parent``, or none. It is not synced: a container does not outlive its node."""
     fd = posix.open(name, NEW_FILE, mode, dir_fd=parent)
     try:
-        jsontext.write_fd(fd, content)
+        try:
+            jsontext.write_fd(fd, content)
+        finally:
+            posix.close(fd)  # where a file server tells that it had no room
     except OSError:
         posix.unlink(name, dir_fd=parent)
         raise
-    finally:
-        posix.close(fd)
 
 
 def rename(parent: int, name: str, to: str) -> None:

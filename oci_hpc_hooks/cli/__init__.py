@@ -1,7 +1,7 @@
 """The command line ``oci-hpc-hooks``: one file per verb, imported only when it is asked for.
 
 Each verb's module has ``configure(parser)`` and ``execute(args) -> int``; the first line of its docstring is its help. Exit codes:
-0 done or compatible, 1 refused, 2 usage or configuration, 3 unproved.
+0 done or compatible, 1 refused, 2 usage or configuration, 3 unproved; each verb's help says which of them it has.
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ VERBS: Dict[str, str] = {
 
 #: Those that take a container's command after "--".
 COMMAND = ("check", "label", "plan", "cdi")
+
+#: Exit codes of a verb that has none of its own in its epilog.
+CODES = "Exit codes: 0 done, 2 usage or configuration."
 
 #: The global options: each place, its default, and what lies there.
 PLACES = (
@@ -111,6 +114,8 @@ def parser(asked: Container[str] = VERBS) -> argparse.ArgumentParser:
         verb.add_argument("--json", action="store_true", help="print JSON as described in schemas/")
         if name in asked:
             importlib.import_module(f"oci_hpc_hooks.cli.{name}").configure(verb)
+            if "xit codes" not in (verb.epilog or ""):
+                verb.epilog = " ".join([verb.epilog or "", CODES]).strip()
     return made
 
 

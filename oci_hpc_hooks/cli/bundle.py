@@ -64,10 +64,11 @@ def _hook(hooks_dir: str) -> Dict[str, Any]:
         with open(path, encoding="utf-8") as file:
             hook: Dict[str, Any] = json.load(file)["hook"]
         executable = str(hook["path"])
-    except (OSError, ValueError, LookupError, TypeError) as error:
+        startable = os.access(executable, os.X_OK)
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise ConfigError(f"{path} is no descriptor of ours: {getattr(error, 'strerror', None) or error}",
                           remedy="name the folder that was given to oci-hpc-hooks register as --hooks-dir", who="user") from None
-    if not os.access(executable, os.X_OK):
+    if not startable:
         raise ConfigError(f"{path} names {executable}, which cannot be started", remedy="run oci-hpc-hooks register again",
                           who="site admin")
     return hook

@@ -92,7 +92,7 @@ def execute(args: argparse.Namespace) -> int:
         else:
             answers = {"": _decide_here(container, root, registered)}
             if args.remember and answers[""].plan.verdict != REFUSED:
-                answers[""] = _remember(args, annotations, answers[""], own_places(Places(*registered)).log)
+                answers[""] = _remember(args, answers[""], own_places(Places(*registered)).log)
             parts = digest.parts_of(answers[""].plan, answers[""].facts, container, root) if args.digest else {}
     if systems:
         said: Dict[str, Any] = {"version": 1, "target": args.target, "command": list(container.args), "systems": [
@@ -125,8 +125,8 @@ def _settle_remember(args: argparse.Namespace) -> None:
                          remedy="of a bundle, crun create and crun delete do the same")
 
 
-def _remember(args: argparse.Namespace, annotations: Mapping[str, str], answer: Answer, log: str) -> Answer:
-    options = [*args.run_options, *(f"--annotation={key}={value}" for key, value in annotations.items())]
+def _remember(args: argparse.Namespace, answer: Answer, log: str) -> Answer:
+    options = [*args.run_options, *(f"--annotation={pair}" for pair in args.annotation)]
     remember(args.target, args.command, options, args.hooks_dir, log, answer.plan.verdict)
     return answer if answer.plan.verdict == NOTHING else answer._replace(start="warm")
 

@@ -359,7 +359,7 @@ def descriptor_at(path: str) -> Descriptor:
         document = json.loads(trust.read_any(path, LIMIT))
     except ConfigError as error:
         return Descriptor(path, problem=f"is no descriptor ({error.what})")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return Descriptor(path, problem=f"is no JSON ({error})")
     hook = document.get("hook") if isinstance(document, dict) else None
     if not isinstance(hook, dict) or not isinstance(hook.get("path"), str):
@@ -372,7 +372,7 @@ def executable_at(path: str) -> Executable:
         return Executable(path, "relative")
     try:
         status = os.stat(path)
-    except OSError:
+    except (OSError, ValueError):  # or a NUL, which no path has
         return Executable(path, "missing")
     if not stat.S_ISREG(status.st_mode):
         return Executable(path, "not a file")
@@ -491,6 +491,7 @@ def place_faults(places: Places) -> Iterator[Fault]:
 # ------------------------------------------------------------------------------------------------------- the verb
 
 def configure(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = "Exit codes: 0 all is well, 1 an error or a warning was found, 2 usage."
     parser.add_argument("--hooks-dir", metavar="DIR", type=os.path.abspath, action="append", default=[],
                         help="look at this folder, which podman is given on its command line, instead of those in containers.conf")
 

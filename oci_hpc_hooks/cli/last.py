@@ -38,13 +38,19 @@ def read(path: str, number: int) -> List[Dict[str, Any]]:
         for line in reversed(_tail(file)):
             try:
                 entry = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
-            if isinstance(entry, dict) and "verdict" in entry:
+            if isinstance(entry, dict) and _is_entry(entry):
                 found.append(entry)
                 if len(found) == number:
                     return found
     return found
+
+
+def _is_entry(found: Dict[str, Any]) -> bool:
+    """Whether a hook has written this: a disk that is full, or lost power, may have left pieces of lines."""
+    lists = ("launchers", "directories", "gpus", "devices", "interfaces", "findings")
+    return isinstance(found.get("verdict"), str) and all(isinstance(found.get(key) or [], list) for key in lists)
 
 
 def _tail(path: str) -> List[bytes]:

@@ -77,7 +77,7 @@ def _list(args: argparse.Namespace) -> int:
     if args.json:
         cli.print_json(said)
     else:
-        print("\n".join(line for entry in said["profiles"] for line in _lines(entry)))
+        show.show(_styled(line) for entry in said["profiles"] for line in _lines(entry))
         if said["inventory"] != "current":
             print(f"the inventory of this node is {said['inventory']}: run oci-hpc-hooks scan")
     return 0
@@ -107,6 +107,11 @@ def document(config_dir: str, state_dir: str) -> Dict[str, Any]:
             "problems": list(found.problems) if found else [],
         })
     return {"version": 1, "inventory": state, "profiles": entries}
+
+
+def _styled(line: str) -> show.Line:
+    words = {": on, available": "available", ": on, not available": "not available", "  problem: ": "error"}
+    return show.Line(line, next((style for word, style in words.items() if word in line), ""))
 
 
 def _lines(entry: Dict[str, Any]) -> List[str]:

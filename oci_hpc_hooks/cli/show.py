@@ -108,19 +108,20 @@ def _rich(blocks: Iterable[Block]) -> None:
     for block in blocks:
         if isinstance(block, Table):
             below = _too_wide(block, console.width)
-            kept = [index for index in range(len(block.headings)) if index not in below]
-            table = table_of([block.headings[index] for index in kept], [[row[index] for index in kept] for row in block.rows])
             if not below:
-                console.print(Padding(table, (0, 0, 0, 2)))
+                console.print(Padding(table_of(block.headings, block.rows), (0, 0, 0, 2)))
                 continue
             # A row's long cells stand below it.
-            with console.capture() as captured:
-                console.print(table)
-            heading, *lines = captured.get().rstrip("\n").split("\n")
-            console.print(Text.from_ansi("  " + heading))
-            for line, row in zip(lines, block.rows):
-                console.print(Text.from_ansi("  " + line))
-                for index in below:
+            kept = [index for index in range(len(block.headings)) if index not in below]
+            widths = [max(len(clean(row[index])) for row in (block.headings, *block.rows)) for index in kept]
+            for row in (block.headings, *block.rows):
+                first = row is block.headings
+                line = Text("  ")
+                for index, width in zip(kept, widths):
+                    line.append(clean(row[index]).ljust(width), "bold" if first else STYLES.get(row[index], "")).append("  ")
+                line.rstrip()
+                console.print(line, soft_wrap=True)
+                for index in () if first else below:
                     cell = Text(clean(row[index]), "dim" if index == below[-1] else "", overflow="fold")
                     console.print(Padding(cell, (0, 0, 0, 6), expand=False))
         else:
@@ -135,14 +136,16 @@ def _rich(blocks: Iterable[Block]) -> None:
 
 def _too_wide(table: Table, width: int) -> List[int]:
     """The columns that stand below their row where the terminal is too narrow for them beside the others: none, the last one, or all that
-    are long. Of one that stays the words may be broken."""
+    are long, but never the first. Of one that stays the words may be broken."""
     widths = [max(len(clean(cell)) for cell in column) + 2 for column in zip(table.headings, *table.rows)]
     last = len(widths) - 1
     if 2 + sum(widths[:-1]) + min(widths[last], WHOLE) <= width:
         return []
     if 2 + sum(widths[:-1]) <= width:
         return [last]
-    return [index for index, wide in enumerate(widths) if wide - 2 > WHOLE or index == last]
+    below = [index for index, wide in enumerate(widths) if index and wide - 2 > WHOLE]
+    room = width - 2 - sum(wide for index, wide in enumerate(widths) if index not in below)
+    return below if room >= 0 or last in below else [*below, last]
 
 
 def count(number: int, one: str, many: str = "") -> str:

@@ -71,5 +71,5 @@ def _is_ours(path: str) -> bool:
             return bool(os.path.basename(descriptor["hook"]["path"]).startswith("oci-hpc-hooks-"))
         with open(path, "rb") as file:
             return WRITTEN in file.read(pack.FIRST_LINE + len(WRITTEN))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return False

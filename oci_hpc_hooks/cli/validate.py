@@ -12,6 +12,7 @@ from oci_hpc_hooks.inputs.validate import Invalid, Problem
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = "Exit codes: 0 all are valid, 2 one is not, or usage."
     parser.add_argument("files", nargs="+", metavar="FILE", help="site.json, profiles, an inventory, a plan")
 
 

@@ -285,7 +285,8 @@ class _Decision:
             else:
                 kept = [unit for unit in meant if any(unit.gpu is one.gpu for one in units)]
                 if len(kept) < len(meant):
-                    self.tell("warning", "gpu-selection", f"{variable}={value} selects GPUs that the container does not get", "")
+                    self.tell("warning", "gpu-selection", f"{variable}={value} selects GPUs that the container does not get",
+                              "correct it, or ask for these GPUs too (org.supercontainers.gpu.devices)")
                 order = [one.gpu for one in units]
                 inside = [order.index(unit.gpu) for unit in kept]
                 if [str(number) for number in inside] == words:

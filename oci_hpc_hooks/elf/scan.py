@@ -37,8 +37,8 @@ def read_with_pyelftools(path: str, *, symbols: Callable[[str], bool]) -> ElfFac
     try:
         with open(path, "rb") as stream:
             return _facts(ELFFile(stream), symbols)
-    except (ELFError, OSError, ValueError, KeyError, IndexError, AttributeError, AssertionError) as error:
-        raise ConfigError(f"{path} cannot be read as an ELF file: {error}", who="site admin") from error
+    except (ELFError, OSError, ValueError, LookupError, AttributeError, AssertionError, MemoryError, OverflowError) as error:
+        raise ConfigError(f"{path} cannot be read as an ELF file: {str(error) or type(error).__name__}", who="site admin") from error
 
 
 def _facts(elf: Any, symbols: Callable[[str], bool]) -> ElfFacts:

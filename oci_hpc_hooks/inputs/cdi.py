@@ -38,9 +38,14 @@ _KEYS: Mapping[str, Mapping[str, Tuple[int, int]]] = {
                     "uid": _OLD, "gid": _OLD},
     "mounts": {"hostPath": _OLD, "containerPath": _OLD, "options": _OLD, "type": (0, 4)},
     "hooks": {"hookName": _OLD, "path": _OLD, "args": _OLD, "env": _OLD, "timeout": _OLD},
+    "netDevices": {"hostInterfaceName": (1, 1), "name": (1, 1)},
+    "intelRdt": {"closID": (0, 7), "l3CacheSchema": (0, 7), "memBwSchema": (0, 7), "enableCMT": (0, 7), "enableMBM": (0, 7),
+                 "schemata": (1, 1), "enableMonitoring": (1, 1)},
 }
 _NEEDED = {"specification": ("cdiVersion", "kind", "devices"), "device": ("name", "containerEdits"), "deviceNodes": ("path",),
-           "mounts": ("hostPath", "containerPath"), "hooks": ("hookName", "path")}
+           "mounts": ("hostPath", "containerPath"), "hooks": ("hookName", "path"), "netDevices": ("hostInterfaceName", "name")}
+_INT64, _UINT32 = range(-(1 << 63), 1 << 63), range(1 << 32)
+_NUMBERS = {"major": _INT64, "minor": _INT64, "fileMode": _UINT32, "uid": _UINT32, "gid": _UINT32, "timeout": _UINT32}
 
 #: What a hook of a specification is told to do, as the vendors' generators write it, and what becomes of it here.
 CREATE_SYMLINKS = "create-symlinks"
@@ -136,16 +141,19 @@ def _yaml(raw: bytes) -> Any:
         return yaml.safe_load(raw)
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from None
+    except (LookupError, AttributeError) as error:  # what its constructors make of a tag before something else ("!!int ''")
+        raise ValueError(f"a value is none of its tag ({error!r})") from None
 
 
 def check(document: Any) -> None:
     """Raises _Wrong unless CDI's own library would load this document."""
     version = _object(document, "specification", "the file", (9, 9))["cdiVersion"]
-    numbers = re.fullmatch(r"v?(\d+)\.(\d+)\.\d+", version) if isinstance(version, str) else None
+    numbers = re.fullmatch(r"v?([0-9]{1,3})\.([0-9]{1,3})\.[0-9]+", version) if isinstance(version, str) else None
     release = (int(numbers[1]), int(numbers[2])) if numbers else None
     if release not in _VERSIONS:
         raise _Wrong(f"cdiVersion {version!r} is not known here")
     _object(document, "specification", "the file", release)
+    _texts(document.get("annotations"), "the file: annotations")
     kind = document["kind"]
     if not isinstance(kind, str) or re.fullmatch(f"{_VENDOR_OR_CLASS}/{_VENDOR_OR_CLASS}", kind) is None:
         raise _Wrong(f"{kind!r} is no kind, which is VENDOR/CLASS")
@@ -155,6 +163,7 @@ def check(document: Any) -> None:
     for number, device in enumerate(_list(document["devices"], "devices")):
         at = f"devices[{number}]"
         name = _object(device, "device", at, release)["name"]
+        _texts(device.get("annotations"), f"{at}.annotations")
         if not isinstance(name, str) or re.fullmatch(_NAME, name) is None or name in names:
             raise _Wrong(f"{at}: {name!r} is no name of a device, or is there twice")
         if name[0].isdigit():
@@ -174,16 +183,19 @@ def _edits(found: Any, at: str, release: Tuple[int, int]) -> None:
     for item in _list(edits.get("env"), f"{at}.env"):
         if not isinstance(item, str) or item.find("=") < 1:
             raise _Wrong(f"{at}: {item!r} is no NAME=value")
-    for kind in ("deviceNodes", "mounts", "hooks"):
+    _numbers(dict(enumerate(_list(edits.get("additionalGids"), f"{at}.additionalGids"))), f"{at}.additionalGids")
+    _rdt(edits.get("intelRdt"), f"{at}.intelRdt", release)
+    for kind in ("deviceNodes", "mounts", "hooks", "netDevices"):
         for number, row in enumerate(_list(edits.get(kind), f"{at}.{kind}")):
             where = f"{at}.{kind}[{number}]"
             row = _object(row, kind, where, release)
             for key in ("path", "hostPath", "containerPath"):
                 if key in row and not (isinstance(row[key], str) and row[key] and "\0" not in row[key]):
                     raise _Wrong(f"{where}.{key} is no path")
-            for key in ("options", "args"):
-                if not all(isinstance(word, str) for word in _list(row.get(key), f"{where}.{key}")):
-                    raise _Wrong(f"{where}.{key} is no list of strings")
+            for key in ("options", "args", "env"):
+                _words(row.get(key), f"{where}.{key}")
+            _texts({key: row.get(key) for key in ("type", "permissions", "hostInterfaceName", "name")}, where)
+            _numbers({key: row.get(key) for key in _NUMBERS}, where)
             if kind == "hooks" and (row["hookName"] not in _HOOKS or not row["path"].startswith("/")):
                 raise _Wrong(f"{where} is no hook at one of {', '.join(_HOOKS)}, with an absolute path")
             if kind == "deviceNodes" and row.get("type", "") not in ("", "b", "c", "u", "p"):
@@ -202,6 +214,37 @@ def _object(found: Any, kind: str, where: str, release: Tuple[int, int]) -> Dict
         if key not in found:
             raise _Wrong(f"{where} has no {key}")
     return found
+
+
+def _words(found: Any, where: str) -> None:
+    if not all(isinstance(word, str) for word in _list(found, where)):
+        raise _Wrong(f"{where} is no list of strings")
+
+
+def _texts(found: Any, where: str) -> None:
+    if not isinstance(found, (dict, type(None))):
+        raise _Wrong(f"{where} is no object")
+    for key, text in (found or {}).items():
+        if not isinstance(key, str) or not isinstance(text, (str, type(None))):
+            raise _Wrong(f"{where}.{key} is no string")
+
+
+def _numbers(found: Mapping[Any, Any], where: str) -> None:
+    for key, number in found.items():
+        allowed = _NUMBERS.get(key, _UINT32)
+        if number is not None and (type(number) is not int or number not in allowed):
+            raise _Wrong(f"{where}.{key} is no whole number from {allowed[0]} to {allowed[-1]}")
+
+
+def _rdt(found: Any, where: str, release: Tuple[int, int]) -> None:
+    if found is None:
+        return
+    parts = _object(found, "intelRdt", where, release)
+    _words(parts.get("schemata"), f"{where}.schemata")
+    _texts({key: parts.get(key) for key in ("closID", "l3CacheSchema", "memBwSchema")}, where)
+    for key in ("enableCMT", "enableMBM", "enableMonitoring"):
+        if not isinstance(parts.get(key), (bool, type(None))):
+            raise _Wrong(f"{where}.{key} is neither true nor false")
 
 
 def _old_enough(since: Tuple[int, int], release: Tuple[int, int], what: str) -> None:

@@ -44,6 +44,10 @@ LIMIT = 32 << 20
 _SCAN_AGAIN = "run oci-hpc-hooks scan"
 
 
+class OtherVersion(ConfigError):
+    """An inventory that an older or a newer release of this package has written."""
+
+
 def path_in(state_dir: str) -> str:
     return os.path.join(state_dir, NAME)
 
@@ -78,7 +82,8 @@ def write(inventory: Inventory, state_dir: str, fixed: Sequence[str] = ()) -> st
 def load(state_dir: str, fixed: Sequence[str] = ()) -> Inventory:
     """The inventory of this node; ``fixed`` as in :func:`trust.read_trusted`.
 
-    Raises :class:`trust.Missing` if there was no scan, :class:`ConfigError` if the file is not root's or not an inventory of this version.
+    Raises :class:`trust.Missing` if there was no scan, :class:`OtherVersion` for one of another release, :class:`ConfigError` if the file
+    is not root's or not an inventory.
     """
     path = path_in(state_dir)
     try:
@@ -109,7 +114,8 @@ def published(path: str) -> Inventory:
 def _whole(found: Any, path: str, remedy: str) -> Inventory:
     try:
         if not isinstance(found, dict) or found.get("version") != VERSION:
-            raise ConfigError(f"{path} is not an inventory of version {VERSION}", remedy=remedy, who="site admin")
+            kind = OtherVersion if isinstance(found, dict) and isinstance(found.get("version"), int) else ConfigError
+            raise kind(f"{path} is not an inventory of version {VERSION}", remedy=remedy, who="site admin")
         return _inventory(found)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ConfigError(f"{path} is not a whole inventory ({error})", remedy=remedy, who="site admin") from None

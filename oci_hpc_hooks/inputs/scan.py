@@ -724,7 +724,7 @@ def _named_in(path: str) -> str:
             return text.partition("\n")[0].strip()
         found = json.loads(text)["ICD"]["library_path"]
         return found if isinstance(found, str) else ""
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return ""
 
 

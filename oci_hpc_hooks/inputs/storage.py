@@ -54,8 +54,9 @@ class ImageRecord:
 
     ``reason`` says why something is not known ("" if everything is): then ``labels`` and ``manifest_annotations`` are empty, and
     ``image_id`` too if not even the container's record was found. ``store`` is the directory of the store that holds the image, ``env``
-    the variables that the image sets (NAME=value), None where they are not known. ``doubtful``: the image is there and says what an engine
-    may have understood otherwise. ``said``: labels that the caller has given to the container, which has no annotations (Docker).
+    the variables that the image sets (NAME=value), None where they are not known. ``doubtful``: there is an image, and it may say what an
+    engine has understood and this function has not. ``said``: labels that the caller has given to the container, which has no annotations
+    (Docker).
     """
 
     __slots__ = ("doubtful", "env", "image_id", "image_name", "labels", "manifest_annotations", "reason", "said", "store")
@@ -90,7 +91,9 @@ def image_of(bundle: str, container_id: str, rootfs: str) -> ImageRecord:
     try:
         driver, record = _container_record(roots, container_id)
     except InputError as error:
-        return ImageRecord(reason=error.what)
+        unknown = ImageRecord(reason=error.what)
+        unknown.doubtful = True
+        return unknown
     if record is None:
         return ImageRecord(reason=f"the store {roots[0][0]} has no record of the container (made with --rootfs?)")
     image_id = record.get("image")
@@ -119,7 +122,7 @@ def image_in(store: str, driver: str, image_id: str, name: str = "") -> ImageRec
         if manifest is not None:
             # A layer-wise pulled image has an id that is not its config's digest.
             config = _field(manifest, "config", "the image's manifest")
-            named = config.get("digest") if isinstance(config, dict) else None
+            named = _field(config, "digest", "the image's manifest") if isinstance(config, dict) else None
             if isinstance(named, str) and named.startswith("sha256:") and _is_digest(named[7:]):
                 digest = named[7:]
         blob = _object(f"{folder}/{_blob_name('sha256:' + digest)}", "the image's configuration")
@@ -287,26 +290,41 @@ def _stores_of_mount(rootfs: str) -> list[str]:
         return []
     found: list[str] = []
     wanted = rootfs.encode("utf-8", "surrogateescape")
-    for line in data.splitlines():
+    for line in data.split(b"\n"):
         fields = line.split(b" ")
         if len(fields) < 10 or fields[-3] != b"overlay" or _unescape(fields[4]) != wanted:
             continue
         found = []  # of mounts on top of each other the last one counts
-        for option in _unescape(fields[-1]).decode("utf-8", "surrogateescape").split(","):
-            name, _, value = option.partition("=")
-            if name in ("lowerdir", "lowerdir+"):
-                for layer in value.split(":"):
-                    parts = layer.rsplit("/", 3)
-                    if len(parts) == 4 and parts[1:3] == ["overlay", "l"] and _is_absolute(parts[0]):
-                        found.append(parts[0])
+        for option in fields[-1].split(b","):
+            name, _, value = _unescape(option).decode("utf-8", "surrogateescape").partition("=")
+            for layer in _divided(value) if name == "lowerdir" else [value] if name == "lowerdir+" else ():
+                parts = layer.rsplit("/", 3)
+                if len(parts) == 4 and parts[1:3] == ["overlay", "l"] and _is_absolute(parts[0]):
+                    found.append(parts[0])
     return found
 
 
 def _unescape(field: bytes) -> bytes:
-    """Space, tab, newline and backslash are written as octal numbers (proc(5))."""
-    for code, byte in ((b"\\040", b" "), (b"\\011", b"\t"), (b"\\012", b"\n"), (b"\\134", b"\\")):
+    """Space, tab, newline, backslash, and a comma in an option's value are written as octal numbers (proc(5); seq_show_option())."""
+    for code, byte in ((b"\\040", b" "), (b"\\011", b"\t"), (b"\\012", b"\n"), (b"\\054", b","), (b"\\134", b"\\")):
         field = field.replace(code, byte)
     return field
+
+
+def _divided(lowerdir: str) -> list[str]:
+    """The directories of ``lowerdir=``, with colons between; whoever mounts puts a backslash before what belongs to a name: a colon, a
+    comma, a backslash (Documentation/filesystems/overlayfs.rst). ``lowerdir+=`` has one directory as it is."""
+    found = [""]
+    escaped = False
+    for char in lowerdir:
+        if escaped or char not in ":\\":
+            found[-1] += char
+            escaped = False
+        elif char == ":":
+            found.append("")
+        else:
+            escaped = True
+    return found
 
 
 def _stores_of_configuration(text: str) -> list[str]:

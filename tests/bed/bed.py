@@ -373,6 +373,14 @@ def user_account() -> Account:
 # ------------------------------------------------------------------------------------------------ engines
 
 
+@functools.cache
+def version(program: str) -> tuple[int, int]:
+    """Major and minor version of podman, crun or runc as it is installed here: tests differ by it where the engines do."""
+    said = subprocess.run([program, "--version"], stdout=subprocess.PIPE, encoding="utf-8", check=True, timeout=30).stdout
+    major, minor = said.splitlines()[0].split("version ")[1].split(".")[:2]
+    return int(major), int(minor)
+
+
 class Engine:
     """podman with one runtime and one kind of user; starts real containers.
 

@@ -8,9 +8,10 @@ BUILD=$(readlink -f "$ROOT/build")
 export ROOT BUILD NODE=$BUILD/chroots/trixie OWN=$BUILD/debian13
 [ $# -gt 0 ] || set -- tests/engine -m "not long"
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin
-mkdir -p "$OWN"/{images,stamps,podman-hpc,run,tmp,venv}
+mkdir -p "$OWN"/{images,stamps,podman-hpc,chroots/bullseye,run,tmp,venv}
 rm -rf "$OWN/site"
 cp -al "$BUILD/site" "$OWN/site" # tests link files of it into folders of their own, which no mount may lie between
+ln -f "$BUILD/qemu-aarch64" "$OWN/"
 exec unshare --mount --propagation private bash -euo pipefail -c '
     mount --bind "$NODE" "$NODE"
     mount --bind "$BUILD/chroots/python313" "$NODE/usr/local/lib/python3.13/dist-packages"
@@ -22,7 +23,7 @@ exec unshare --mount --propagation private bash -euo pipefail -c '
     mkdir -p "$NODE$ROOT" "$NODE$BUILD"
     mount --bind "$ROOT" "$NODE$ROOT"
     mount --bind "$OWN" "$NODE$BUILD"
-    for folder in images stamps podman-hpc; do
+    for folder in images stamps podman-hpc chroots/bullseye; do
         mount --bind "$BUILD/$folder" "$NODE$BUILD/$folder"
         mount -o remount,bind,ro "$NODE$BUILD/$folder"
     done

@@ -13,6 +13,7 @@
 #   build/site/trixie-libc   Debian 13's libc6, which has that
 #   build/images/apps-openmpi, apps-mpich  for benchmarks/application.py: Debian's LAMMPS, HPCC and NetPIPE, and mpibench
 #   build/site/mpich3, 4     PyPI's mpich 3.4 and 4.1; trixie-openmpi: Debian 13's Open MPI, modules in a folder of their own
+#   build/docker26           Debian 13's dockerd, its client and its containerd, which run here too; for the long tests
 #   build/podman-hpc         a virtual environment with podman-hpc, its hook, and the mksquashfs.static that it wants
 #   build/images/opencl-SUITE  an OpenCL loader and clhello over as little as possible of Debian 11, 12 and 13
 #   build/site/pocl          the root of a node whose OpenCL driver is PyPI's PoCL 3.0 in /opt/pocl (glibc 2.15, a compiler of its own)
@@ -49,7 +50,7 @@ MIRROR=${BED_MIRROR:-$(apt-get indextargets --format '$(REPO_URI) $(CODENAME)' '
 LIBDIR=usr/lib/x86_64-linux-gnu
 # What only `make matrix` needs.
 MATRIX=(bullseye-openmpi debian13 debian13-openmpi spack conda conda-openmpi mpi4py mpi4py-wheel fortran fortran-openmpi distroless
-        mpich3 mpich4 trixie-openmpi)
+        mpich3 mpich4 trixie-openmpi docker26)
 cd "$BUILD"
 mkdir -p images chroots site stamps cache
 
@@ -401,7 +402,10 @@ build_python39() {
 # A user with the ids of this machine's, as setup.sh makes it.
 build_trixie-node() {
     debian trixie chroots/trixie podman crun runc conmon catatonit buildah netavark aardvark-dns passt slirp4netns uidmap fuse-overlayfs \
+        docker.io docker-cli containerd charliecloud-runtime docker-compose libx11-6 libxext6 libnuma1 \
         iptables ca-certificates python3 python3-venv gcc libc6-dev make mount passwd util-linux procps strace acl iproute2
+    unpack trixie chroots/trixie libgl1 libglx0 libglvnd0 # without Mesa, which is as large as all the rest
+    ldconfig -r chroots/trixie
     chroot chroots/trixie groupadd --system --gid "$(id -g hpcuser)" hpcuser
     chroot chroots/trixie useradd --system --uid "$(id -u hpcuser)" --gid hpcuser --create-home --home-dir /var/lib/hpcuser --shell /bin/bash hpcuser
     printf 'hpcuser:100000:65536\ncontainers:200000:1048576\n' | tee chroots/trixie/etc/subuid >chroots/trixie/etc/subgid
@@ -410,7 +414,7 @@ build_trixie-node() {
 build_python313() {
     quietly venv/bin/pip install --disable-pip-version-check --target chroots/python313 \
         --python-version 3.13 --implementation cp --abi cp313 --abi abi3 --abi none --only-binary :all: \
-        pyelftools jsonschema dataclasses-json rich archspec pytest hypothesis pytest-docker
+        pyelftools jsonschema dataclasses-json rich archspec pyroute2 pytest hypothesis pytest-docker
 }
 
 build_mpich5() { wheel mpich==5.0.2 site/mpich5; }
@@ -530,6 +534,14 @@ build_fabrics() {
 
 build_trixie-libc() {
     unpack trixie site/trixie-libc libc6
+}
+
+build_docker26() {
+    rm -rf cache/docker26
+    unpack trixie cache/docker26 docker.io docker-cli containerd
+    mkdir docker26
+    mv cache/docker26/usr/sbin/dockerd cache/docker26/usr/bin/{docker,containerd,containerd-shim-runc-v2} docker26/
+    rm -rf cache/docker26
 }
 
 # As its own Makefile installs it. To squash an image it runs a mksquashfs inside of it, which therefore must be static and which no
@@ -702,6 +714,7 @@ for target in "$@"; do
         rocm|intel)
             make_once "$target" "site/$target" ;;
         fabrics) make_once fabrics site/fabrics images/fabrics images/fabrics.tar images/fabrics-old images/fabrics-old.tar ;;
+        docker26) make_once docker26 docker26 ;;
         podman-hpc) make_once podman-hpc podman-hpc ;;
         chroot) make_once chroot chroots/bullseye ;;
         python39) make_once python39 chroots/python39 ;;

@@ -21,7 +21,7 @@ from tests.engine.site import ReadySite, ready  # noqa: F401
 from tests.engine.test_check import valid
 from tests.pages import blocks
 
-_DOCKER, _, CTR_RUN, CHARLIECLOUD = (block.text for block in blocks("docs/engines.md"))
+_DOCKER, _, CDI, DOCKERS_CONFIGURATION, CTR_RUN, CHARLIECLOUD = (block.text for block in blocks("docs/engines.md"))
 REGISTER, ADD_RUNTIME, DOCKER_RUN = _DOCKER.splitlines()
 HOOKS = "/usr/local/share/oci-hpc-hooks/hooks.d"
 
@@ -125,6 +125,32 @@ def test_docker_tells_why(docker: Daemon) -> None:
     assert done.returncode != 0
     assert "openmpi is wanted; this site offers mpich (from annotation org.supercontainers.mpi=openmpi)" in done.stderr
     assert docker.site.log()[-1]["verdict"] == "refused"
+
+
+@pytest.mark.long
+def test_docker_by_cdi(root_site: Site) -> None:
+    """As the page has it, with a Docker that knows CDI: no process of ours at the start."""
+    folder = bed.scratch("docker26")
+    folder.chmod(0o755)
+    (folder / "daemon.json").write_text(DOCKERS_CONFIGURATION)
+    socket = f"unix://{folder}/sock"
+    client = ("env", f"PATH={BUILD}/docker26:/usr/sbin:/usr/bin:/sbin:/bin")
+    with bed.cdi_folder():
+        write, run = (shlex.split(line.replace("IMAGE", reference(Engine("crun", "root").load(IMAGE)))) for line in CDI.splitlines())
+        assert root_site.command(*write[1:]).returncode == 0
+        daemon = Daemon(root_site, folder / "none", (*client, "docker", "--host", socket), *client, "dockerd", *DOCKERD,
+                        f"--host={socket}", f"--data-root={folder}/data", f"--exec-root={folder}/exec", f"--pidfile={folder}/pid",
+                        f"--config-file={folder}/daemon.json")
+        try:
+            daemon.wait()
+            change = ("--change", "ENV PATH=/usr/local/bin:/usr/bin")
+            assert daemon("import", *change, f"{BUILD}/images/bookworm.tar", reference(IMAGE)).returncode == 0
+            without = run[1:2] + run[4:]
+            for words, version in ((run[1:], SITE_VERSION), (without, OWN_VERSION)):
+                assert versions(daemon(words[0], "--rm", "--network=none", *words[1:], PROGRAM)) == version
+        finally:
+            daemon.stop()
+            subprocess.run(["rm", "-rf", folder], check=True)
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.bed import bed
 from tests.bed.bed import Engine
 from tests.bed.site import MPICH5, OPENMPI4, OPENMPI5, TRIXIE, Site
 from tests.engine.conftest import SiteMaker
@@ -83,8 +84,7 @@ def test_two_ranks(engine: Engine, site: Site) -> None:
 @pytest.mark.parametrize("option", ["--uidmap=0:100000:65536", "--userns=auto"])
 def test_user_namespace_of_root(rootful: Engine, ready: ReadySite, option: str) -> None:
     """podman 5 mounts the root filesystem of such a container later, with its ids: that is left to createRuntime."""
-    version = rootful.podman("version", "--format={{.Client.Version}}", check=True).stdout
-    stage = "precreate" if version.startswith("4.") else "createRuntime"
+    stage = "precreate" if bed.version("podman") < (5, 0) else "createRuntime"
     precreated(rootful, ready(rootful), options=[option, "--read-only"], ways=["cold"], stage=stage)
 
 

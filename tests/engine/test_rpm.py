@@ -83,7 +83,7 @@ class RpmNode(Node):
         name = engine.new_name()
         where = ["--hooks-dir", hooks_dir] if hooks_dir else []
         return self.run("podman", "--runtime", engine.runtime, *where, "run", "--rm", "--name", name, "--net=none", *options,
-                        engine.load(image), *command)
+                        engine.load(image), *command, account=engine.account)
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +98,32 @@ def node(package: Path) -> Iterator[RpmNode]:
     assert done.returncode == 0 and "mpich: available" in done.stdout, done.stdout + done.stderr
     yield made
     subprocess.run(["rm", "-rf", "--one-file-system", folder], check=True)
+
+
+#: By distribution: what its macros say of it, its Python, and the scriptlets that it gets.
+DISTRIBUTIONS = {
+    "EL 9": ("rhel 9", "python3", ("post", "preun", "postun")), "EL 10": ("rhel 10", "python3", ("post", "preun", "postun")),
+    "Fedora": ("fedora 43", "python3", ("post", "preun", "postun")),
+    "SLES 15 SP6": ("suse_version 1500", "python3.11", ("post", "preun", "postun", "pre")),
+}
+#: Stand-ins for those of systemd (src/rpm/macros.systemd.in) and of openSUSE's systemd-rpm-macros, which take the units as arguments.
+MACROS = {name: f"%{name}() told %{{*}}" for name in (
+    "systemd_post", "systemd_preun", "systemd_postun", "service_add_post", "service_del_preun", "service_del_postun_without_restart",
+    "service_add_pre")}
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_the_spec_file_by_the_macros_of(tmp_path: Path, distribution: str) -> None:
+    """Parsed, not built: none of them is here."""
+    says, python, scriptlets = DISTRIBUTIONS[distribution]
+    suse = says.startswith("suse")
+    (tmp_path / "macros").write_text("\n".join(text for name, text in MACROS.items() if name.startswith("service") == suse) + "\n")
+    spec = ROOT / "packaging/rpm/oci-hpc-hooks.spec"
+    done = subprocess.run(["rpmspec", f"--load={tmp_path}/macros", "--define", says, "--parse", spec], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"\nRequires:       /usr/bin/{python}\n" in done.stdout and "\nBuildRequires:  systemd-rpm-macros\n" in done.stdout
+    assert set(re.findall(r"^%(\w+)\ntold oci-hpc-hooks-scan.service oci-hpc-hooks-scan.path$", done.stdout, re.MULTILINE)) == {*scriptlets}
+    assert not re.search(r"^ *%(?:\{|service|systemd)", done.stdout, re.MULTILINE), "a macro that nobody has"
 
 
 def test_no_scriptlet_does_anything_in_an_image(node: RpmNode) -> None:
@@ -207,6 +233,13 @@ def test_containers_get_the_sites_mpi(node: RpmNode, rootful: Engine, hooks_dir:
         assert (entry["verdict"], entry["path"]) == ("proved", way)
     assert_own(node.hello(rootful, hooks_dir, "--annotation=org.supercontainers.mpi=none"))
     node.run("sh", "-c", "rm -rf /var/cache/oci-hpc-hooks/plans")
+
+
+def test_users_get_it_too(node: RpmNode) -> None:
+    """Rootless podman reads the package's folder by itself."""
+    rootless = Engine("crun", "rootless")
+    assert_site(node.hello(rootless, ""))
+    assert_own(node.hello(rootless, "", "--annotation=org.supercontainers.mpi=none"))
 
 
 def test_an_image_build_is_left_alone(node: RpmNode, rootful: Engine) -> None:

@@ -174,7 +174,9 @@ def test_the_caller_gets_all_of_it(sites: Sites, node: Node, user: str, stage: s
         got, log = found(engine, site, ASKED, stage=stage)
         assert (got, log["path"], log["profile"]) == (wanted, way, "acme")
     services = log.get("services", [])
-    assert (f"{node.folder}/run/acme/socket" in services) == (user == "rootless") and len(services) == (user == "rootless") + bool(stage)
+    # podman 4.8 and later lets createRuntime see the caller's environment, which names the spool; setting it stays precreate's.
+    spool = bool(stage) or bed.version("podman") >= (4, 8)
+    assert (f"{node.folder}/run/acme/socket" in services) == (user == "rootless") and len(services) == (user == "rootless") + spool
 
 
 @pytest.mark.parametrize("user", ["root", "rootless"])

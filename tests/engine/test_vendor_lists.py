@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import platform
 import posixpath
 import shutil
 import subprocess
@@ -131,6 +132,10 @@ NEUTRAL = ["libOpenCL.so.1", "libGL.so.1", "libEGL.so.1", "libGLX.so.0", "libOpe
            "libGLdispatch.so.0"]
 
 
+#: As old as the node: what the vendor's libraries need of Debian 13's X11 and OpenSSL would not load with an older glibc.
+IMAGE = "opencl-bookworm" if platform.libc_ver()[1] == "2.36" else "opencl-trixie"
+
+
 class Arrived(NamedTuple):
     """What of a root arrives: real paths in it, and names of the loader's cache and paths with the base name of what they lead to."""
 
@@ -148,7 +153,7 @@ def sites() -> Iterator[Sites]:
 
 @pytest.fixture(scope="module")
 def arrivals(sites: Sites) -> Iterator[Mapping[str, tuple[Path, str, Arrived]]]:
-    """For each driver: its root, its release, what arrives of it in a container of Debian 12."""
+    """For each driver: its root, its release, what arrives of it in a container of the node's own Debian."""
     folder = bed.scratch("stand-ins")
     roots = {release: (root_of(release), version) for release, version in RELEASES.items()}
     roots["550 with stand-ins"] = (with_stand_ins(folder / "root", root_of("550"), RELEASES["550"]), RELEASES["550"])
@@ -175,7 +180,7 @@ def with_stand_ins(made: Path, root: Path, version: str) -> Path:
 def arrived(sites: Sites, root: Path, stack: str) -> Arrived:
     site = sites.made(bed.root_account(), [{"name": stack, "root": str(root)}])
     library = "libcuda.so.1" if stack == "cuda" else "libhsa-runtime64.so.1"
-    result, log = start(Engine("crun", "root"), site, "/usr/local/bin/dlcall", library, "none", image="opencl-bookworm",
+    result, log = start(Engine("crun", "root"), site, "/usr/local/bin/dlcall", library, "none", image=IMAGE,
                         options=[f"--annotation={KEY}={stack}"])
     assert [entry["verdict"] for entry in log] == ["unproved"], result.stderr
     (plan,) = (site.cache_dir / "plans").glob("*.plan")

@@ -127,6 +127,26 @@ def test_privileges_that_cannot_be_given_up(bench_of: Callable[[Scenario], Bench
     assert found.told["verdict"] == "refused"
 
 
+@BOTH
+@pytest.mark.parametrize("scenario", [sweep.SCENARIOS[0], pytest.param(sweep.SCENARIOS[2], marks=pytest.mark.long)],
+                         ids=lambda scenario: scenario.name)
+def test_limits_of_whoever_starts_the_runtime(bench_of: Callable[[Scenario], Bench], scenario: Scenario, cold: bool) -> None:
+    """Few descriptors, little memory, no files."""
+    bench = bench_of(scenario)
+    wrong = []
+    refused = 0
+    for limit in (*(f"--nofile={number}" for number in (4, 5, 6, 7, 9, 12, 16, 20, 25, 30, 40)),
+                  *(f"--as={number << 20}" for number in (17, 20, 25, 30, 40, 60, 80, 100, 150)), "--fsize=0", "--fsize=5000"):
+        bench.forget()
+        if not cold:
+            bench.start()
+        found = bench.start(limit=limit)
+        refused += found.status != 0
+        wrong += [f"{limit}: {what}" for what in sweep.faults(found, bench, Point("", 0), "", ONCE)]
+    assert not wrong, "\n".join(wrong)
+    assert refused > 5
+
+
 # ------------------------------------------------------------------------------------------------ in podman run
 
 #: strace between the runtime and the hook; what it injects stands in a file.

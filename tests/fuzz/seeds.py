@@ -7,6 +7,8 @@ import random
 from pathlib import Path
 from typing import Any, Iterator, List
 
+from tests.fuzz import files
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 
@@ -19,8 +21,17 @@ def of(name: str) -> List[bytes]:
     found = [path.read_bytes() for path in sorted((HERE / "corpus" / name).glob("*"))]
     if name == "profile":
         found += [path.read_bytes() for path in sorted((ROOT / "oci_hpc_hooks").glob("profiles.d/*.json"))]
-    if name in ("state", "config"):  # what podman and the runtimes have really written
-        found += [path.read_bytes() for path in sorted((ROOT / "tests/unit/inputs/data/podman").glob(f"*/{name}.json"))]
+    if name in ("state", "config", "edited_config"):  # what podman and the runtimes have really written
+        file = "state.json" if name == "state" else "config.json"
+        found += [path.read_bytes() for path in sorted((ROOT / "tests/unit/inputs/data/podman").glob(f"*/{file}"))]
+    if name == "cdi_specification":
+        found += [path.read_bytes() for path in sorted((ROOT / "tests/unit/cdi/data").glob("*.json")) if "cdiVersion" in path.read_text()]
+    if name == "device_program":
+        found += [bytes.fromhex(path.read_text()) for path in sorted((ROOT / "tests/unit/data/device-filters").glob("*.hex"))]
+    if name == "image":
+        found += [bytes([number]) + content for number, content in enumerate(files.IMAGE.values())]
+    if name == "elf":
+        found += [content for content in files.IMAGE.values() if content.startswith(b"\x7fELF")]
     return found
 
 

@@ -113,6 +113,22 @@ def test_an_image_without_a_cache(tmp_path: Path) -> None:
     """, tmp_path)
 
 
+def test_room_that_was_lacking_is_told_on_close(tmp_path: Path) -> None:
+    """As NFS does. (The one call is replaced: no file system at hand does that.)"""
+    run("""
+        import posix, types
+        def close(fd):
+            name = os.readlink(f"/proc/self/fd/{fd}")
+            posix.close(fd)
+            if name.endswith("zz-oci-hpc-hooks.conf"):
+                raise OSError(errno.ENOSPC, "No space left on device")
+        rootfs.posix = types.SimpleNamespace(**{**vars(posix), "close": close})
+        _, (way, why) = start()
+        assert way == "bind" and "No space left" in why
+        assert os.listdir(conf) == ["libc.conf"]
+    """, tmp_path)
+
+
 # ---------------------------------------------------------------------------------------------------------- all or nothing
 
 @pytest.mark.parametrize("before", ["", "start(); stop()", "cache_file.unlink()"], ids=["first", "again", "no-cache"])

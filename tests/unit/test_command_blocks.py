@@ -69,6 +69,8 @@ TABLE: Dict[str, List[Tuple[str, str]]] = {
     "docs/engines.md": [
         ("docker run --runtime hpc", "tests/engine/test_other_engines.py::test_docker"),
         ('"runtimes"', SHOWN + "what --add-runtime says, as a file of /etc"),
+        ("docker run --device", "tests/engine/test_other_engines.py::test_docker_by_cdi"),
+        ('"cdi": true', "tests/engine/test_other_engines.py::test_docker_by_cdi"),
         ("ctr run", "tests/engine/test_other_engines.py::test_containerd"),
         ("ch-run", "tests/engine/test_other_engines.py::test_charliecloud_as_the_page_has_it"),
     ],

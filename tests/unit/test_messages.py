@@ -53,6 +53,12 @@ def test_every_code_is_known() -> None:
     assert sorted(found - KNOWN.keys()) == []
 
 
+def test_what_is_no_mere_note_has_a_remedy() -> None:
+    """On the page, which is what tests bring: an error or a warning says who can do what."""
+    for text in (ROOT / "docs/messages.md").read_text().split("\n## ")[1:]:
+        assert "\n> note: " in text or "\n**" in text, text
+
+
 def test_every_row_has_a_cause_and_a_test() -> None:
     for code, row in KNOWN.items():
         assert row.keys() == {"cause", "test"} and row["cause"].endswith("."), code

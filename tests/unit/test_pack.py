@@ -126,7 +126,8 @@ def test_a_module_that_is_gone_is_missed_as_ever(hook: Hook) -> None:
     (hook.package / "errors.py").unlink()
     done = subprocess.run([str(hook.file)], input="", capture_output=True, text=True, env={}, cwd="/")
     assert done.returncode == 1
-    assert "No module named 'oci_hpc_hooks.errors'" in done.stderr
+    assert done.stderr.startswith("oci-hpc-hooks: its package cannot be loaded: No module named 'oci_hpc_hooks.errors'. Site admin: look")
+    assert done.stderr.count("\n") == 1
 
 
 def test_another_interpreter(hook: Hook) -> None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from oci_hpc_hooks import precreate
 from oci_hpc_hooks.apply import config
+from oci_hpc_hooks.errors import InputError
 from oci_hpc_hooks.inputs import container, jsontext
 from tests.unit.inputs.conftest import DATA, PODMAN_CASES
 from tests.unit.test_light import ALLOWED, LIGHT, ROOT, check, modules
@@ -116,6 +117,26 @@ def test_no_rules_for_devices_where_the_runtime_may_set_none() -> None:
     given = proposal()
     config.wire_up(given, EXTRAS, {}, [])
     assert given["linux"] == proposal()["linux"] and given["process"] == proposal()["process"]
+
+
+@pytest.mark.parametrize("given", [
+    {}, {"process": None, "linux": None}, {"process": {"user": None, "env": None}, "linux": {"resources": None}}])
+def test_parts_that_a_configuration_lacks(given: Dict[str, Any]) -> None:
+    config.wire_up(given, EXTRAS, {"PMIX_RANK": "3"}, config.device_rules(EXTRAS))
+    config.join(given, [44])
+    config.hide(given, ["/proc/x"])
+    assert given["process"] == {"env": ["PMIX_RANK=3"], "user": {"additionalGids": [44]}}
+    assert given["linux"]["maskedPaths"] == ["/proc/x"] and len(given["linux"]["resources"]["devices"]) == 1
+
+
+@pytest.mark.parametrize("given", [
+    {"process": {"env": "x"}}, {"process": []}, {"process": {"user": {"additionalGids": "1"}}}, {"linux": {"maskedPaths": {"a": "b"}}},
+    {"linux": {"resources": {"devices": "x"}}}, {"linux": {"resources": 1}}])
+def test_parts_that_are_something_else(given: Dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="was expected, found"):
+        config.wire_up(given, EXTRAS, {"PMIX_RANK": "3"}, config.device_rules(EXTRAS))
+        config.join(given, [44])
+        config.hide(given, ["/proc/x"])
 
 
 @pytest.mark.parametrize("case", PODMAN_CASES)

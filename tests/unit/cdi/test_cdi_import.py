@@ -44,10 +44,17 @@ def changed(value: object, *path: Any) -> Any:
     return document
 
 
+def later(value: object, key: str) -> Any:
+    return {**changed(value, *EDITS, key), "cdiVersion": "1.1.0"}
+
+
 @pytest.mark.parametrize("name", ["spec-example.json", "minimal.json"])
 def test_those_that_cdi_calls_good(name: str) -> None:
     cdi.check(json.loads((DATA / name).read_text()))
     cdi.check(GOOD)
+    cdi.check(later({"closID": "x", "schemata": ["L3:0=f"], "enableMonitoring": True}, "intelRdt"))
+    cdi.check(later([{"hostInterfaceName": "eth0", "name": "net1"}], "netDevices"))
+    cdi.check(changed(None, *EDITS, "deviceNodes", 0, "major"))
 
 
 @pytest.mark.parametrize(("document", "says"), [
@@ -71,6 +78,22 @@ def test_those_that_cdi_calls_good(name: str) -> None:
     (changed("x", *EDITS, "deviceNodes", 0, "type"), "no type of a device"),
     (changed("create", *EDITS, "hooks", 0, "hookName"), "is no hook"), (changed("true", *EDITS, "hooks", 0, "path"), "is no hook"),
     (changed([1], *EDITS, "hooks", 0, "args"), "no list of strings"), (changed({"x": 1}, "containerEdits"), "does not know: 'x'"),
+    (changed("9" * 5000 + ".6.0", "cdiVersion"), "is not known"), (changed("0.6.0\n", "cdiVersion"), "is not known"),
+    # values that Go's decoder does not put into its types
+    (changed({"a": 1}, "annotations"), "annotations.a is no string"), (changed("x", "annotations"), "annotations is no object"),
+    (changed([1], "devices", 0, "annotations"), "annotations is no object"),
+    (changed("1", *EDITS, "deviceNodes", 0, "major"), "major is no whole number"),
+    (changed(True, *EDITS, "deviceNodes", 0, "minor"), "minor is no whole number"),
+    (changed(-1, *EDITS, "deviceNodes", 0, "uid"), "uid is no whole number from 0 to 4294967295"),
+    (changed(1, *EDITS, "deviceNodes", 0, "permissions"), "permissions is no string"),
+    (changed(1.5, *EDITS, "hooks", 0, "timeout"), "timeout is no whole number"),
+    (changed(7, *EDITS, "mounts", 0, "type"), "type is no string"),
+    (changed([1], *EDITS, "hooks", 0, "env"), "env is no list of strings"),
+    (later([None, "x"], "additionalGids"), "additionalGids.1 is no whole number"), (later({"x": 1}, "intelRdt"), "does not know: 'x'"),
+    (later({"closID": 1}, "intelRdt"), "closID is no string"), (later({"schemata": [1]}, "intelRdt"), "schemata is no list of strings"),
+    (later({"enableCMT": 1}, "intelRdt"), "enableCMT is neither true nor false"),
+    (later([{"name": "a"}], "netDevices"), "netDevices[0] has no hostInterfaceName"),
+    (later([{"name": "a", "hostInterfaceName": 1}], "netDevices"), "hostInterfaceName is no string"),
     # what came later than the version says
     (changed("0.5.0", "cdiVersion"), "annotations came with cdiVersion 0.6.0, and it says 0.5.0"),
     (changed([5], *EDITS, "additionalGids"), "additionalGids came with cdiVersion 0.7.0"),
@@ -140,7 +163,7 @@ def test_yaml(folders: Tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> No
     yaml = pytest.importorskip("yaml", reason="PyYAML is optional")
     (folders[0] / "a.yaml").write_text("---\n" + yaml.safe_dump(json.loads(simple("/etc/passwd"))))
     assert find(folders).file == str(folders[0] / "a.yaml")
-    for text in ("a: [", "a: !!python/object/apply:os.system [true]"):
+    for text in ("a: [", "a: !!python/object/apply:os.system [true]", "a: !!int ''", "a: !!bool x", "a: !!timestamp x"):
         (folders[0] / "a.yaml").write_text(text)
         with pytest.raises(ConfigError, match="it is no YAML"):
             find(folders)

@@ -72,6 +72,11 @@ def test_a_hook_that_could_not_be_started(bundle: Path, tmp_path: Path, capsys: 
     folder = tmp_path / "hooks"
     assert cli.run(["bundle", str(bundle), "--hooks-dir", str(folder)]) == 2
     assert "is no descriptor of ours: No such file" in capsys.readouterr().err
+    folder.mkdir()
+    for text in ("[" * 4000, r'{"hook": {"path": "/\u0000"}}', r'{"hook": {"path": "/\ud800"}}'):
+        (folder / "oci-hpc-hooks.json").write_text(text)
+        assert cli.run(["bundle", str(bundle), "--hooks-dir", str(folder)]) == 2
+        assert "is no descriptor of ours: " in capsys.readouterr().err
     assert cli.run(["register", str(folder)]) == 0
     (folder / "bin/oci-hpc-hooks-createruntime").unlink()
     assert cli.run(["bundle", str(bundle), "--hooks-dir", str(folder)]) == 2

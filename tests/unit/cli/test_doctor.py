@@ -106,6 +106,18 @@ def test_descriptors(seeded: Descriptor, expected: List[str]) -> None:
     assert all(fault.remedy and fault.who for fault in found)
 
 
+@pytest.mark.parametrize("text", ["{", "[" * 4000, "[]", '{"hook": {}}', '{"hook": {"path": 1}}', "\xff"])
+def test_what_is_no_descriptor(tmp_path: Path, text: str) -> None:
+    (tmp_path / "x.json").write_text(text, encoding="latin-1")
+    assert codes(doctor.descriptor_faults("/h", doctor.descriptor_at(str(tmp_path / "x.json")))) == ["descriptor-broken"]
+
+
+@pytest.mark.parametrize("path", ["/\0", "/\ud800"])
+def test_an_executable_of_no_path(tmp_path: Path, path: str) -> None:
+    (tmp_path / "x.json").write_text(json.dumps({"version": "1.0.0", "hook": {"path": path}, "when": {}, "stages": ["poststop"]}))
+    assert "executable-missing" in codes(doctor.descriptor_faults("/h", doctor.descriptor_at(str(tmp_path / "x.json"))))
+
+
 def test_precreate_in_a_folder_that_others_read() -> None:
     seeded = descriptor("/h/oci-hpc-hooks-precreate.json", "precreate")
     assert codes(doctor.descriptor_faults("/usr/share/oci-hpc-hooks/hooks.d/podman", seeded)) == []

@@ -46,7 +46,7 @@ def test_for_slurm() -> None:
 
 
 def test_gpus_are_counted_for_slurm() -> None:
-    """Those of stacks that can be had; of two profiles with the same ones (``gpus_of``) only one counts them."""
+    """Those of stacks that can be had."""
     said = features.document(NODE, {"acme": 4, "openmpi": 0, "mpich": 0})
     assert said["gpus"] == {"acme": 4} and valid(json.dumps(said), "features-output")
     assert features.slurm(said, "n1").endswith(",zen3 Gres=gpu:4")

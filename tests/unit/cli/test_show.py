@@ -58,7 +58,16 @@ def test_a_wide_terminal_has_one_line_for_a_row() -> None:
 
 def test_a_narrow_one_has_long_cells_below() -> None:
     lines = on_terminal(60).splitlines()
-    assert [line.strip() for line in lines[1:4]] == ["libmpich.so.12  host", PATHS[1], "replace of profile mpich"]
+    assert [line.strip() for line in lines[1:3]] == ["libmpich.so.12  host      replace of profile mpich", PATHS[1]]
+
+
+def test_a_table_of_nothing_but_long_cells() -> None:
+    """Such as explain's files: each row begins with its first cell, however long that is."""
+    rows = ((*PATHS, "there"), (PATHS[0] * 3, PATHS[1], "gone"))
+    lines = on_terminal(60, f"show.show([show.Table(('FILE', 'APPEARS AS', 'NOW'), {rows!r})])").splitlines()
+    assert [line.strip() for line in lines] == ["FILE", PATHS[0], PATHS[1], "there", PATHS[0] * 3, PATHS[1], "gone"]
+    lines = on_terminal(80, f"show.show([show.Table(('FILE', 'APPEARS AS', 'NOW'), {rows[:1]!r})])").splitlines()
+    assert [line.split() for line in lines] == [["FILE", "NOW"], [PATHS[0], "there"], [PATHS[1]]]
 
 
 def test_between_them_only_the_last_column_is_below() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from oci_hpc_hooks import cli
+from oci_hpc_hooks.cli import unregister
 from tests.unit.cli.test_cli import valid
 
 
@@ -27,6 +28,10 @@ def test_what_is_not_ours_stays(tmp_path: Path, capsys: pytest.CaptureFixture[st
     folder = tmp_path / "hooks"
     assert cli.run(["register", str(folder)]) == 0
     others = {folder / "other.json": "{}", folder / "bin/oci-hpc-hooks-mine": "#!/bin/sh\n", folder / "cri/oci-hpc-hooks.json": "{}"}
+    for text in ("[]", '{"hook": []}', '{"hook": {"path": 1}}', "[" * 4000):
+        (folder / "prestart/oci-hpc-hooks.json").write_text(text)
+        assert not unregister._is_ours(str(folder / "prestart/oci-hpc-hooks.json"))
+    (folder / "prestart/oci-hpc-hooks.json").unlink()
     for path, text in others.items():
         path.write_text(text)
     assert cli.run(["unregister", str(folder)]) == 0

@@ -92,7 +92,8 @@ def test_a_file_that_names_a_driver(root: Path, text: str) -> None:
     vendors = root / "etc/vendors"
     vendors.mkdir(parents=True)
     (vendors / "acme.icd").write_text(text)
-    for name, broken in (("none", "libtestnone.so"), ("json", "{"), ("list", '{"ICD": []}'), ("path", "../libtesticd.so.1"), ("empty", "")):
+    for name, broken in (("none", "libtestnone.so"), ("json", "{"), ("list", '{"ICD": []}'), ("path", "../libtesticd.so.1"), ("empty", ""),
+                         ("deep", '{"ICD":' * 4000)):
         (vendors / f"{name}.icd").write_text(broken)
     found, notes = resolved(root, driver(icds=("/etc/vendors/*.icd",)))
     (library,) = [library for library in found.libraries if library.optional]
@@ -100,7 +101,7 @@ def test_a_file_that_names_a_driver(root: Path, text: str) -> None:
     files = {file.path: file.library for file in found.files}
     assert files["/etc/vendors/acme.icd"] == "libtesticd.so.1" and all(file.required for file in found.files)
     assert (f"/{LIB}/libtesticd.so.1" in files) == text.startswith("/")
-    assert len([note for note in notes if ".icd is left out" in note]) == 5
+    assert len([note for note in notes if ".icd is left out" in note]) == 6
 
 
 def test_no_file_names_a_driver(root: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from oci_hpc_hooks.elf.scan import read_with_pyelftools
 from oci_hpc_hooks.errors import ConfigError
+from tests.fuzz.files import library
 from tests.unit.elf.elf_bed import elf_files, facts_of
 
 #: Above this many symbols pyelftools takes seconds.
@@ -47,3 +48,11 @@ def test_what_cannot_be_read_is_one_clear_error(tmp_path: Path) -> None:
     for path in (tmp_path / "text", tmp_path / "gone", tmp_path):
         with pytest.raises(ConfigError, match="cannot be read as an ELF file"):
             read_with_pyelftools(str(path), symbols=lambda name: True)
+
+
+def test_a_section_larger_than_all_memory_is_one_clear_error(tmp_path: Path) -> None:
+    made, _ = library(b"\0\0\x1af")  # with an import, which a relocation names
+    place = int.from_bytes(made[40:48], "little") + 4 * 64 + 32  # e_shoff, and sh_size of the fourth section
+    (tmp_path / "lib.so").write_bytes(made[:place] + (1 << 62).to_bytes(8, "little") + made[place + 8:])
+    with pytest.raises(ConfigError, match="cannot be read as an ELF file: MemoryError"):
+        read_with_pyelftools(str(tmp_path / "lib.so"), symbols=lambda name: True)

@@ -15,11 +15,14 @@ from hypothesis import strategies as st
 
 from oci_hpc_hooks.inputs import storage
 from oci_hpc_hooks.inputs.storage import ImageRecord, image_of
+from tests.unit.mountbed import unshared
 
 if TYPE_CHECKING:
     from tests.unit.inputs.conftest import Captured
 
 LABELS = {"io.buildah.version": "1.28.2", "note": "ünïcode", "org.supercontainers.glibc": "2.36", "org.supercontainers.mpi": "mpich"}
+
+ODD_NAMES = ("plain", "a,b", "a b", "a#b", "a:b", "a\\b", "a\tb", "a\nb", "a=b", "a\\054b", "a\rb", "é")
 
 
 def image(real: Captured) -> ImageRecord:
@@ -180,6 +183,31 @@ def test_mountinfo_with_blanks_and_the_newer_mount_call(captured: Callable[[str]
     assert image(real).store == str(lender)
 
 
+@pytest.mark.parametrize("option", [  # what Linux 6.18 shows of a layer of "/a,b:c\\d e", by mount(2) and by fsconfig(2)
+    r"lowerdir=/x/overlay/l/A:/a\134\054b\134:c\134\134d\040e/overlay/l/B:/y/overlay/l/C",
+    r"lowerdir+=/x/overlay/l/A,lowerdir+=/a\054b:c\134d\040e/overlay/l/B,lowerdir+=/y/overlay/l/C"])
+def test_names_in_the_options_of_an_overlay(captured: Callable[[str], Captured], option: str) -> None:
+    real = captured("root-crun")
+    (real.proc / "self" / "mountinfo").write_text(
+        f"9 1 0:9 / /a\rb rw - tmpfs tmpfs rw\n1 1 0:1 / {real.rootfs} rw - overlay overlay rw,{option},upperdir=/u\n")
+    assert storage._stores_of_mount(real.rootfs) == ["/x", r"/a,b:c\d e", "/y"]
+
+
+def test_names_that_this_kernel_has_in_the_options_of_an_overlay(tmp_path: Path) -> None:
+    unshared(r"""
+        from oci_hpc_hooks.inputs import storage
+        from tests.unit.inputs.test_storage import ODD_NAMES
+        mount("-t", "tmpfs", "tmpfs", top)
+        stores = [top / name for name in ODD_NAMES]
+        layers = [store / "overlay/l/A" for store in stores]
+        for folder in (*layers, top / "merged"):
+            folder.mkdir(parents=True)
+        written = [str(layer).replace("\\", "\\\\").replace(":", "\\:").replace(",", "\\,") for layer in layers]
+        mount("-t", "overlay", "-o", "lowerdir=" + ":".join(written), "overlay", top / "merged")
+        assert storage._stores_of_mount(str(top / "merged")) == list(map(str, stores))
+    """, tmp_path)
+
+
 @pytest.mark.parametrize("text, stores", [
     ("", []),
     ('[storage]\ndriver = "overlay"\ngraphroot = "/g"\n', []),
@@ -249,6 +277,13 @@ def test_a_manifests_digest_never_leads_anywhere_else(captured: Callable[[str], 
     real = captured("root-crun")
     write_manifest(real, config={"digest": digest})
     assert image(real).labels == LABELS  # the image's id names the blob
+
+
+def test_a_digest_under_another_spelling_is_nobodys_word(captured: Callable[[str], Captured]) -> None:
+    real = captured("root-crun")
+    write_manifest(real, config={"digest": "sha256:" + "5" * 64, "Digest": "sha256:" + "6" * 64})
+    found = image(real)
+    assert found.doubtful and found.labels == {} and "'Digest' where 'digest' is meant" in found.reason
 
 
 def test_an_image_whose_id_is_not_its_configs_digest(captured: Callable[[str], Captured]) -> None:
@@ -328,13 +363,18 @@ def test_a_spoiled_image_is_a_reason_not_an_error(
         assert (found.labels, found.manifest_annotations) == ({}, {})
 
 
-@pytest.mark.parametrize("spoil", [_truncate, _huge, _fifo, _folder, lambda path: path.write_bytes(b"\xff")])
+def _rubbish(path: Path) -> None:
+    path.write_bytes(b"\xff")
+
+
+@pytest.mark.parametrize("spoil", [_truncate, _huge, _fifo, _folder, _rubbish])
 def test_a_spoiled_list_of_containers_is_a_reason(captured: Callable[[str], Captured], spoil: Callable[[Path], object]) -> None:
     real = captured("root-runc")
     spoil(records(real))
     found = image(real)
     # A list that is cut off behind the container's record still serves.
-    assert found.reason or (spoil is _truncate and found.labels == LABELS)
+    assert (found.reason and not found.image_id) or (spoil is _truncate and found.labels == LABELS)
+    assert found.doubtful or spoil in (_truncate, _rubbish)  # who is not in it may be in none
 
 
 def test_nothing_escapes_a_changed_store(captured: Callable[[str], Captured]) -> None:

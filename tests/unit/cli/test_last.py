@@ -1,0 +1,20 @@
+"""``last``: what a log has that no hook has written, or not to its end, is passed over."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from oci_hpc_hooks.cli import last
+
+ENTRY = {"time": "2026-11-26T00:00:00Z", "id": "1", "image": "x", "verdict": "proved", "path": "warm", "ms": 1.5, "findings": []}
+
+
+@pytest.mark.parametrize("line", ["", "{", "[]", "[" * 4000, "{}", "\xff", json.dumps({**ENTRY, "verdict": None}),
+                                  json.dumps({**ENTRY, "findings": 1}), json.dumps({**ENTRY, "devices": "x"})])
+def test_lines_that_are_no_entry(tmp_path: Path, line: str) -> None:
+    (tmp_path / "log").write_text(f"{json.dumps(ENTRY)}\n{line}\n", encoding="latin-1")
+    assert last.read(str(tmp_path / "log"), 2) == [ENTRY]
+    assert all(last.lines(ENTRY))

@@ -40,7 +40,7 @@ from benchmarks.hook_start import machine  # noqa: E402
 from tests.bed import bed  # noqa: E402
 from tests.bed.site import MPICH5, OPENMPI5, Site  # noqa: E402
 from tests.bed.slurm import Slurm  # noqa: E402
-from tests.ranks.launch import NAMESPACES, PMI, PMI_FD_TO_3, pmix  # noqa: E402
+from tests.ranks.launch import NAMESPACES, PMI, PMI_FD_TO_3, pmix, with_kcmp  # noqa: E402
 
 INPUTS = Path(__file__).with_name("inputs")
 KIND = "application-"  # of files in benchmarks/results
@@ -190,6 +190,7 @@ class Ground:
         self.work.mkdir()
         self.nowhere = folder / "no-hooks.d"
         self.nowhere.mkdir()
+        self.seccomp = with_kcmp(folder / "seccomp.json")
         # Debian's programs ask for libmpich.so.12, and the site's MPICH is called otherwise: what its administrator would do.
         alias = folder / "lib"
         alias.mkdir()
@@ -217,6 +218,7 @@ class Ground:
             return ["chroot", self.root[family], "env", f"--chdir={self.work}", library, *command]
         hooks = self.hooks_dir if way == INJECTED else self.nowhere
         words = ["podman", "--runtime", self.engine.runtime, "--hooks-dir", str(hooks), "run", "--rm"]
+        words.append(f"--security-opt=seccomp={self.seccomp}")
         if way == INJECTED:
             words += [*NAMESPACES, "--annotation=org.supercontainers.launcher=auto", *(["--preserve-fds=1"] if family == "mpich" else [])]
         else:

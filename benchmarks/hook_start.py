@@ -552,7 +552,7 @@ def main() -> int:
     print("\n".join(report))
     before = results.last()
     if before:
-        print(f"\nBeside {before['time']} ({before['machine']}): x cpu then and now\n")
+        print(f"\nBeside {before['time']} ({before['machine']}): then and now, x cpu (podman: x; slopes: us)\n")
         print("\n".join(results.beside(rows, before)))
     document = {"machine": machine(), "time": time.strftime("%FT%TZ", time.gmtime()), "rounds": options.rounds}
     if options.save:

@@ -36,15 +36,20 @@ def write(program: str, lines: Sequence[str], page: Path = DOCUMENT) -> None:
 
 
 def beside(rows: dict[str, dict[str, float]], before: dict[str, Any]) -> list[str]:
-    """Of each row that both have: the ratios to the bare interpreter by CPU time, then and now, and what has become of them."""
+    """Of each row that both have: its figure then and now, and the ratio.
+
+    The figure is the multiple of the row that it is compared with, by CPU time; by wall time where other processes do a part of the work
+    (podman's starts, storms); of a slope microseconds.
+    """
     lines = []
     for name, row in rows.items():
-        old = before.get("rows", {}).get(name)
-        if old and old.get("x_cpu") and row.get("x_cpu"):
-            change = row["x_cpu"] / old["x_cpu"]
+        old = before.get("rows", {}).get(name, {})
+        which = "us" if "us" in row else "x" if name.startswith("podman") or "x_cpu" not in row else "x_cpu"
+        if old.get(which) and row.get(which):
+            change = row[which] / old[which]
             mark = "" if 0.93 <= change <= 1.07 else "  better" if change < 1 else "  WORSE"
             calls = f", {old['calls']:.0f} -> {row['calls']:.0f} calls" if old.get("calls") and row.get("calls") else ""
-            lines.append(f"{name:44} {old['x_cpu']:6.2f} -> {row['x_cpu']:6.2f}   {change:5.2f} x{mark}{calls}")
+            lines.append(f"{name:62} {old[which]:6.2f} -> {row[which]:6.2f}   {change:5.2f} x{mark}{calls}")
     return lines
 
 

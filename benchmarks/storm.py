@@ -29,6 +29,7 @@ from tests.bed import bed  # noqa: E402
 from tests.bed.site import MPICH5, Site  # noqa: E402
 
 IMAGE = "bookworm-mpich"
+KIND = "storm-"  # of files in benchmarks/results
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 PATIENCE = 600
 
@@ -124,6 +125,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3, help="of each (default: %(default)s)")
     parser.add_argument("--runtime", choices=bed.RUNTIMES, default="crun")
     parser.add_argument("--write", action="store_true", help="put the table into docs/performance.md")
+    parser.add_argument("--save", action="store_true", help="write the figures to benchmarks/results, to be committed")
     parser.add_argument("--loader-cache", choices=("bind", "file"), default="file", help="how the loader's cache arrives")
     options = parser.parse_args()
 
@@ -135,17 +137,27 @@ def main() -> int:
     lines = ["| " + " | ".join(columns) + " |", "| --- " * len(columns) + "|"]
     print("\n".join(lines), flush=True)
     bad = 0
+    figures: dict[str, dict[str, float]] = {}
     for number in options.sizes:
         storms = rounds(ground, number, ways, options.rounds)
         times = {way: statistics.median(storm.seconds for storm in found) for way, found in storms.items()}
-        ratio = statistics.median(ours.seconds / bare.seconds for ours, bare in zip(storms["warm"], storms["no hooks"]))
+        bare = [storm.seconds for storm in storms["no hooks"]]
+        ratios = {way: statistics.median(ours.seconds / other for ours, other in zip(storms[way], bare)) for way in ways}
+        figures.update({f"{number} at once, {way}": {"seconds": times[way], "x": ratios[way]} for way in ways})
         trouble = {f"{way}: {storm.trouble()}" for way, found in storms.items() for storm in found if storm.failed or storm.left}
         bad += len(trouble)
-        cells = [str(number), *(f"{times[way]:.2f}" for way in ways), f"{ratio:.2f}", "; ".join(sorted(trouble)) or "none"]
+        cells = [str(number), *(f"{times[way]:.2f}" for way in ways), f"{ratios['warm']:.2f}", "; ".join(sorted(trouble)) or "none"]
         lines.append("| " + " | ".join(cells) + " |")
         print(lines[-1], flush=True)
+    before = results.last(KIND)
+    if before:
+        print(f"\nBeside {before['time']} ({before['machine']}): multiples of no hooks, then and now\n")
+        print("\n".join(results.beside(figures, before)))
     if options.write:
         results.write("storm.py", [head, "", *lines])
+    if options.save:
+        document = {"machine": machine(), "time": time.strftime("%FT%TZ", time.gmtime()), "rounds": options.rounds, "rows": figures}
+        print(f"\nwritten: {results.save(document, KIND)}")
     return 1 if bad else 0
 
 

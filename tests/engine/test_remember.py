@@ -13,7 +13,7 @@ from tests.engine.inside import HELLO, assert_own, assert_site, start
 from tests.engine.site import ReadySite, forget, ready, three_engines  # noqa: F401
 from tests.pages import blocks
 
-#: Both stages, of which the long run has the second.
+#: Both stages, of which the long run has the second; the short one has it in tests/ranks/test_recipes.py.
 STAGES = pytest.mark.parametrize("stage", [pytest.param(".", id="createRuntime"),
                                            pytest.param("podman", id="precreate", marks=pytest.mark.long)])
 ANNOTATION = "org.supercontainers.mpi"
@@ -35,7 +35,7 @@ def plans(site: Site) -> dict[str, bytes]:
 
 
 @three_engines
-@pytest.mark.parametrize("stage", [".", "podman"], ids=["createRuntime", "precreate"])
+@STAGES
 def test_the_first_start_is_a_warm_one(engine: Engine, ready: ReadySite, stage: str) -> None:  # noqa: F811
     """And the plan is that of a cold start, byte by byte; nothing else is left of the two containers that it took."""
     site = ready(engine)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,20 @@ PMI_FD_TO_3 = ("bash", "-c", '[ "$PMI_FD" = 3 ] || eval "exec 3<&$PMI_FD $PMI_FD
 def in_front(folder: Path, account: Account) -> tuple[str, str]:
     """Words before a command, with which it finds the programs of this folder first."""
     return "env", f"PATH={folder}:{account.environment()['PATH']}"
+
+
+#: podman's own profile of system calls.
+SECCOMP = Path("/usr/share/containers/seccomp.json")
+
+
+def with_kcmp(path: Path) -> Path:
+    """Write podman's seccomp profile with kcmp(2) for all, as docs/slurm.md has it for Open MPI 5."""
+    profile = json.loads(SECCOMP.read_text())
+    for rule in profile["syscalls"]:
+        rule["names"] = [name for name in rule["names"] if name != "kcmp"]
+    profile["syscalls"].append({"names": ["kcmp"], "action": "SCMP_ACT_ALLOW"})
+    path.write_text(json.dumps(profile))
+    return path
 
 
 @dataclasses.dataclass(frozen=True)

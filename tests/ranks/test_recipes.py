@@ -18,7 +18,7 @@ from tests.bed.slurm import Slurm
 from tests.engine.conftest import SiteMaker, make_site  # noqa: F401
 from tests.pages import blocks
 from tests.ranks.conftest import HooksOf
-from tests.ranks.launch import NAMESPACES, assert_wired, ranks
+from tests.ranks.launch import NAMESPACES, assert_wired, podman, ranks, with_kcmp
 
 PAGE = (ROOT / "docs/slurm.md").read_text()
 RECIPES = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
@@ -198,6 +198,23 @@ def test_the_digests_of_two_nodes(slurm: Slurm, make_site: SiteMaker, scratch: P
     assert "started" not in output and "n1: a container" not in output
     assert slurm.containers() == []
     assert job(slurm, site, text.replace(image, "localhost/bed/no-such-image"))[0] == 1
+
+
+# ------------------------------------------------------------------------------------------------ what podman's seccomp profile lacks
+
+@pytest.mark.long
+def test_open_mpi_5_asks_kcmp(slurm: Slurm, programs: Path, hooks_of: HooksOf, scratch: Path) -> None:
+    """It gives up reading other ranks' memory where kcmp(2) is filtered away, as podman's own profile does, and says so to nobody."""
+    engine = Engine("crun", "root")
+    options = [*NAMESPACES, "--annotation=org.supercontainers.launcher=auto", "--env=OMPI_MCA_smsc_base_verbose=100"]
+    gives_up = {}
+    for name, more in (("podman's", []), ("with kcmp", [f"--security-opt=seccomp={with_kcmp(scratch / 'seccomp.json')}"])):
+        line = podman(engine, "bookworm-openmpi", programs / "openmpi", [*options, *more], hooks_of(engine, OPENMPI5) / "podman")
+        done = slurm.execute("srun", "--mpi=pmix", "--nodes=1", "--ntasks=2", *line, timeout=60)
+        assert_wired(done, "5.0.11", [2])
+        assert "selected shared-memory single-copy component: cma" in done.stderr, done.stderr
+        gives_up[name] = "do not have the necessary permissions" in done.stderr
+    assert gives_up == {"podman's": True, "with kcmp": False}
 
 
 # ------------------------------------------------------------------------------------------------ before the step

@@ -20,8 +20,6 @@ from elftools.elf.segments import InterpSegment, NoteSegment
 from oci_hpc_hooks.errors import ConfigError
 from oci_hpc_hooks.model import ElfFacts
 
-#: What pyelftools makes of damaged files.
-_DAMAGED = (ELFError, struct.error, ValueError, LookupError, AttributeError, AssertionError, MemoryError, ArithmeticError)
 #: Of one library, or that one file needs; glibc's has some 50.
 _MOST_VERSIONS = 4096
 _VER_FLG_BASE, _VER_FLG_WEAK = 1, 2
@@ -43,7 +41,7 @@ def read_with_pyelftools(path: str, *, symbols: Callable[[str], bool]) -> ElfFac
             elf = ELFFile(stream)
             _check_tables(elf, os.fstat(stream.fileno()).st_size)
             return _facts(elf, symbols)
-    except (OSError, *_DAMAGED) as error:
+    except Exception as error:  # in a damaged file pyelftools comes across errors of every kind
         raise ConfigError(f"{path} cannot be read as an ELF file: {str(error) or type(error).__name__}", who="site admin") from error
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import struct
-from typing import Any, Callable, Dict, List, Optional, Set, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Set, Tuple
 
 from elftools.common.exceptions import ELFError
 from elftools.elf.dynamic import DynamicSegment
@@ -20,6 +20,8 @@ from elftools.elf.segments import InterpSegment, NoteSegment
 from oci_hpc_hooks.errors import ConfigError
 from oci_hpc_hooks.model import ElfFacts
 
+#: Of one library, or that one file needs; glibc's has some 50.
+_MOST_VERSIONS = 4096
 _VER_FLG_BASE, _VER_FLG_WEAK = 1, 2
 _DF_1_NODEFLIB = 0x800
 _PF_X = 1
@@ -36,9 +38,21 @@ def read_with_pyelftools(path: str, *, symbols: Callable[[str], bool]) -> ElfFac
     """
     try:
         with open(path, "rb") as stream:
-            return _facts(ELFFile(stream), symbols)
-    except (ELFError, OSError, ValueError, LookupError, AttributeError, AssertionError, MemoryError, OverflowError) as error:
+            elf = ELFFile(stream)
+            _check_tables(elf, os.fstat(stream.fileno()).st_size)
+            return _facts(elf, symbols)
+    except Exception as error:  # in a damaged file pyelftools comes across errors of every kind
         raise ConfigError(f"{path} cannot be read as an ELF file: {str(error) or type(error).__name__}", who="site admin") from error
+
+
+def _check_tables(elf: Any, size: int) -> None:
+    """Raises ELFError where headers of segments or sections are not where the file is: pyelftools would read one 65,535 times."""
+    for what, offset, count, length, right in (
+        ("segments", elf.header.e_phoff, elf.num_segments(), elf.header.e_phentsize, elf.structs.Elf_Phdr.sizeof()),
+        ("sections", elf.header.e_shoff, elf.num_sections(), elf.header.e_shentsize, elf.structs.Elf_Shdr.sizeof()),
+    ):
+        if count and (length != right or offset + count * length > size):
+            raise ELFError(f"its {count} headers of {what} do not fit into the file")
 
 
 def _facts(elf: Any, symbols: Callable[[str], bool]) -> ElfFacts:
@@ -110,12 +124,20 @@ def _text(name: Any) -> str:
     return os.fsdecode(name) if isinstance(name, bytes) else str(name)
 
 
+def _bounded(versions: Iterable[Any]) -> Iterator[Any]:
+    """Raises ELFError where records lead back to themselves."""
+    for number, version in enumerate(versions):
+        if number >= _MOST_VERSIONS:
+            raise ELFError(f"more than {_MOST_VERSIONS} versions")
+        yield version
+
+
 def _verneed(elf: Any) -> Tuple[Tuple[str, Tuple[str, ...]], ...]:
     found: List[Tuple[str, Tuple[str, ...]]] = []
     for section in elf.iter_sections():
         if isinstance(section, GNUVerNeedSection):
-            for need, auxiliaries in section.iter_versions():
-                versions = tuple([_text(aux.name) for aux in auxiliaries if not aux.entry.vna_flags & _VER_FLG_WEAK])
+            for need, auxiliaries in _bounded(section.iter_versions()):
+                versions = tuple([_text(aux.name) for aux in _bounded(auxiliaries) if not aux.entry.vna_flags & _VER_FLG_WEAK])
                 if versions:
                     found.append((_text(need.name), versions))
     return tuple(found)
@@ -125,8 +147,8 @@ def _verdef(elf: Any) -> Tuple[str, ...]:
     found: List[str] = []
     for section in elf.iter_sections():
         if isinstance(section, GNUVerDefSection):
-            for definition, auxiliaries in section.iter_versions():
-                names = [_text(aux.name) for aux in auxiliaries]
+            for definition, auxiliaries in _bounded(section.iter_versions()):
+                names = [_text(aux.name) for aux in _bounded(auxiliaries)]
                 if not definition.entry.vd_flags & _VER_FLG_BASE:
                     found.append(names[0])
     return tuple(found)

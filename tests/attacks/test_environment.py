@@ -9,6 +9,7 @@ it may run with the hook's rights: the files would leave a mark on the host.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,7 +59,9 @@ def poison(open_folder: Path) -> Iterator[Path]:
     subprocess.run(["gcc", "-shared", "-fPIC", f'-DMARK="{open_folder}/mark"', "-o", open_folder / "poc.so", source],
                    check=True, timeout=60)
     for name in MODULES:
-        (open_folder / f"{name}.py").write_text(f"open({str(open_folder / 'mark')!r}, 'a').write('{name}')\n")
+        # Only what is built in: the interpreter has nothing else yet when it loads encodings.
+        opened = f"posix.open({str(open_folder / 'mark')!r}, {os.O_WRONLY | os.O_CREAT | os.O_APPEND})"
+        (open_folder / f"{name}.py").write_text(f"import posix\nposix.write({opened}, b'{name}\\n')\n")
     (open_folder / "poc.sh").write_text(f"echo shell >>{open_folder}/mark\n")
     for name in ("python3", "env", "sh", "ldconfig", "podman-poc"):
         (open_folder / name).write_text(f"#!/bin/sh\necho {name} >>{open_folder}/mark\n")
@@ -111,6 +114,16 @@ def test_environment_of_whoever_starts_it(ready: ReadySite, poison: Path, scratc
     env = dict(item.split("=", 1) for item in variables(str(poison)) if not item.startswith(("LD_", "GCONV")))
     done = subprocess.run([hook], env=env, cwd=poison, input='{"id":"x"}', capture_output=True, text=True, timeout=60, check=False)
     assert marks(poison) == [], done.stderr
+
+
+@pytest.mark.long
+def test_whoever_starts_it_without_the_defence(ready: ReadySite, poison: Path) -> None:
+    """The same executable by an interpreter that looks at its environment, at the site's modules and at its working directory."""
+    hook = ready(Engine("crun", "root")).hooks_dir / "bin/oci-hpc-hooks-createruntime"
+    python = hook.read_bytes()[2:].split()[0].decode()
+    done = subprocess.run([python, hook], env={"PYTHONPATH": str(poison)}, cwd=poison, input='{"id":"x"}', capture_output=True, text=True,
+                          timeout=60, check=False)
+    assert marks(poison), done.stderr
 
 
 def test_descriptors_name_an_environment(ready: ReadySite) -> None:

@@ -102,6 +102,37 @@ def test_a_default_is_left_out(make_site: SiteMaker, scratch: Path) -> None:
         assert_own(engine.run("bookworm-mpich-nolabel", *HELLO, hooks_dir=without(site.hooks_dir, scratch / name, name)))
 
 
+#: What a program does that takes ENOSYS lightly: it leaves out what only makes things safer. (For openat2 see `test_links.py`.)
+CARELESS: dict[str, Sequence[str]] = {
+    "close_range": ["if _syscall(NR_close_range, first, 0xFFFFFFFF, 0, 0, 0) < 0:"],
+    "prlimit": ['if _libc("prlimit")(0, resource, None, now) < 0:',
+                'if _libc("prlimit")(0, resource, words(min(most, hard), hard), None) < 0:'],
+    "capset": ['if _libc("capset")(CAPABILITY_HEADER, now) < 0:', 'if _libc("capset")(CAPABILITY_HEADER, bytes(24)) < 0:'],
+    "mount_setattr": ["if _syscall(NR_mount_setattr, fd, b\"\", flags | AT_EMPTY_PATH, attr, len(attr)) < 0:"],
+    "move_mount": ["if _syscall(NR_move_mount, from_fd, b\"\", to_fd, b\"\", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH) < 0:"],
+}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name == "mount_setattr" else pytest.mark.long) for name in CARELESS])
+def test_a_weaker_way(ready: ReadySite, scratch: Path, name: str) -> None:
+    """The container starts, with less than it should have. (Without the other calls nothing can be mounted at all.)"""
+    engine = Engine("crun", "root")
+    edits = [("linux/syscalls.py", test, "if False:") for test in CARELESS[name]]
+    hooks = without(weakened(ready(engine), scratch, *edits), scratch / "without", name)
+    assert engine.run("bookworm-mpich", *HELLO, hooks_dir=hooks).returncode == 0
+    with pytest.raises(AssertionError):
+        refused(engine, hooks, name)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", [name for name in NEEDED if name not in CARELESS and name != "statx"])
+def test_without_the_sentence(ready: ReadySite, scratch: Path, name: str) -> None:
+    engine = Engine("crun", "root")
+    hooks = weakened(ready(engine), scratch, ("linux/syscalls.py", "    if number == ENOSYS:", "    if False:"))
+    with pytest.raises(AssertionError, match="does not have"):
+        refused(engine, without(hooks, scratch / "without", name), name)
+
+
 def test_without_the_defence(ready: ReadySite, scratch: Path) -> None:
     """libc answers for a kernel without statx(2), and leaves the mount ID out: every mount looks like no mount at all."""
     engine = Engine("crun", "root")

@@ -10,7 +10,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from oci_hpc_hooks import overdue, warm
 from tests.attacks import hostile
 from tests.attacks.weaken import Edit, weakened, wrapped
 from tests.bed import bed
-from tests.bed.bed import Engine
+from tests.bed.bed import Engine, Result
 from tests.bed.site import Site
 from tests.engine.inside import HELLO, assert_site
 from tests.engine.site import ReadySite, ready, site, three_engines  # noqa: F401
@@ -203,10 +202,15 @@ def test_what_took_too_long_is_told(ready: ReadySite, scratch: Path, stage: str)
 
 # ------------------------------------------------------------------------------------------------ what of it the container sees
 
-def leaked(engine: Engine, hooks: Path, options: Sequence[str] = ()) -> list[str]:
+LIST = "print join(qq(\\n), map { $_ . ' ' . readlink } sort </proc/1/fd/*>), qq(\\n)"
+
+
+def leaked(engine: Engine, hooks: Path) -> list[str]:
     """Descriptors of the container's first process beyond the standard ones."""
-    result = engine.run("bookworm-mpich", "perl", "-e", "print join(qq(\\n), map { $_ . ' ' . readlink } sort </proc/1/fd/*>), qq(\\n)",
-                        hooks_dir=hooks, options=options)
+    return beyond(engine.run("bookworm-mpich", "perl", "-e", LIST, hooks_dir=hooks))
+
+
+def beyond(result: Result) -> list[str]:
     assert result.returncode == 0, result.stderr
     found = {name: to for name, _, to in (line.partition(" ") for line in result.stdout.splitlines()) if to}
     assert {"/proc/1/fd/0", "/proc/1/fd/1", "/proc/1/fd/2"} <= set(found), result.stdout
@@ -216,5 +220,15 @@ def leaked(engine: Engine, hooks: Path, options: Sequence[str] = ()) -> list[str
 @three_engines
 @pytest.mark.parametrize("stage", ["", pytest.param("podman", marks=pytest.mark.long)])
 def test_no_descriptor_is_left_in_the_container(engine: Engine, site: Site, stage: str) -> None:
-    """CVE-2024-21626."""
+    """CVE-2024-21626. Of our hooks' own, that they close what they inherit is tested above, and that nobody gets at theirs in
+    `test_effects.py`."""
     assert leaked(engine, site.hooks_dir / stage) == leaked(engine, Path("/var/empty"))
+
+
+def test_a_descriptor_that_is_left_is_seen(ready: ReadySite) -> None:
+    """By an engine that hands on one of the host's root directory, with our hooks."""
+    engine = Engine("crun", "root")
+    command = ["podman", "--runtime", "crun", "--hooks-dir", str(ready(engine).hooks_dir), "run", "--rm", "--net=none",
+               "--name", engine.new_name(), "--preserve-fds=1", engine.load("bookworm-mpich"), "perl", "-e", LIST]
+    found = beyond(engine.account.execute("sh", "-c", 'exec 3</; exec "$@"', "sh", *command))
+    assert any(line.startswith("/proc/1/fd/3 ") for line in found), found

@@ -300,11 +300,13 @@ def run_on_a_tree(hook: Hook, state: dict[str, Any], config: dict[str, Any], rea
     hook.put(config)
     for name in ("rootfs", "layers"):
         (hook.bundle / name).mkdir()
-    script = (
-        'sleep 60 </dev/null >/dev/null 2>&1 & cd "$0"/layers && mount -t tmpfs none . && mkdir upper work && '
+    os.mkfifo(hook.bundle / "ready")
+    container = (  # as a runtime does: what it mounts is in a mount namespace of its own
+        'cd "$0"/layers && mount -t tmpfs none . && mkdir upper work && '
         f'mount -t overlay -o lowerdir={bed.BUILD}/images/bookworm,upperdir=upper,workdir=work none ../rootfs && '
-        'mount -t tmpfs none ../rootfs/dev && exec "$1"'
+        'mount -t tmpfs none ../rootfs/dev; echo >"$0"/ready; exec sleep 60'
     )
+    script = f"unshare --mount sh -c '{container}' \"$0\" </dev/null >/dev/null 2>&1 & read line <\"$0\"/ready; exec \"$1\""
     command = [*ALONE, "sh", "-c", script, str(hook.bundle), str(hook.executable)]
     done = subprocess.run(command, input=json.dumps(state), capture_output=True, text=True, timeout=SECONDS, check=False)
     return done.returncode, done.stderr

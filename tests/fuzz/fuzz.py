@@ -134,6 +134,7 @@ def keep(name: str) -> int:
             sys.settrace(None)
         return taken
 
+    (CORPUS / name).mkdir(exist_ok=True)
     reached = set().union(*map(steps, seeds.of(name)))
     new = 0
     for path in sorted((BUILD / name).glob("*"), key=lambda path: path.stat().st_size):

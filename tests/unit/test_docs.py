@@ -80,3 +80,13 @@ def test_attacks_are_in_the_table() -> None:
         assert (ROOT / path).is_file(), path
         assert not function or re.search(rf"^def {function}\(", (ROOT / path).read_text(), re.MULTILINE), function
     assert {f"tests/attacks/{path.name}" for path in (ROOT / "tests/attacks").glob("test_*.py")} <= {path for path, _ in named}
+
+
+@pytest.mark.parametrize("table", ["Who may ask for what", "Who may influence what", "Attacks and their tests"])
+def test_each_row_names_what_proves_it(table: str) -> None:
+    """(That those tests exist is asked above.)"""
+    section = (ROOT / "docs" / "security.md").read_text().split(f"## {table}\n")[1].split("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| ")][2:]
+    assert len(rows) > 5
+    for row in rows:
+        assert "`tests/" in row.rstrip(" |").rpartition(" | ")[2], row

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Set
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oci_hpc_hooks.decide import gpus
@@ -305,6 +305,7 @@ def test_an_image_that_wants_more(bed: Bed, image: Mapping[str, str], given: Map
 VALUES = st.text(alphabet="0123456789,-+:xgGPUall none.()", max_size=24)
 
 
+@settings(deadline=None)
 @given(VALUES, VALUES, VALUES, st.sets(st.integers(0, 3)), st.booleans(), st.booleans())
 def test_never_more_than_the_cgroup_lets_be_opened(wish: str, cuda: str, step: str, closed: Set[int], inside: bool, job: bool) -> None:
     node = Node()

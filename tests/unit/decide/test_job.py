@@ -7,7 +7,7 @@ import json
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oci_hpc_hooks.decide import job
@@ -226,6 +226,7 @@ NAMES = st.sampled_from(sorted({*PMIX, *PMI2, "PMI_PORT", "PALS_APID", "PALS_SPO
 VARIABLES = st.dictionaries(NAMES, TEXTS)
 
 
+@settings(deadline=None)
 @given(launcher=VARIABLES, given_=VARIABLES, image=VARIABLES, mpi=st.sampled_from([OPENMPI, MPICH, ("", ())]),
        private=st.sets(st.sampled_from(["network", "ipc", "pid", "user"])).map(tuple), explicit=st.booleans(), can_set=st.booleans(),
        scope=st.sampled_from(["rank", "node"]), shm=st.integers(-1, 1 << 40))

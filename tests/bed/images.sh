@@ -404,7 +404,7 @@ build_trixie-node() {
     debian trixie chroots/trixie podman crun runc conmon catatonit buildah netavark aardvark-dns passt slirp4netns uidmap fuse-overlayfs \
         docker.io docker-cli containerd charliecloud-runtime docker-compose libx11-6 libxext6 libnuma1 \
         iptables ca-certificates python3 python3-venv gcc libc6-dev make mount passwd util-linux procps strace acl iproute2
-    unpack trixie chroots/trixie libgl1 libglx0 libglvnd0 # without Mesa, which is as large as all the rest
+    unpack trixie chroots/trixie libgl1 libglx0 libegl1 libglvnd0 # without Mesa, which is as large as all the rest
     ldconfig -r chroots/trixie
     chroot chroots/trixie groupadd --system --gid "$(id -g hpcuser)" hpcuser
     chroot chroots/trixie useradd --system --uid "$(id -u hpcuser)" --gid hpcuser --create-home --home-dir /var/lib/hpcuser --shell /bin/bash hpcuser

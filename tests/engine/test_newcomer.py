@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,10 @@ from tests.engine.inside import HELLO, OWN_VERSION, SITE_VERSION, assert_own, as
 from tests.engine.node import Node
 from tests.pages import blocks
 
-pytestmark = pytest.mark.long
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(not shutil.which("git"), reason="there is no git here, which knows what is in the repository"),
+]
 
 (_, DEMO, INSTALL, SITE, LOOK, HOOKS, EVERY_PODMAN, ASK, LABEL) = (block.text for block in blocks("README.md"))
 IMAGE = "localhost/bed/newcomer"

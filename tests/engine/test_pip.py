@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,10 @@ import pytest
 from tests.bed.bed import ROOT
 from tests.unit.cli.test_cli import valid
 
-pytestmark = pytest.mark.long
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(not shutil.which("git"), reason="there is no git here, which knows what is in the repository"),
+]
 
 
 def run(*command: object, cwd: Path) -> str:

@@ -23,7 +23,7 @@ from tests.engine.inside import HELLO, assert_own, assert_site
 from tests.engine.node import Node
 from tests.pages import blocks
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.skipif(not shutil.which("rpmbuild"), reason="there is no rpmbuild here")]
 
 #: Descriptors for podman's stage precreate, and podman's own folder, which needs no option of root.
 PRECREATE = "/usr/share/oci-hpc-hooks/hooks.d/podman"

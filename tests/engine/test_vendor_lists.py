@@ -132,8 +132,8 @@ NEUTRAL = ["libOpenCL.so.1", "libGL.so.1", "libEGL.so.1", "libGLX.so.0", "libOpe
            "libGLdispatch.so.0"]
 
 
-#: As old as the node: what the vendor's libraries need of Debian 13's X11 and OpenSSL would not load with an older glibc.
-IMAGE = "opencl-bookworm" if platform.libc_ver()[1] == "2.36" else "opencl-trixie"
+#: What NVIDIA's libraries need of Debian 13's X11 and OpenSSL would not load with Debian 12's glibc; the ROCm runtime is Debian 12's.
+IMAGES = {"cuda": "opencl-bookworm" if platform.libc_ver()[1] == "2.36" else "opencl-trixie", "rocm": "opencl-bookworm"}
 
 
 class Arrived(NamedTuple):
@@ -153,7 +153,7 @@ def sites() -> Iterator[Sites]:
 
 @pytest.fixture(scope="module")
 def arrivals(sites: Sites) -> Iterator[Mapping[str, tuple[Path, str, Arrived]]]:
-    """For each driver: its root, its release, what arrives of it in a container of the node's own Debian."""
+    """For each driver: its root, its release, what arrives of it in a container."""
     folder = bed.scratch("stand-ins")
     roots = {release: (root_of(release), version) for release, version in RELEASES.items()}
     roots["550 with stand-ins"] = (with_stand_ins(folder / "root", root_of("550"), RELEASES["550"]), RELEASES["550"])
@@ -180,7 +180,7 @@ def with_stand_ins(made: Path, root: Path, version: str) -> Path:
 def arrived(sites: Sites, root: Path, stack: str) -> Arrived:
     site = sites.made(bed.root_account(), [{"name": stack, "root": str(root)}])
     library = "libcuda.so.1" if stack == "cuda" else "libhsa-runtime64.so.1"
-    result, log = start(Engine("crun", "root"), site, "/usr/local/bin/dlcall", library, "none", image=IMAGE,
+    result, log = start(Engine("crun", "root"), site, "/usr/local/bin/dlcall", library, "none", image=IMAGES[stack],
                         options=[f"--annotation={KEY}={stack}"])
     assert [entry["verdict"] for entry in log] == ["unproved"], result.stderr
     (plan,) = (site.cache_dir / "plans").glob("*.plan")

@@ -8,7 +8,7 @@ describes, so that a remembered plan and a new one take the same way.
 from __future__ import annotations
 
 import posix
-from _stat import S_ISBLK, S_ISCHR, S_ISDIR, S_ISREG, S_ISSOCK
+from _stat import S_ISBLK, S_ISCHR, S_ISDIR, S_ISLNK, S_ISREG, S_ISSOCK
 from binascii import hexlify
 
 from oci_hpc_hooks.errors import KernelError, Refusal
@@ -193,6 +193,7 @@ class Injection:
             self.cache_parent = self.keep(self.root.open(path or "/"))
             self.refuse_shared(self.cache_parent, row["target"])
             self.refuse_volume(self.cache_parent, row["target"])
+            self.refuse_link(self.cache_parent, self.cache_name, row["target"])
         if row is not None and row["drop_in"] is not None:
             path, text = row["drop_in"]
             for file, content in ((path, text.encode("utf-8", "surrogateescape")), (row["target"], self.cache)):
@@ -240,6 +241,17 @@ class Injection:
                 remedy=f"let the volume contain {target} (an empty one is enough), or mount it elsewhere",
                 who="user",
             )
+
+    def refuse_link(self, parent: int, name: str, target: str) -> None:
+        """Where nothing was found: a link into what is not mounted yet at precreate leads elsewhere once the runtime makes mounts."""
+        try:
+            status = posix.stat(name, dir_fd=parent, follow_symlinks=False)
+        except FileNotFoundError:
+            return
+        if not S_ISLNK(status.st_mode):
+            raise Stale(target)
+        raise Refusal(f"{target} of the image is a link that leads to nothing, and nothing can be mounted there",
+                      remedy="make it a file, or remove it", who="image author")
 
     def require_own_tmpfs(self, fd: int, path: str) -> None:
         entry = self.table.get(mounts.mount_id(fd))

@@ -248,10 +248,9 @@ class Injection:
             status = posix.stat(name, dir_fd=parent, follow_symlinks=False)
         except FileNotFoundError:
             return
-        if not S_ISLNK(status.st_mode):
-            raise Stale(target)
-        raise Refusal(f"{target} of the image is a link that leads to nothing, and nothing can be mounted there",
-                      remedy="make it a file, or remove it", who="image author")
+        if S_ISLNK(status.st_mode):  # a file may be there since this container's last start
+            raise Refusal(f"{target} of the image is a link that leads to nothing, and nothing can be mounted there",
+                          remedy="make it a file, or remove it", who="image author")
 
     def require_own_tmpfs(self, fd: int, path: str) -> None:
         entry = self.table.get(mounts.mount_id(fd))

@@ -202,6 +202,6 @@ def test_without_the_defence(ready_to_bind: ReadySite, scratch: Path, open_folde
     engine = Engine("crun", "root")
     canary = Canary(open_folder / "canary")
     with shared(engine, target, canary.folder, "upwards") as volume, waiting(volume) as container:
-        ends, outside = rounds(weakened(ready_to_bind(engine), scratch, BY_PATH), container, volume, canary.folder, 1)
+        ends, outside = rounds(weakened(ready_to_bind(engine), scratch, BY_PATH), container, volume, canary.folder, PATIENCE)
     assert outside, ends
     canary.close()

@@ -241,7 +241,7 @@ def mounted(node: Path, scratch: Path) -> Iterator[Path]:
 def test_the_hook(rootful: Engine, mounted: Path, scratch: Path) -> None:
     """Started by a runtime of this machine, in a container whose programs are of that one."""
     text, code = pack.taken_apart((mounted / "opt/hooks/bin/oci-hpc-hooks-createruntime").read_bytes())
-    changed = pack.joined("/usr/bin/python3", text.replace(b"\nfrom oci", QEMU_LACKS.encode() + b"\nfrom oci"), code)
+    changed = pack.joined("/usr/bin/python3", text.replace(b"\ntry:", QEMU_LACKS.encode() + b"\ntry:"), code)
     (mounted / "opt/hooks/hook").write_bytes(changed)
     command = changed.partition(b"\n")[0].decode().partition(" ")[2]  # one argument, as the kernel would have it
     hook = ["chroot", str(mounted), "/qemu", "/usr/bin/python3", command, "/opt/hooks/hook"]

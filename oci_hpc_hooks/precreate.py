@@ -47,6 +47,9 @@ class Proposal(Service):
             # Others may exchange what leads to a root filesystem that no engine has made, and nothing tells yet what the runtime will find.
             resolve = 0 if self.start.image.image_id else syscalls.RESOLVE_NO_SYMLINKS
             self.root = Root(syscalls.openat2(syscalls.AT_FDCWD, self.start.rootfs, syscalls.O_PATH | posix.O_DIRECTORY, resolve))
+            if self.comes_later():
+                return self.leave(InputError("podman mounts the root filesystem later, and no hook of ours is registered for then",
+                                             remedy="give podman both hooks of the folder podman", who="site admin"))
             for where, kind, source, options in own:
                 self.lay(where, kind, source, options)
         except (HookError, OSError) as trouble:
@@ -60,6 +63,16 @@ class Proposal(Service):
             return False
         words = [(key, value) for source, key, value in self.start.words if source == "annotation"]
         return any(key == NETWORK and value.strip().lower() != "none" for key, value in (*words, *self.start.defaults))
+
+    def comes_later(self) -> bool:
+        """podman 5 names a place in /var/tmp, the same for all containers, and mounts the root filesystem of a container with a user
+        namespace there afterwards: what it holds now is not the container's, and nothing may be made in it."""
+        if not self.start.image.image_id or "/overlay-containers/" not in self.start.state.bundle:
+            return False
+        above = posix.open("..", syscalls.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC, dir_fd=self.root.fd)
+        same = mounts.mount_id(above) == mounts.mount_id(self.root.fd)
+        posix.close(above)
+        return same
 
     def leave(self, trouble: HookError | OSError) -> bool:
         """Leaves the container to our createRuntime hook. Raises the trouble where there is none."""

@@ -86,6 +86,7 @@ def test_user_namespace_of_root(rootful: Engine, ready: ReadySite, option: str) 
     """podman 5 mounts the root filesystem of such a container later, with its ids: that is left to createRuntime."""
     stage = "precreate" if bed.version("podman") < (5, 0) else "createRuntime"
     precreated(rootful, ready(rootful), options=[option, "--read-only"], ways=["cold"], stage=stage)
+    assert list(Path("/var/tmp").glob("intermediate-mountpoint-*/*")) == []  # where podman 5 mounts it
 
 
 def test_program_in_a_volume(crun: Engine, ready: ReadySite, scratch: Path) -> None:

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Dict, List
 
 import pytest
@@ -18,6 +19,7 @@ from oci_hpc_hooks import precreate
 from oci_hpc_hooks.apply import config
 from oci_hpc_hooks.errors import InputError
 from oci_hpc_hooks.inputs import container, jsontext
+from oci_hpc_hooks.linux.paths import Root
 from tests.unit.inputs.conftest import DATA, PODMAN_CASES
 from tests.unit.test_light import ALLOWED, LIGHT, ROOT, check, modules
 
@@ -154,6 +156,19 @@ def test_real_configurations_come_out_with_our_edits_and_no_others(case: str, ca
     assert devices[:-1] == before["linux"].get("resources", {}).get("devices", []) and devices[-1]["minor"] == 3
     after["mounts"], after["process"]["env"], after["linux"] = before["mounts"], before["process"]["env"], before["linux"]
     assert after == before
+
+
+@pytest.mark.parametrize(("path", "image", "bundle", "later"), [
+    ("", "a" * 64, "/store/overlay-containers/1/userdata", True),  # podman 5's folder, before anything is mounted there
+    ("/proc", "a" * 64, "/store/overlay-containers/1/userdata", False),
+    ("", "a" * 64, "/store/vfs-containers/1/userdata", False),
+    ("", "", "/store/overlay-containers/1/userdata", False),  # podman run --rootfs
+])
+def test_root_filesystem_that_comes_later(tmp_path: Path, path: str, image: str, bundle: str, later: bool) -> None:
+    made = precreate.Proposal.__new__(precreate.Proposal)
+    made.start = SimpleNamespace(image=SimpleNamespace(image_id=image), state=SimpleNamespace(bundle=bundle))  # type: ignore[assignment]
+    made.root = Root(os.open(path or tmp_path, os.O_PATH | os.O_DIRECTORY))
+    assert made.comes_later() == later
 
 
 # ------------------------------------------------------------------------------------------------ the answer

@@ -14,10 +14,12 @@ demo: setup ## one image, two MPIs: podman run without and with the hooks
 	@$(PYTHON) -m tests.demo.demo
 
 test: setup images lint ## what guards every change: lint, unit tests, real containers (40 minutes on two cores)
-	tests/all.sh -m "not long"
+	$(PYTEST) -m "not long"
+	tests/bed/python39.sh
 
 test-all: setup images images-matrix lint ## the same with the long matrices (90 minutes at most)
-	tests/all.sh
+	$(PYTEST)
+	tests/bed/python39.sh
 
 unit: setup ## unit tests alone
 	$(PYTEST) tests/unit

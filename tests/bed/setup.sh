@@ -93,17 +93,18 @@ fi
 
 # ---------------------------------------------------------------- where things are built
 # The user must be able to read the virtual environment, the site's files and the images. A checkout
-# below /root is closed to it: then build/ is a link to an open place, and the package is
-# installed there as a copy.
+# below /root is closed to it, and one below /tmp is hidden from the nodes of the tests' Slurm, which
+# have a /tmp of their own: then build/ is a link to an open place, and the package is installed
+# there as a copy.
 readable() { setpriv --reuid "$USER_NAME" --regid "$USER_NAME" --init-groups test -r "$1" -a -x "$1"; }
-if readable "$ROOT"; then
+if readable "$ROOT" && [[ $ROOT/ != /tmp/* ]]; then
     editable=yes
     mkdir -p build
 else
     editable=no
     open_place=/opt/oci-hpc-hooks-bed-$(printf %s "$ROOT" | sha256sum | cut -c1-8)
     if [ ! -e build ]; then
-        echo "setup: $USER_NAME cannot read $ROOT: building in $open_place (build/ links to it)"
+        echo "setup: $USER_NAME or a node of Slurm's cannot see $ROOT: building in $open_place (build/ links to it)"
         mkdir -p "$open_place"
         ln -s "$open_place" build
     fi

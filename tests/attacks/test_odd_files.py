@@ -20,11 +20,12 @@ from oci_hpc_hooks.elf import ldcache
 from oci_hpc_hooks.model import LdCache
 from tests.attacks import hostile
 from tests.attacks.hostile import Layer, told
-from tests.attacks.weaken import weakened
+from tests.attacks.weaken import Edit, edited, weakened
 from tests.bed.bed import RUNTIMES, USERS, Engine
 from tests.bed.site import Site
 from tests.engine.inside import HELLO, LIBRARY_DIR, assert_site
 from tests.engine.site import ReadySite, ready, site  # noqa: F401
+from tests.unit import test_hostile_images
 from tests.unit.test_hostile_images import MEMORY, Judge, tree  # noqa: F401
 from tests.unit.test_image import LOADER, Tree
 
@@ -105,6 +106,26 @@ def test_files_that_include_themselves(tree: Tree) -> None:
         assert judge.next().bytes < MEMORY // 2
     judge.go_on()
     judge.end()
+
+
+#: A naive reader that follows what is included.
+FOLLOWS = ("inputs/ldso.py", "                if name in", """\
+                lines += (root.read(f"{folder}/{name}", CONF_LIMIT) or b"").splitlines()
+                if name in""")
+
+
+@pytest.mark.parametrize(("test", "arguments", "edit"), [
+    pytest.param(test_in_place_of_a_file, ("fifo",), ("linux/paths.py", "if not S_ISREG(posix.fstat(handle).st_mode):", "if False:"),
+                 id="fifo"),
+    pytest.param(test_in_place_of_a_file, ("sparse",), ("inputs/ldso.py", "CACHE_LIMIT = 64 << 20", "CACHE_LIMIT = 1 << 40"), id="sparse"),
+    pytest.param(test_files_that_include_themselves, (), FOLLOWS, id="include"),
+])
+def test_without_the_defence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tree: Tree, test: Callable[..., None],
+                             arguments: tuple[object, ...], edit: Edit) -> None:
+    monkeypatch.setattr(test_hostile_images, "PACKAGE", edited(tmp_path / "package", edit))
+    monkeypatch.setattr(test_hostile_images, "SECONDS", 3)
+    with pytest.raises(AssertionError):
+        test(tree, *arguments)
 
 
 # ------------------------------------------------------------------------------------------------ in real containers

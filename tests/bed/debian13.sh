@@ -1,7 +1,7 @@
 #!/bin/bash
 # The tests with the engines of Debian 13 (podman 5, its crun, runc and conmon) and Python 3.13, in the folder that images.sh makes of it, as
-# on a machine of its own: in a mount namespace that ends with the tests, with a build/ of its own for stores and results, and this
-# machine's images and sites. Arguments go to pytest.
+# on a machine of its own: in a mount namespace that ends with the tests, with a /dev and a build/ of its own, and this machine's images
+# and sites. Arguments go to pytest.
 set -euo pipefail
 ROOT=$(cd "$(dirname "$0")/../.." && pwd -P)
 BUILD=$(readlink -f "$ROOT/build")
@@ -16,7 +16,14 @@ exec unshare --mount --propagation private bash -euo pipefail -c '
     mount --bind "$NODE" "$NODE"
     mount --bind "$BUILD/chroots/python313" "$NODE/usr/local/lib/python3.13/dist-packages"
     mount -t proc proc "$NODE/proc"
-    for folder in /sys /dev; do mount --rbind "$folder" "$NODE$folder"; done
+    mount --rbind /sys "$NODE/sys"
+    mount -t tmpfs -o mode=755 dev "$NODE/dev"
+    find /dev -maxdepth 1 ! -type d ! -type s -exec cp --archive --target-directory="$NODE/dev" {} +
+    mkdir "$NODE"/dev/{net,pts,shm,mqueue}
+    cp --archive /dev/net/* "$NODE/dev/net"
+    mount --rbind /dev/pts "$NODE/dev/pts"
+    mount -t tmpfs -o mode=1777 shm "$NODE/dev/shm"
+    mount -t mqueue mqueue "$NODE/dev/mqueue"
     mount -t tmpfs -o mode=755 tmpfs "$NODE/run"
     mount --bind "$OWN/tmp" "$NODE/tmp"
     chmod 1777 "$NODE/tmp"

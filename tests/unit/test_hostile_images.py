@@ -12,12 +12,13 @@ import sys
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Sequence
+from typing import Any, Callable, Dict, List, Sequence, Tuple
 
 import pytest
 
 from oci_hpc_hooks.elf import ldcache
 from oci_hpc_hooks.model import NOTHING, PROVED, REFUSED, UNPROVED, CacheEntry, LdCache
+from tests.attacks.weaken import Edit, edited
 from tests.unit.elf.elf_bed import NEEDED, SONAME, build, made_up
 from tests.unit.test_image import LOADER, STUB, Tree
 
@@ -52,6 +53,8 @@ DECIDE = """
         sys.stdin.readline()
 """
 ROOT = Path(__file__).parents[2]
+#: Whose package decides.
+PACKAGE = ROOT
 
 
 @dataclass
@@ -66,9 +69,10 @@ class Judge:
     """Decides for one tree, again and again: what is asked is whether each comes to an end in peace."""
 
     def __init__(self, tree: Tree, *command: str, env: Sequence[str] = (), times: int = 1) -> None:
-        words = ["prlimit", f"--as={MEMORY}", f"--cpu={SECONDS}", sys.executable, "-c", textwrap.dedent(DECIDE),
-                 json.dumps([str(tree.top), command or ["/bin/app"], env, times])]
+        words = ["prlimit", f"--as={MEMORY}", f"--cpu={SECONDS}", "timeout", str(2 * SECONDS), sys.executable, "-c",
+                 textwrap.dedent(DECIDE), json.dumps([str(tree.top), command or ["/bin/app"], env, times])]
         self._child = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                                       cwd=PACKAGE,
                                        env={**os.environ, "PYTHONPATH": str(ROOT)})
 
     def next(self) -> Told:
@@ -223,6 +227,7 @@ def test_sparse_files_of_four_gigabytes(tree: Tree, path: str, head: object) -> 
 def test_tables_of_a_sparse_file(tree: Tree) -> None:
     """Every table that a header leads to is as long as the file lets it be."""
     whole = bytearray(libraries(["libc.so.6"], soname="libmpi.so.12"))
+    whole[64 + 32:64 + 40] = GIANT.to_bytes(8, "little")  # p_filesz of the only PT_LOAD, in which they lie
     for at in range(64, len(whole) - 8, 8):
         data = bytearray(whole)
         data[at:at + 8] = (GIANT - 4096).to_bytes(8, "little")
@@ -255,3 +260,34 @@ def test_damaged_files(tree: Tree) -> None:
         judge.go_on()
     judge.end()
     assert len(verdicts) > 1
+
+
+# ------------------------------------------------------------------------------------------------- without the defences
+
+#: A test from above, what it is called with, and the defence that is taken out.
+DEFENCES: List[Tuple[Callable[..., None], Tuple[object, ...], Edit]] = [
+    (test_ten_thousand_libraries, (MANY,), ("elf/loader.py", "MAX_OBJECTS = 4096", "MAX_OBJECTS = 1 << 40")),
+    (test_libraries_in_ten_thousand_directories, (), ("inputs/tree.py", "DIRECTORIES_LIMIT = 4096", "DIRECTORIES_LIMIT = 1 << 40")),
+    (test_every_library_looks_everywhere, (), ("elf/loader.py", "MAX_TRIES = 500_000", "MAX_TRIES = 1 << 40")),
+    (test_libraries_that_need_each_other, (), (
+        "elf/loader.py", "        loaded = item.loaded\n        for name in", "        return item\n        for name in")),
+    (test_filters_and_links_in_circles, (), ("linux/paths.py", "syscalls.ENOTDIR, syscalls.ELOOP,", "syscalls.ENOTDIR,")),
+    (test_sparse_files_of_four_gigabytes, ("/etc/ld.so.cache", b""), (
+        "linux/paths.py", "    if size > limit:\n", "    limit = 1 << 40\n    if size > limit:\n")),
+    (test_sparse_files_of_four_gigabytes, (LOADER, b""), (
+        "inputs/ldso.py", "LOADER_LIMIT = 8 << 20", "LOADER_LIMIT = 1 << 40")),
+    (test_tables_of_a_sparse_file, (), ("elf/facts.py", "MAX_DYNAMIC = 16384", "MAX_DYNAMIC = 1 << 50")),
+    (test_damaged_files, (), (
+        "elf/ldcache.py", "    if end > len(data):\n        _bad(f\"{count} entries do not fit into the file\")\n    if", "    if")),
+]
+
+
+@pytest.mark.parametrize(("test", "arguments", "edit"), [
+    pytest.param(*row, id=f"{row[0].__name__[5:]}-{row[2][0]}") for row in DEFENCES])
+def test_without_the_defence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tree: Tree, test: Callable[..., None],
+                             arguments: Tuple[object, ...], edit: Edit) -> None:
+    """The test fails: by another verdict, or because the kernel ends the process."""
+    monkeypatch.setattr(sys.modules[__name__], "PACKAGE", edited(tmp_path / "package", edit))
+    monkeypatch.setattr(sys.modules[__name__], "SECONDS", 5)
+    with pytest.raises(AssertionError):
+        test(tree, *arguments)

@@ -36,6 +36,8 @@ def outcome():
     print(end, len(mounted), [str(Path(e.mountpoint).relative_to(image)) for e in table().values() if e.root.endswith("/card0")])
 """
 WORLD_OF_NODES = WORLD + EXTRAS + NODES
+#: CVE-2026-47766, CVE-2026-41579.
+DEV_IS_A_LINK = "rmdir()\ninside(card).parent.symlink_to(canary)"
 
 
 @pytest.mark.parametrize(("there", "end"), [
@@ -45,6 +47,7 @@ WORLD_OF_NODES = WORLD + EXTRAS + NODES
     ("symlink_to('/proc/1/fd/0')", "wired 0"),
     ("mkdir()", "Refusal 0"),
     ("symlink_to(inside(card))", "0"),
+    (f"parent.{DEV_IS_A_LINK}", "0"),
 ])
 def test_in_the_image(there: str, end: str, tmp_path: Path) -> None:
     found = unshared(f"inside(card).{there}\noutcome()", tmp_path, before=WORLD_OF_NODES)
@@ -69,12 +72,13 @@ def test_on_the_host_without_the_defence(tmp_path: Path) -> None:
     assert found.startswith("wired 1"), found
 
 
-def test_in_the_image_without_the_defence(tmp_path: Path) -> None:
+@pytest.mark.parametrize("there", ["symlink_to(canary / 'secret')", f"parent.{DEV_IS_A_LINK}"], ids=["device", "dev"])
+def test_in_the_image_without_the_defence(there: str, tmp_path: Path) -> None:
     package = edited(tmp_path / "package", ("linux/paths.py", "RESOLVE = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS",
-                                            "RESOLVE = 0"))
+                                            "RESOLVE = 0"),
+                     ("apply/rootfs.py", "    def refuse_volume(self, fd: int, target: str) -> None:\n",
+                      "    def refuse_volume(self, fd: int, target: str) -> None:\n        return\n"))
     (tmp_path / "world").mkdir()
-    code = "inside(card).symlink_to(canary / 'secret')\ntry:\n    outcome()\nexcept AssertionError:\n    print('wired 1')"
+    code = f"inside(card).{there}\ntry:\n    outcome()\nexcept AssertionError:\n    print('outside', os.listdir(canary))"
     found = unshared(code, tmp_path / "world", before=WORLD_OF_NODES, package=package)
-    assert found.startswith("wired 1"), found
-
-
+    assert found.startswith(("wired 1", "outside")), found

@@ -153,9 +153,15 @@ def test_exchanged_while_it_is_mounted_on(target: str, rounds: int, tmp_path: Pa
     assert ends.get("applied", 0) > 0 and len(ends) > 1, ends
 
 
-@pytest.mark.parametrize("target", ["in place", "modules", "a directory that is made"])
+@pytest.mark.parametrize("target", TARGETS)
 def test_exchanged_without_the_defence(target: str, tmp_path: Path) -> None:
+    """Of 300 rounds some forty end outside; where the first of two steps must succeed too, seven."""
     package = edited(tmp_path / "package", *STRINGS)
-    (tmp_path / "world").mkdir()
-    ends, outside = race(target, 150, tmp_path / "world", package)
-    assert outside > 0, ends
+    ends: dict[str, int] = {}
+    for attempt in range(10):
+        world = tmp_path / str(attempt)
+        world.mkdir()
+        ends, outside = race(target, 150, world, package)
+        if outside:
+            return
+    pytest.fail(f"nothing outside was reached, last {ends}")

@@ -63,7 +63,8 @@ def serve(service: Service, container: Container) -> None:
             refuse_by(service, decision)
         rests_on = (watch(inventory.path_in(service.places.state)), *rests_on_of(container, offers))
         made, cache = record.build(decision, facts, rests_on, service.key)
-        record.remember(service.places, made, cache)
+        if not facts.missed:
+            record.remember(service.places, made, cache)
         if decision.verdict == NOTHING and decision.job is None and decision.network is None:
             service.log(NOTHING, "cold", findings=made["findings"])
             return

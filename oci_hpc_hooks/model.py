@@ -549,6 +549,7 @@ class ImageFacts:
     static_programs: Tuple[str, ...] = ()  # real paths of static ELF programs that the arguments lead to
     bystanders: Bystanders = Bystanders()  # looked for only where the site may bring a newer C library
     newer: Mapping[str, Tuple[NewerLibrary, ...]] = field(default_factory=dict)  # by the pattern of ``Newer.file``
+    missed: str = ""  # a file that could not be looked at for a reason that may pass (EIO), and the reason
 
 
 # ---------------------------------------------------------------------------------------------------------------- plan

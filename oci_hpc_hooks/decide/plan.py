@@ -105,7 +105,19 @@ def _plan_libraries(container: Container, request: Request, inventory: Inventory
             findings += [finding for finding in served.plan.findings if not served.choices[1:] or finding not in findings]
             if served.plan.verdict == REFUSED:
                 return replace(served.plan, findings=tuple(findings))
+    for no in _unread(facts):
+        findings.append(Finding(WARNING, no.code, f"{no.what}; the plan may be another one when it can, and is not remembered",
+                                remedy=no.remedy, who=no.who))
     return replace(served.plan, findings=tuple(findings))
+
+
+def _unread(facts: ImageFacts) -> Tuple[No, ...]:
+    """What comes before all that is wrong with an image: maybe nothing is."""
+    if not facts.missed:
+        return ()
+    return (No("image-unread", f"a file of the image could not be looked at: {facts.missed.rstrip('.')}",
+               "look whether this node has memory and descriptors left and its disks and file servers answer, and start the container "
+               "again", "site admin"),)
 
 
 def _spelled_out(wish: Wish, inventory: Inventory, facts: ImageFacts) -> Tuple[Wish, ...]:
@@ -196,7 +208,7 @@ def _refuse(served: _Served, wish: Wish, inventory: Inventory, findings: Sequenc
     found = [
         Finding(severity, no.code, no.what, wish.origin,
                 no.remedy if run_without else no.remedy + f"; to start without injection give {OVERRIDES[wish.kind]}", no.who)
-        for no in refusals
+        for no in (refusals if run_without else (*_unread(served.image), *refusals))
     ]
     if not run_without:
         return replace(served, plan=Plan(REFUSED, (*findings, *found), tried=refusals[0].tried))

@@ -5,6 +5,7 @@ Looked for only where a site may bring its own, which is newer than the image's.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from typing import Iterable, Sequence, Tuple
@@ -49,7 +50,8 @@ def _first(root: Root, path_dirs: Sequence[str], name: str) -> str:
         path = f"{folder.rstrip('/')}/{name}"
         try:
             handle = root.find(path)
-        except KernelError:
+        except KernelError as error:
+            root.miss(path, error)
             continue
         if handle >= 0:
             regular = stat.S_ISREG(os.fstat(handle).st_mode)
@@ -62,14 +64,15 @@ def _first(root: Root, path_dirs: Sequence[str], name: str) -> str:
 def _uses_old_nss(root: Root, path: str, limit: int) -> bool:
     try:
         fd = root.open_regular(path)
-    except (ImageError, KernelError, OSError):
+        if fd < 0:
+            return False
+        try:
+            return _holds(fd, (_NSS, _NSS_MODULE, _NEWER_NSS_MODULE), limit) == (True, True, False)
+        finally:
+            os.close(fd)
+    except (ImageError, KernelError, OSError) as error:
+        root.miss(path, error)
         return False
-    if fd < 0:
-        return False
-    try:
-        return _holds(fd, (_NSS, _NSS_MODULE, _NEWER_NSS_MODULE), limit) == (True, True, False)
-    finally:
-        os.close(fd)
 
 
 def _holds(fd: int, words: Sequence[bytes], left: int) -> Tuple[bool, ...]:
@@ -81,8 +84,10 @@ def _holds(fd: int, words: Sequence[bytes], left: int) -> Tuple[bool, ...]:
         try:
             start = os.lseek(fd, offset, os.SEEK_DATA)
             data = os.pread(fd, _CHUNK, start)
-        except OSError:  # ENXIO: nothing but a hole is left
-            break
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            break  # nothing but a hole is left
         if not data:
             break
         window = (last if start == offset else b"") + data

@@ -74,7 +74,8 @@ class _Listing:
                     return [entry.name for _, entry in zip(range(self._left), entries)]
             finally:
                 os.close(handle)
-        except (KernelError, OSError):
+        except (KernelError, OSError) as error:
+            self._root.miss(folder, error)
             return []
 
 
@@ -96,7 +97,8 @@ def _facts(root: Root, path: str, seen: Set[Tuple[int, int]]) -> Optional[Tuple[
                 os.close(fd)
         finally:
             os.close(handle)
-    except (ImageError, KernelError, OSError):
+    except (ImageError, KernelError, OSError) as error:
+        root.miss(path, error)
         return None  # no ELF file, or none that could be started
 
 

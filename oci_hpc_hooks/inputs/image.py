@@ -133,6 +133,7 @@ def gather(root: Root, container: Container, profiles: Sequence[ResolvedProfile]
         static_programs=static,
         bystanders=around,
         newer=newer,
+        missed=root.missed,
     )
 
 
@@ -429,7 +430,8 @@ def _supported(tree: Tree, real: str, wanted: Newer) -> Optional[Tuple[int, ...]
     try:
         note = tree.note(real, wanted.section, wanted.owner)
         said = jsontext.loads(note, real, len(note)) if note is not None else None
-    except (HookError, OSError):
+    except (HookError, OSError) as error:
+        tree.root.miss(real, error)
         return None
     listed = said.get(wanted.key) if isinstance(said, dict) else None
     whole = isinstance(listed, list) and all(type(one) is int for one in listed)

@@ -38,7 +38,8 @@ def constants(tree: Tree, interp: str) -> Tuple[str, Tuple[str, ...]]:
     if real:
         try:
             data = tree.root.read(real, LOADER_LIMIT) or b""
-        except (ImageError, OSError):
+        except (ImageError, OSError) as error:
+            tree.root.miss(real, error)
             data = b""
     return _compiled_cache_path(data) or CACHE_PATH, _compiled_dirs(data) or DEFAULT_DIRS
 
@@ -70,7 +71,8 @@ def preload_file(root: Root) -> Tuple[str, ...]:
     """What /etc/ld.so.preload names; ld.so goes on without one that it cannot read (elf/rtld.c)."""
     try:
         text = os.fsdecode(root.read(PRELOAD_PATH, PRELOAD_LIMIT) or b"")
-    except (ImageError, KernelError, OSError):
+    except (ImageError, KernelError, OSError) as error:
+        root.miss(PRELOAD_PATH, error)
         return ()
     lines = [line.partition("#")[0] for line in text.split("\n")]
     return tuple(name for name in re.split("[: \t\n]", " ".join(lines)) if name and "\0" not in name)
@@ -103,7 +105,8 @@ def drop_ins(root: Root) -> Tuple[str, Optional[Watched]]:
             lines = read_bounded(fd, CONF_PATH, CONF_LIMIT).splitlines()
         finally:
             os.close(fd)
-    except (ImageError, OSError):
+    except (ImageError, OSError) as error:
+        root.miss(CONF_PATH, error)
         return "", None
     for line in lines:
         words = os.fsdecode(line.partition(b"#")[0]).split()
@@ -134,7 +137,8 @@ def libc_version(tree: Tree, libc: Optional[ImageFile]) -> str:
     """The version that a libc.so.6 prints when it is run; not every release has a symbol version of its own (2.31 has none)."""
     try:
         data = tree.root.read(libc.path, LIBC_LIMIT) if libc is not None else None
-    except (ImageError, OSError):
+    except (ImageError, OSError) as error:
+        tree.root.miss("libc.so.6", error)
         return ""
     found = _BANNER.search(data or b"")
     return found.group(1).decode() if found else ""

@@ -124,10 +124,9 @@ class Tree:
                 raise ImageError(f"{real} is gone")
             status = os.fstat(fd)
             self.files[real] = ImageFile(real, FileId(status.st_ino, status.st_size, status.st_mtime_ns), read_facts(fd, symbols=symbols))
-        except (ImageError, KernelError) as error:
-            self.unreadable[real] = error.what
-        except OSError as error:
-            self.unreadable[real] = str(error)
+        except (ImageError, KernelError, OSError) as error:
+            self.root.miss(real, error)
+            self.unreadable[real] = str(error) if isinstance(error, OSError) else error.what
         finally:
             if fd >= 0:
                 os.close(fd)
@@ -146,7 +145,8 @@ class Tree:
         """The first bytes of a file, none if it cannot be read: a program may be executable and no more."""
         try:
             fd = self.root.open_regular(real)
-        except (ImageError, OSError):
+        except (ImageError, OSError) as error:
+            self.root.miss(real, error)
             return b""
         if fd < 0:
             return b""

@@ -22,11 +22,17 @@ RESOLVE = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
 ABSENT = (syscalls.ENOENT, syscalls.ENOTDIR, syscalls.ELOOP, syscalls.ENAMETOOLONG, syscalls.EACCES)
 
 
+#: Errors that say nothing of a file, but of a disk, a file server, memory or limits as they are just now: EIO, ENOMEM, ENFILE, EMFILE,
+#: ETIMEDOUT, ESTALE, EREMOTEIO.
+PASSING = (5, 12, 23, 24, 110, 116, 121)
+
+
 class Root:
     """A directory that stands for "/": the container's root filesystem, held by a descriptor."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
+        self.missed = ""  # what could not be looked at for a passing reason, and the reason
         self.prefix = posix.readlink(f"/proc/self/fd/{fd}")
 
     def __enter__(self) -> Root:
@@ -37,6 +43,11 @@ class Root:
 
     def close(self) -> None:
         posix.close(self.fd)
+
+    def miss(self, path: str, error: Exception) -> None:
+        """Keeps in mind that ``path`` could not be looked at, if that may be otherwise next time. Of an ImageError its cause tells."""
+        if not self.missed and getattr(error.__cause__ or error, "errno", 0) in PASSING:
+            self.missed = f"{path}: {error}"
 
     def open(self, path: str, flags: int = syscalls.O_PATH) -> int:
         """A descriptor for ``path`` as seen from this root. KernelError if the kernel says no, with its errno."""

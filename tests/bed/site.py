@@ -65,10 +65,14 @@ class Site:
         self._checked("register", str(self.hooks_dir))
         return self.hooks_dir
 
-    def log(self) -> list[dict[str, Any]]:
-        """The entries of the hooks' log, the oldest first. A user's log is one for all sites."""
+    def log_path(self) -> Path:
+        """A user's log is one for all sites."""
         bed.enter()
-        path = self.account.runtime_dir / "oci-hpc-hooks/hooks.log" if self.account.uid else self.log_file
+        return self.account.runtime_dir / "oci-hpc-hooks/hooks.log" if self.account.uid else self.log_file
+
+    def log(self) -> list[dict[str, Any]]:
+        """The entries of the hooks' log, the oldest first."""
+        path = self.log_path()
         files = [file for file in (path.with_name(path.name + ".1"), path) if file.exists()]
         entries = [json.loads(line) for file in files for line in file.read_text().splitlines()]
         return [entry for entry in entries if "id" in entry]  # a test of the log leaves others

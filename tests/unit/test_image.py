@@ -848,3 +848,15 @@ def test_what_is_no_newer_library(tree: Tree) -> None:
     (folder / "libacme.so.550.4").symlink_to(outside)
     (folder / "libacme.so.550.5").symlink_to("../../../../../../../../../.." + str(outside))
     assert list(newer_of(tree)) == []
+
+
+def test_what_cannot_be_read_this_time_is_kept_in_mind(tree: Tree) -> None:
+    """The start of a process's memory is a regular file for stat(2), of which nothing is mapped: EIO. What is no ELF file stays so."""
+    tree.at("/lib/none.so").write_bytes(b"text")
+    for top, path, missed in ((f"/proc/{os.getpid()}", "/mem", "Input/output error"), (str(tree.top), "/lib/none.so", ""),
+                              (str(tree.top), "/gone", "")):
+        with Root(os.open(top, os.O_PATH | os.O_DIRECTORY)) as root:
+            looked = reader.Tree(root)
+            assert looked.facts(path) is None and path in looked.unreadable
+            assert missed in root.missed and bool(root.missed) == bool(missed)
+            assert ldso.drop_ins(root) == ("", None)

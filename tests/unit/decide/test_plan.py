@@ -772,3 +772,17 @@ def test_the_loader_is_in_every_process() -> None:
     image.add("/usr/lib64/libc.so.6", image.files[LIBC], cached=True)
     made = decide(image.facts(APP))
     assert made.verdict == PROVED, made.findings
+
+
+def test_a_file_that_could_not_be_read_this_time() -> None:
+    made = decide(dataclasses.replace(mpich_image().facts(APP), missed="/usr/lib/libother.so: [Errno 5] Input/output error"))
+    (told,) = [finding for finding in made.findings if finding.code == "image-unread"]
+    assert (made.verdict, told.severity, told.who) == (PROVED, WARNING, "site admin")
+    assert "/usr/lib/libother.so: [Errno 5] Input/output error; " in told.what
+
+
+def test_a_refusal_tells_of_that_first() -> None:
+    made = decide(dataclasses.replace(mpich_image(glibc=4).facts(APP), missed="/etc/ld.so.conf: [Errno 116] Stale file handle"))
+    assert made.verdict == REFUSED
+    assert codes(made) == ["image-unread", "glibc-too-old"]
+    assert "start the container again" in made.findings[0].remedy

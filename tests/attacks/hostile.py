@@ -163,6 +163,11 @@ def told(result: Result) -> str:
     return next((line[line.index("oci-hpc-hooks: "):] for line in result.stderr.splitlines() if "oci-hpc-hooks: " in line), "")
 
 
+def by_the_runtime(result: Result) -> bool:
+    """Whether a start failed by no hook: a runtime's own complaint, of mounts that a hook has added too, may name files of ours."""
+    return "hook" not in result.stderr.replace(bed.RUN.name, "").replace("/oci-hpc-hooks/plans/", "/")
+
+
 @contextlib.contextmanager
 def watched(folder: Path) -> Iterator[Canary]:
     """A canary whose files nobody has touched, or the test fails."""

@@ -20,7 +20,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace) -> int:
     if args.number < 1:
         raise UsageError(f"-n {args.number}: a number of at least 1 was expected")
-    path = own_places(Places(args.config_dir, args.state_dir, args.cache_dir, args.log_file)).log
+    path = log_of(args)
     entries = read(path, args.number)
     if args.json:
         cli.print_json({"version": 1, "log": path, "entries": entries})
@@ -29,6 +29,13 @@ def execute(args: argparse.Namespace) -> int:
     else:
         show.show(line for entry in entries for line in lines(entry))
     return 0
+
+
+def log_of(args: argparse.Namespace) -> str:
+    """The log to read: one that is named and that this user may read, and otherwise that of the user's hooks."""
+    if args.log_file != cli.LOG and os.access(args.log_file, os.R_OK):
+        return str(args.log_file)
+    return own_places(Places(args.config_dir, args.state_dir, args.cache_dir, args.log_file)).log
 
 
 def read(path: str, number: int) -> List[Dict[str, Any]]:
@@ -82,6 +89,6 @@ def lines(entry: Dict[str, Any]) -> Iterator[show.Block]:
         yield f"  network interfaces: {', '.join(map(str, entry['interfaces']))}"
     message = str(entry.get("message") or "")
     if message:
-        yield f"  {message}"
+        yield f"  {' '.join(message.split())}"  # on one line, as whoever started the container has seen it
     found = [finding for finding in entry.get("findings") or () if isinstance(finding, dict)]
     yield from show.findings(finding for finding in found if str(finding.get("what")) not in message)

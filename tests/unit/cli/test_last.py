@@ -18,3 +18,9 @@ def test_lines_that_are_no_entry(tmp_path: Path, line: str) -> None:
     (tmp_path / "log").write_text(f"{json.dumps(ENTRY)}\n{line}\n", encoding="latin-1")
     assert last.read(str(tmp_path / "log"), 2) == [ENTRY]
     assert all(last.lines(ENTRY))
+
+
+def test_a_message_is_one_line() -> None:
+    """It has words of the image, and none of them may look like a line of ours."""
+    said = [str(getattr(line, "text", line)) for line in last.lines({**ENTRY, "message": "2 errors:\n  a: b\n  c: d."})]
+    assert said[1:] == ["  2 errors: a: b c: d."]

@@ -28,7 +28,7 @@ python39: setup ## unit tests on Python 3.9 alone, in a Debian 11 folder
 	@tests/bed/images.sh chroot python39
 	tests/bed/python39.sh
 
-debian13: setup images ## the engine tests with Debian 13's podman 5, crun, runc and Python 3.13, in a folder (20 minutes)
+debian13: setup images ## engine tests and attacks with Debian 13's podman 5, crun, runc and Python 3.13, in a folder (30 minutes)
 	@tests/bed/images.sh trixie-node python313
 	tests/bed/debian13.sh
 

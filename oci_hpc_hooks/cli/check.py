@@ -10,18 +10,20 @@ import argparse
 import os
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import PurePath
 from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from oci_hpc_hooks import cli, cold, record
 from oci_hpc_hooks.cli import digest, show, target
 from oci_hpc_hooks.cli.remember import remember
-from oci_hpc_hooks.decide import links
+from oci_hpc_hooks.decide import job, links
 from oci_hpc_hooks.errors import Refusal, UsageError
 from oci_hpc_hooks.inputs import inventory
 from oci_hpc_hooks.linux.paths import Root
 from oci_hpc_hooks.model import ERROR, NOTHING, PROVED, REFUSED, UNPROVED, Container, Finding, ImageFacts, Inventory, Plan
 from oci_hpc_hooks.report import Places, own_places
+from oci_hpc_hooks.situation import Situation
 from oci_hpc_hooks.start import site_defaults
 
 #: Of --digest with --expect: it would get something else.
@@ -34,6 +36,9 @@ SAYS = {
     NOTHING: "nothing to do: the container would be left as it is",
     REFUSED: "refused: the container would not start",
 }
+
+#: What a start finds in the launcher's variables alone, which podman would have of this process; the rest goes by podman's options.
+BY_VARIABLES = ("launcher-missing", "protocol")
 
 #: Rows of a table of libraries, unless --all is given.
 ROWS = 12
@@ -165,11 +170,27 @@ def _named(items: Sequence[str]) -> List[Tuple[str, str]]:
 
 def _decide_here(container: Container, root: Root, registered: Tuple[str, str, str, str]) -> Answer:
     places = own_places(Places(*registered))
-    answer = decide(container, root, cold.node(places))
+    answer = _started_from(decide(container, root, cold.node(places)), os.environ)
     if answer.plan.verdict in (NOTHING, REFUSED):
         return answer
     begins = record.key_begins(registered, container, site_defaults(places.config))
     return answer._replace(start="warm" if record.knows(places, begins, root) else "cold")
+
+
+def _started_from(answer: Answer, environment: Mapping[str, str]) -> Answer:
+    """The answer with what a start of a podman with these variables finds of its launcher, which may be a refusal."""
+    applied, _ = record.build(answer.plan, None, (), "")
+    if applied["job"] is None:
+        return answer
+    now = Situation()
+    now.launcher = dict(environment)
+    outcome = job.decide(applied["job"], now)
+    found = tuple(Finding(**finding) for finding in outcome.findings if finding["code"] in BY_VARIABLES)
+    if not outcome.refusal[0] or not found:
+        return answer._replace(plan=replace(answer.plan, findings=(*answer.plan.findings, *found)))
+    instead = f"; to start without this check give {job.OVERRIDE}"
+    found = tuple(replace(finding, remedy=finding.remedy + instead) for finding in found)
+    return answer._replace(plan=Plan(REFUSED, (*answer.plan.findings, *found)))
 
 
 def decide(container: Container, root: Root, offers: Inventory) -> Answer:

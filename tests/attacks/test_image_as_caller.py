@@ -80,8 +80,17 @@ UNREAD = (("inputs/launcher.py", "if image_env is not None:", "image_env = image
 ], ids=lambda value: value if isinstance(value, str) else "")
 def test_without_the_defence(ready: ReadySite, forge: Forge, scratch: Path, made: Path, way: str, edits: Sequence[Edit]) -> None:
     engine = Engine("crun", "root")
+    if way == "deep" and reads_deep():
+        pytest.skip("this Python's json reads 3,000 lists in each other, and nothing is unread")
     hooks = weakened(ready(engine), scratch, *edits)
     assert reads_the_host(engine, hooks, forge.make(engine, disguised(variables(made))[way]), made, AUTO)
+
+
+def reads_deep() -> bool:
+    try:
+        return bool(json.loads(disguised([])["deep"]))
+    except RecursionError:
+        return False
 
 
 WORDS = '{"org.supercontainers.launcher": "auto"}'

@@ -6,7 +6,7 @@ set -euo pipefail
 ROOT=$(cd "$(dirname "$0")/../.." && pwd -P)
 BUILD=$(readlink -f "$ROOT/build")
 export ROOT BUILD NODE=$BUILD/chroots/trixie OWN=$BUILD/debian13
-[ $# -gt 0 ] || set -- tests/engine -m "not long"
+[ $# -gt 0 ] || set -- tests/engine tests/attacks -m "not long"
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin
 mkdir -p "$OWN"/{images,stamps,podman-hpc,chroots/bullseye,run,tmp,venv}
 rm -rf "$OWN/site"

@@ -10,7 +10,11 @@ from pathlib import Path
 
 import pytest
 
+import oci_hpc_hooks
+
 ROOT = Path(__file__).resolve().parents[2]
+#: The checkout's, or a copy that a test of tests/attacks runs this one with.
+PACKAGE = Path(oci_hpc_hooks.__file__).resolve().parents[1]
 
 _HEAD = """
 import errno, os, stat, sys
@@ -44,7 +48,7 @@ def raises(kind, call, *arguments, **named):
 _UNSHARE = ("unshare", "--mount", "--propagation", "private")
 
 
-def unshared(code: str, where: Path, *, before: str = "", package: Path = ROOT, timeout: float = 60) -> str:
+def unshared(code: str, where: Path, *, before: str = "", package: Path = PACKAGE, timeout: float = 60) -> str:
     """Runs the code, and ``before`` it, with ``where`` as ``top`` and the package of that checkout; returns what it prints. Skips where
     nobody may mount."""
     if os.geteuid() != 0:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -53,6 +54,13 @@ def test_every_code_is_known() -> None:
     found: Set[str] = set(codes())
     assert len(found) > 60
     assert sorted(found - KNOWN.keys()) == []
+
+
+def test_examples_are_whole_sentences() -> None:
+    """A test may bring a message with a word in it that stands for the real one: then another test's is the example."""
+    said = [line for line in (ROOT / "docs/messages.md").read_text().splitlines() if line.startswith(("> ", "**"))]
+    assert [line for line in said if line.rstrip().endswith((":", "**", "."))] == []
+    assert [line for line in said if re.search(r"\b(DETAIL|REMEDY|WHAT)\b", line)] == []
 
 
 def test_what_is_no_mere_note_has_a_remedy() -> None:

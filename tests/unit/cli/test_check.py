@@ -12,6 +12,7 @@ from typing import Any, Dict, List, Tuple
 import pytest
 
 from oci_hpc_hooks.cli import show
+from oci_hpc_hooks.inputs import resources
 from tests.unit.cli.test_cli import Node, mask_shipped, valid
 from tests.unit.config.node_bed import MPICH, build
 from tests.unit.test_image import LOADER, Tree
@@ -58,6 +59,9 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Node:
         pytest.skip("configuration counts only if root owns it")
     made = Node(folder)
     site(made)
+    for name in ("slurm", "pmi2"):
+        (made.etc / f"profiles.d/{name}.json").write_bytes((resources.PROFILES / f"{name}.json").read_bytes())
+    assert made.run("scan").stderr == ""
     return made
 
 
@@ -103,6 +107,27 @@ def test_with_what_and_what_it_costs(node: Node, rootfs: Path) -> None:
     cost = said["cost"]
     assert (cost["tree_files"], cost["in_place"], cost["mounts"], cost["start"]) == (1, 1, 4, "cold")
     assert cost["cache_entries"] >= 1 and cost["cache_bytes"] > 48
+
+
+def test_a_launcher_is_there_or_not_as_podman_would_find_it(node: Node, rootfs: Path) -> None:
+    named = ("--annotation", "org.supercontainers.launcher=slurm")
+    for wish in ((), WISH):
+        done = node.run("check", "--json", rootfs, *wish, *named, "--", APP)
+        said = valid(done.stdout, "check-output")
+        (error,) = (finding for finding in said["findings"] if finding["severity"] == "error")
+        assert (done.returncode, said["verdict"], error["code"]) == (1, "refused", "launcher-missing")
+        assert error["what"] == "the launcher slurm is asked for, and its variable SLURM_JOB_ID is not there"
+        assert error["remedy"].endswith("give --annotation org.supercontainers.launcher=none")
+        assert said["programs"] or not wish
+        done = node.run("check", "--json", rootfs, *wish, *named, "--", APP, SLURM_JOB_ID="7")
+        assert (done.returncode, valid(done.stdout, "check-output")["verdict"]) == (0, "proved" if wish else "nothing")
+    # A step without the MPI's protocol is seen too; which options podman will be given is not, and nothing is said of them.
+    step = {"SLURM_JOB_ID": "7", "SLURM_STEP_NUM_TASKS": "4", "SLURM_JOB_UID": "1000"}
+    done = node.run("check", "--json", rootfs, *WISH, *named, "--", APP, **step)
+    assert [finding["code"] for finding in json.loads(done.stdout)["findings"] if finding["severity"] == "error"] == ["protocol"]
+    both = ("--annotation", "org.supercontainers.launcher=pmi2+slurm")
+    done = node.run("check", "--json", rootfs, *WISH, *both, "--", APP, **step, PMI_FD="3")
+    assert (done.returncode, [finding for finding in json.loads(done.stdout)["findings"] if finding["severity"] != "note"]) == (0, [])
 
 
 def test_for_people_without_a_terminal(node: Node, rootfs: Path) -> None:

@@ -31,9 +31,9 @@ class Node:
         (self.etc / "profiles.d").mkdir(parents=True)
         self.options = ["--config-dir", str(self.etc), "--state-dir", str(self.state), "--log-file", str(folder / "log")]
 
-    def run(self, *arguments: object) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", MAIN, *self.options, *map(str, arguments)]
-        env = {"PYTHONPATH": str(resources.PACKAGE.parent), "PATH": os.environ["PATH"]}
+        env = {"PYTHONPATH": str(resources.PACKAGE.parent), "PATH": os.environ["PATH"], **environment}
         return subprocess.run(command, capture_output=True, text=True, env=env)
 
     def site(self, **keys: object) -> Path:

@@ -34,7 +34,7 @@ PATHS = {"DIR": shtab.DIRECTORY, "BIN": shtab.DIRECTORY, "HOOKS": shtab.DIRECTOR
 #: Sections of the main page that no grammar has.
 MORE = """\
 .SH EXIT CODES
-0 done, or compatible; 1 refused; 2 usage or configuration; 3 unproved; 4 another digest (check). Each verb's page says which of them it has.
+0 done, or compatible; 1 refused; 2 usage or configuration; 3 unproved; 4 another digest (check). Each verb's page says which it has.
 .SH FILES
 .TP
 /etc/oci-hpc-hooks/site.json, /etc/oci-hpc-hooks/profiles.d

@@ -11,7 +11,7 @@ from typing import Any, Dict, List, Tuple
 
 import pytest
 
-from oci_hpc_hooks.cli import show
+from oci_hpc_hooks.cli import check, show
 from oci_hpc_hooks.inputs import resources
 from tests.unit.cli.test_cli import Node, mask_shipped, valid
 from tests.unit.config.node_bed import MPICH, build
@@ -155,6 +155,19 @@ def test_a_refusal_shows_what_failed(rootfs: Path, tmp_path: Path) -> None:
     text = node.run("check", rootfs, *WISH, "--", APP).stdout
     (row,) = [line for line in text.splitlines() if line.lstrip().startswith("libc.so.6 ")]
     assert row.endswith("lacks GLIBC_2.99, which libmpi.so.12 needs")
+
+
+def test_what_a_site_leaves_out_is_told_as_such(rootfs: Path, tmp_path: Path) -> None:
+    """The programs are shown with what was tried, and nobody may take that for what the container gets."""
+    too_new = Node(tmp_path)
+    site(too_new, version="GLIBC_2.99")
+    too_new.site(on_refusal="run-without")
+    too_new.run("scan")
+    lines = too_new.run("check", rootfs, *WISH, "--", APP).stdout.splitlines()
+    assert lines[0] == f"{rootfs}: {check.LEFT_OUT}" and "GLIBC_2.99" in lines[1]
+    assert lines.index("with what is left out:") < next(number for number, line in enumerate(lines) if "of the host" in line)
+    assert not any("nothing to do" in line for line in lines)
+    assert "left out" not in too_new.run("check", rootfs).stdout
 
 
 def test_what_nobody_has_is_a_row(node: Node, tmp_path: Path) -> None:

@@ -339,6 +339,12 @@ def test_a_profile_that_site_json_names(well: Installation) -> None:
     assert fault["code"] == "profile-unavailable" and "libnowhere.so.1" in fault["what"]
 
 
+def test_before_a_scan_nothing_is_known_of_profiles(well: Installation) -> None:
+    (well.node.state / "inventory.json").unlink()
+    said = well.doctor().stdout
+    assert "not scanned" in said and "needs nothing of the node" not in said
+
+
 def test_faults_for_people(well: Installation) -> None:
     well.executable.unlink()
     done = well.doctor()

@@ -11,11 +11,12 @@ from oci_hpc_hooks.apply.rootfs import Stale
 from oci_hpc_hooks.decide import plan as decide_plan
 from oci_hpc_hooks.decide.request import OVERRIDE, override, request, wishes
 from oci_hpc_hooks.errors import ConfigError, HookError, Precondition, Refusal, of_system
-from oci_hpc_hooks.inputs import describe, image, inventory
+from oci_hpc_hooks.inputs import describe, image, inventory, jsontext, trust
 from oci_hpc_hooks.linux.paths import Root
 from oci_hpc_hooks.model import ERROR, NOTHING, REFUSED, WARNING, Container, FileId, Finding, ImageFacts, Inventory, Plan, Site, Watched
 from oci_hpc_hooks.replay import Service
 from oci_hpc_hooks.report import Places
+from oci_hpc_hooks.start import SITE_LIMIT
 
 #: A file may change between the look and the mount; a tree that changes all the time is refused.
 TRIES = 3
@@ -29,7 +30,8 @@ def run(service: Service, trouble: Union[HookError, OSError, None] = None) -> No
     """Decides for one container and applies the decision. Raises Refusal where it must not start.
 
     ``trouble`` is what stopped a replay half-way: then nothing is left to decide but whether the container may start without. Only an
-    explicit wish is ever refused: what a default of the site or "auto" cannot get is left out, with a note in the log.
+    explicit wish is ever refused, and not where the site would have it run without: what cannot be had is left out, with a note in the
+    log.
     """
     container = describe.to_container(service.start.state, service.start.config, service.start.image)
     try:
@@ -47,11 +49,21 @@ def run(service: Service, trouble: Union[HookError, OSError, None] = None) -> No
     except (HookError, OSError) as error:
         told = error if isinstance(error, HookError) else of_system(error)
         wish = next((wish for wish in wishes(asked) if wish.explicit), None)
-        if wish is not None:
+        if wish is not None and (service.touched or not runs_without(service.places)):
             refuse(service, HookError(told.what, origin=told.origin or wish.origin, remedy=told.remedy, who=told.who),
                    instead=override(asked))
         skipped = Finding(WARNING, "skipped", told.what, told.origin, told.remedy, told.who)
         service.log(NOTHING, "cold", findings=[record.finding_document(skipped)])
+
+
+def runs_without(places: Places) -> bool:
+    """Whether site.json says that nobody is refused: read for itself, since it counts where the rest of the configuration is wrong."""
+    path = os.path.join(places.config, "site.json")
+    try:
+        found = jsontext.loads(trust.read_trusted(path, SITE_LIMIT, places.fixed), path, SITE_LIMIT)
+    except HookError:
+        return False
+    return isinstance(found, dict) and found.get("on_refusal") == "run-without"
 
 
 def serve(service: Service, container: Container) -> None:

@@ -450,12 +450,15 @@ def configuration_facts(config_dir: str) -> Tuple[List[Fault], Tuple[str, ...]]:
     try:
         if os.path.isdir(config_dir):  # before its files: each would tell the same of it
             trust.trust_directory(config_dir)
-        found = site.configuration(config_dir)
-    except Invalid as error:
-        return [_error("configuration", str(problem).rstrip("."), "correct it; oci-hpc-hooks validate FILE looks again")
-                for problem in error.problems], ()
     except ConfigError as error:
         return [_error("configuration-untrusted", error.what, error.remedy, error.who)], ()
+    try:
+        found = site.configuration(config_dir)
+    except Invalid as error:
+        return [_error("configuration-untrusted", problem.message, problem.remedy, problem.who) if problem.remedy
+                else _error("configuration", str(problem), site.CORRECT) for problem in error.problems], ()
+    except ConfigError as error:
+        return [_error("configuration", error.what, error.remedy, error.who)], ()
     return [], tuple(entry.name for entry in found.site.profiles)
 
 

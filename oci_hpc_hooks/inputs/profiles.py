@@ -96,7 +96,8 @@ def read_profiles(
     """Every profile by name, None for one that is masked.
 
     Errors are appended to ``problems``, and the paths that the answer rests on to ``consulted``. The shipped files are as trusted as the
-    code beside them; those of the configuration directory must be root's (``fixed`` as in :func:`trust.read_trusted`).
+    code beside them; those of the configuration directory must be root's (``fixed`` as in :func:`trust.read_trusted`). Raises
+    :class:`ConfigError` only where the installation lacks its schemas: the trouble of no file in particular.
     """
     found: Dict[str, Optional[Profile]] = {}
     own = os.path.join(config_dir, "profiles.d")
@@ -109,12 +110,16 @@ def read_profiles(
             consulted.append(path)
             try:
                 raw = trust.read_trusted(path, validate.LIMIT, fixed) if directory == own else Path(path).read_bytes()
+            except ConfigError as error:
+                problems.append(Problem(path, "$", error.what, error.remedy, error.who))
+                continue
+            except OSError as error:
+                problems.append(Problem(path, "$", f"cannot be read: {error.strerror}"))
+                continue
+            try:
                 document = validate.check(raw, "profile", path)
             except Invalid as error:
                 problems.extend(error.problems)
-                continue
-            except (ConfigError, OSError) as error:
-                problems.append(Problem(path, "$", str(error)))
                 continue
             problems.extend(semantic_problems(document, path))
             found[name[:-5]] = None if document.get("masked") else profile(document, path)

@@ -1,14 +1,13 @@
 """Where the files that come with the project lie: schemas, hook descriptors, and the profiles of the package.
 
-Three kinds of place, the first that holds the file wins: beside the package (a checkout), below ``sys.prefix`` (a wheel's data files, a
-virtual environment), and ``/usr`` (a distribution's package that runs under another prefix).
+Beside the package (a checkout), or in ``share`` beside the ``lib`` that holds it: ``PREFIX/lib/python3.11/site-packages`` of a virtual
+environment, ``/usr/lib/oci-hpc-hooks`` of a distribution. ``sys.prefix`` does not tell: a hook's interpreter runs with ``-S``, and so
+does not learn that it stands in a virtual environment (PEP 405).
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import List
 
 from oci_hpc_hooks.errors import ConfigError
 
@@ -21,14 +20,14 @@ def find(relative: str) -> Path:
 
     Raises :class:`ConfigError` if the installation lacks it.
     """
-    tried: List[Path] = []
-    for root in (PACKAGE.parent, Path(sys.prefix, "share/oci-hpc-hooks"), Path("/usr/share/oci-hpc-hooks")):
-        path = root / relative
+    roots = [PACKAGE.parent, PACKAGE.parent / "share/oci-hpc-hooks"]  # the latter of pip install --target
+    roots += [above.parent / "share/oci-hpc-hooks" for above in PACKAGE.parents if above.name in ("lib", "lib64")][:1]
+    paths = [root / relative for root in roots]
+    for path in paths:
         if path.is_file():
             return path
-        tried.append(path)
     raise ConfigError(
-        f"this installation lacks its own file {relative}; looked for {', '.join(map(str, tried))}",
+        f"this installation lacks its own file {relative}; looked for {', '.join(map(str, paths))}",
         remedy="install oci-hpc-hooks again",
         who="site admin",
     )

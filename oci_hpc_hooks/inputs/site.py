@@ -12,6 +12,9 @@ from oci_hpc_hooks.inputs import profiles, resources, trust, validate
 from oci_hpc_hooks.inputs.validate import Invalid, Problem
 from oci_hpc_hooks.model import STACKS, Profile, Site, SiteProfile, Variant
 
+#: What to do about a file whose content is wrong.
+CORRECT = "correct it; oci-hpc-hooks validate FILE looks again"
+
 
 @dataclass(frozen=True)
 class Configuration:
@@ -54,25 +57,30 @@ def site(document: Dict[str, Any]) -> Site:
 def configuration(config_dir: str, *, fixed: Sequence[str] = (), shipped: Path = resources.PROFILES) -> Configuration:
     """Read site.json (absent: the defaults of :class:`Site`) and every profile; ``fixed`` as in :func:`trust.read_trusted`.
 
-    Raises :class:`Invalid` with every error of every file, those of ownership and mode included.
+    Raises :class:`Invalid` with every error of every file, those of ownership and mode included; another :class:`ConfigError` where the
+    installation lacks its schemas.
     """
     problems: List[Problem] = []
     path = os.path.join(config_dir, "site.json")
     consulted = [path]
     decided = Site()
     try:
-        decided = site(validate.check(trust.read_trusted(path, validate.LIMIT, fixed), "site", path))
+        raw = trust.read_trusted(path, validate.LIMIT, fixed)
     except trust.Missing:
         pass
-    except Invalid as error:
-        problems.extend(error.problems)
     except ConfigError as error:
-        problems.append(Problem(path, "$", str(error)))
+        problems.append(Problem(path, "$", error.what, error.remedy, error.who))
+    else:
+        try:
+            decided = site(validate.check(raw, "site", path))
+        except Invalid as error:
+            problems.extend(error.problems)
     known = profiles.read_profiles(config_dir, problems, consulted, fixed=fixed, shipped=shipped)
     if not problems:
         problems.extend(semantic_problems(decided, known, path))
     if problems:
-        raise Invalid(problems)
+        content = any(not problem.remedy for problem in problems)
+        raise Invalid(problems, remedy=CORRECT if content else "", who="site admin")
     named = [entry.name for entry in decided.profiles]
     kinds = {name: next(iter(profile.provides.items())) for name, profile in known.items() if profile is not None}
     # Naming an MPI says that the others are off, and nothing of stacks; naming one stack says nothing of the others, which do not

@@ -22,7 +22,7 @@ from jsonschema import Draft7Validator
 from jsonschema.exceptions import ValidationError
 from jsonschema.validators import extend
 
-from oci_hpc_hooks.errors import ConfigError
+from oci_hpc_hooks.errors import ConfigError, sentence
 from oci_hpc_hooks.inputs import resources
 
 #: Files that people write are small; what is larger is not one of them.
@@ -44,24 +44,32 @@ _LONGEST_NUMBER = 19
 
 @dataclass(frozen=True)
 class Problem:
-    """One error of one file. ``path`` is a JSON path such as ``$.libraries[0].role``; ``$`` is the whole file."""
+    """One error of one file. ``path`` is a JSON path such as ``$.libraries[0].role``; ``$`` is the whole file.
+
+    Of what is in a file, the message says what would be right; a file that cannot be read or believed has a ``remedy`` of its own, for
+    ``who`` can do it.
+    """
 
     file: str
     path: str
     message: str
+    remedy: str = ""
+    who: str = ""
 
     def __str__(self) -> str:
+        if self.remedy:
+            return sentence(self.message if self.file in self.message else f"{self.file}: {self.message}", "", self.remedy, self.who)
         return f"{self.file}: {self.message}" if self.path == "$" else f"{self.file}: {self.path}: {self.message}"
 
 
 class Invalid(ConfigError):
     """One or more files are not what they should be; ``problems`` has every error of every file."""
 
-    def __init__(self, problems: Sequence[Problem]) -> None:
+    def __init__(self, problems: Sequence[Problem], *, remedy: str = "", who: str = "") -> None:
         self.problems = tuple(problems)
         lines = list(map(str, self.problems))
         what = lines[0] if len(lines) == 1 else f"{len(lines)} errors in the configuration:\n" + "\n".join(f"  {line}" for line in lines)
-        super().__init__(what)
+        super().__init__(what, remedy=remedy, who=who)
 
     def __str__(self) -> str:
         return self.what

@@ -21,9 +21,11 @@ from oci_hpc_hooks.cli import cdi, check, target
 from oci_hpc_hooks.decide import job
 from oci_hpc_hooks.decide.plan import plan
 from oci_hpc_hooks.decide.request import FABRIC, MPI, MPI_MODE, request
+from oci_hpc_hooks.errors import ConfigError
 from oci_hpc_hooks.inputs import describe
 from oci_hpc_hooks.linux.paths import Root
 from oci_hpc_hooks.model import PROVED, Plan, ResolvedProfile, Site
+from oci_hpc_hooks.report import Places
 from tests.unit.decide.test_plan import decide
 from tests.unit.decide.world import APP, OPENMPI, container, elf, inventory, mpich_image, program, site_fabric
 from tests.unit.decide.world import codes as codes_of
@@ -96,6 +98,32 @@ def test_what_a_default_cannot_get_is_left_out(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(describe, "to_container", lambda *_: container())
     cold.run(service, OSError(28, "No space left on device"))
     assert told[0][1]["findings"][0]["code"] == "skipped"
+
+
+SITE = '{"version": 1, "on_refusal": "run-without"}'
+
+
+@pytest.mark.parametrize(("site", "touched", "refuses"), [(SITE, False, False), (SITE, True, True), ("", False, True), ("{", False, True),
+                                                          (SITE.replace("run-without", "refuse"), False, True)])
+def test_an_explicit_wish_where_the_site_has_decided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, site: str, touched: bool,
+                                                     refuses: bool) -> None:
+    """on_refusal counts as soon as it can be read, whatever else is wrong: but a start that was mounted into is none without."""
+    told: List[Any] = []
+    if site:
+        (tmp_path / "site.json").write_text(site)
+    start = SimpleNamespace(state=None, config={}, image=None)
+    service: Any = SimpleNamespace(start=start, log=lambda *said, **more: told.append((said, more)), touched=touched,
+                                   places=Places(str(tmp_path), "/nowhere", "/nowhere", "/nowhere"))
+    monkeypatch.setattr(describe, "to_container", lambda *_: container(annotations={MPI: "mpich"}))
+    trouble = ConfigError("the configuration is wrong", remedy="correct it", who="site admin")
+    if refuses:
+        with pytest.raises(cold.Told, match=r"the configuration is wrong .*Site admin: correct it; to start without injection give"):
+            cold.run(service, trouble)
+    else:
+        cold.run(service, trouble)
+    (verdict, _), more = told[0]
+    assert verdict == ("refused" if refuses else "nothing")
+    assert refuses or [finding["code"] for finding in more["findings"]] == ["skipped"]
 
 
 def test_ranks_that_need_what_they_have(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -307,7 +307,7 @@ SEEDED: Dict[str, Any] = {
     "inventory of everybody": (lambda well: (well.node.state / "inventory.json").chmod(0o666), "inventory", "others than root"),
     "other library": (replace_the_library, "inventory-stale", "has changed since the scan"),
     "site.json": (lambda well: well.node.site(on_refusal="never"), "configuration", "$.on_refusal"),
-    "site.json of everybody": (lambda well: well.node.site().chmod(0o666), "configuration", "others than root can write it"),
+    "site.json of everybody": (lambda well: well.node.site().chmod(0o666), "configuration-untrusted", "others than root can write it"),
     "configuration of everybody": (lambda well: well.node.etc.chmod(0o777), "configuration-untrusted", "chmod go-w"),
     "no engine": (lambda well: [path.unlink() for path in well.bin.iterdir()], "engine-missing", "install podman"),
     "no runtime": (lambda well: (well.bin / "crun").unlink(), "runtime-missing", "install crun"),
@@ -326,6 +326,7 @@ def test_each_fault_is_found(well: Installation, seeded: str) -> None:
     found = {fault["code"]: fault for fault in well.faults()}
     assert code in found, found
     assert says in found[code]["what"] + found[code]["remedy"] and found[code]["who"]
+    assert "Site admin:" not in found[code]["what"], "one remedy"
     follows = {"hooks-none", "inventory-stale", "configuration", "executable-untrusted"}
     assert found.keys() - {code} <= follows, "one fault, and what follows from it"
 

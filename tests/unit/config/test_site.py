@@ -9,7 +9,8 @@ from typing import Any, List
 
 import pytest
 
-from oci_hpc_hooks.inputs import resources
+from oci_hpc_hooks.errors import ConfigError
+from oci_hpc_hooks.inputs import resources, validate
 from oci_hpc_hooks.inputs.site import configuration
 from oci_hpc_hooks.inputs.validate import Invalid
 from oci_hpc_hooks.model import Profile, ProfileLibrary, Site, SiteProfile, Variant
@@ -95,6 +96,16 @@ def test_own_profile_takes_the_place_of_the_shipped_one(etc: Path) -> None:
     assert (profile.name, profile.description) == ("mpich", "ours")
 
 
+def test_an_installation_without_its_schemas(etc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told once, and not of each profile: no file of the configuration has anything to do with it."""
+    validate._validator.cache_clear()
+    monkeypatch.setattr(resources, "PACKAGE", etc / "nowhere/oci_hpc_hooks")
+    put(etc / "site.json", {"version": 1})
+    with pytest.raises(ConfigError) as caught:
+        configuration(str(etc))
+    assert str(caught.value).count("schema.json; looked for") == 1 and "Site admin: install oci-hpc-hooks again." in str(caught.value)
+
+
 def test_masked_profile_is_off(etc: Path) -> None:
     put(etc / "profiles.d/mpich.json", {"version": 1, "name": "mpich", "masked": True})
     assert [profile.name for profile in configuration(str(etc)).profiles] == ["mpi-abi", "openmpi", *STACKS, *LAUNCHERS]
@@ -135,8 +146,8 @@ def test_all_errors_of_all_files(etc: Path) -> None:
     c.chmod(0o666)
     d = put(etc / "profiles.d/d.json", own("e"))
     lines = told(etc)
-    assert [line.split(": ")[0] for line in lines] == [str(site), str(a), str(a), str(b), str(c), str(d)]
-    assert "chmod go-w" in lines[4]
+    assert [line.split(": ")[0] for line in lines if line != lines[4]] == [str(site), str(a), str(a), str(b), str(d)]
+    assert lines[4] == f"{c} is owned by uid 0 with mode 0666, so others than root can write it. Site admin: chmod go-w {c}."
     assert "$.name: 'e' in a file called d.json; the two must be the same" in lines[5]
 
 

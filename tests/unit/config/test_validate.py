@@ -113,9 +113,9 @@ def test_missing_part_of_the_installation(tmp_path: Path, monkeypatch: pytest.Mo
     from oci_hpc_hooks.errors import ConfigError
     from oci_hpc_hooks.inputs import resources
 
-    monkeypatch.setattr(resources, "PACKAGE", tmp_path / "lib/oci_hpc_hooks")
-    monkeypatch.setattr("sys.prefix", str(tmp_path))
-    with pytest.raises(ConfigError, match=f"lacks its own file schemas/nothing.json; looked for {tmp_path}/lib/schemas/nothing.json, "):
+    monkeypatch.setattr(resources, "PACKAGE", tmp_path / "lib/python3.11/site-packages/oci_hpc_hooks")
+    beside = tmp_path / "lib/python3.11/site-packages/schemas/nothing.json"
+    with pytest.raises(ConfigError, match=f"lacks its own file schemas/nothing.json; looked for {beside}, "):
         resources.find("schemas/nothing.json")
     installed = tmp_path / "share/oci-hpc-hooks/schemas/nothing.json"
     os.makedirs(installed.parent)

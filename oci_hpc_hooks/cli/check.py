@@ -201,6 +201,7 @@ def decide(container: Container, root: Root, offers: Inventory) -> Answer:
     except Refusal as refusal:
         finding = Finding(ERROR, "request", refusal.what, refusal.origin, refusal.remedy, refusal.who)
         return Answer(Plan(REFUSED, (finding,)), (), "")
+    plan = replace(plan, findings=(*plan.findings, *target.program_missing(container, facts)))
     return Answer(plan, links.link_maps(facts, plan, offers), "", facts)
 
 

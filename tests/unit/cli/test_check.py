@@ -130,6 +130,15 @@ def test_a_launcher_is_there_or_not_as_podman_would_find_it(node: Node, rootfs: 
     assert (done.returncode, [finding for finding in json.loads(done.stdout)["findings"] if finding["severity"] != "note"]) == (0, [])
 
 
+def test_a_program_that_is_not_there(node: Node, rootfs: Path) -> None:
+    for verb, code in (("check", 3), ("label", 0)):
+        done = node.run(verb, rootfs, *(WISH if verb == "check" else ()), "--", "ap")
+        assert done.returncode == code
+        (line,) = (line for line in done.stdout.splitlines() if "warning: " in line)
+        assert "warning: the image has no program ap. User: name one that is there after --" in line and line.endswith(" [program-missing]")
+        assert "warning: " not in node.run(verb, rootfs, "--", APP).stdout
+
+
 def test_for_people_without_a_terminal(node: Node, rootfs: Path) -> None:
     done = node.run("check", rootfs, *WISH, "--", APP)
     assert (done.returncode, done.stderr) == (0, "")

@@ -350,7 +350,7 @@ def test_faults_for_people(well: Installation) -> None:
     done = well.doctor()
     assert done.returncode == 1 and done.stdout.splitlines()[-1].endswith(" found")
     assert (f"  error: there is no {well.executable}, which {well.descriptor} names: podman passes that hook over without a word. "
-            "Site admin: run oci-hpc-hooks register again, or install the package again.") in done.stdout.splitlines()
+            "Site admin: run oci-hpc-hooks register again, or install the package again. [executable-missing]") in done.stdout.splitlines()
 
 
 def test_another_folder(well: Installation, tmp_path: Path) -> None:

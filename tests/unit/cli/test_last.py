@@ -18,3 +18,13 @@ def test_lines_that_are_no_entry(tmp_path: Path, line: str) -> None:
     (tmp_path / "log").write_text(f"{json.dumps(ENTRY)}\n{line}\n", encoding="latin-1")
     assert last.read(str(tmp_path / "log"), 2) == [ENTRY]
     assert all(last.lines(ENTRY))
+
+
+def test_a_refusal_has_its_code() -> None:
+    """Behind the hook's own sentence, which has none."""
+    found = {"severity": "error", "code": "pid", "what": "ids of its own", "origin": "", "remedy": "", "who": ""}
+    note = {**found, "severity": "note", "code": "mode", "what": "as is asked for"}
+    message = "ids of its own. User: give --pid=host."
+    lines = list(last.lines({**ENTRY, "verdict": "refused", "message": message, "findings": [note, found]}))
+    assert lines[1] == f"  {message} [pid]"
+    assert [getattr(line, "text", "") for line in lines[2:]] == ["  note: as is asked for. [mode]"]

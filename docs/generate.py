@@ -99,8 +99,8 @@ def generated() -> Iterator[Tuple[str, str]]:
 MESSAGES = """\
 # Messages
 
-What `check`, the log of the hooks (`last`, `explain`) and `doctor` tell, by the code that `--json` gives it. Codes are stable; sentences
-name what was found. Each example is what a test of this project has brought forth.
+What `check`, the log of the hooks (`last`, `explain`) and `doctor` tell, by the code that stands in brackets at the end of each finding,
+and that `--json` gives it. Codes are stable; sentences name what was found. Each example is what a test of this project has brought forth.
 
 An **error** refuses the container (of `doctor`: containers fail, or do not get what they ask for); the same code is a **note** or a
 **warning** where only a default of the site, or `auto`, asked. Below the example stands who can do what; where nothing does, it tells

@@ -12,7 +12,7 @@ import json
 import os
 import shlex
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from oci_hpc_hooks import cli, cold, record
@@ -88,8 +88,8 @@ def execute(args: argparse.Namespace) -> int:
             raise UsageError(f"{len(found)} specifications are too many for standard output: {', '.join(one.kind for one in found)}",
                              remedy="name one of the profiles, or give --output DIR", who="user")
         sys.stdout.write(_text(found[0].document, args.yaml).decode())
-    for line in show.findings([record.finding_document(finding) for finding in told]):
-        print(show.clean(line.text.strip()), file=sys.stderr)
+    notes = show.findings([record.finding_document(finding) for finding in told])
+    show.show([replace(line, text=line.text.strip()) for line in notes], to=sys.stderr)
     return code
 
 
@@ -105,15 +105,15 @@ def _text(document: Dict[str, Any], as_yaml: bool) -> bytes:
     return text.encode()
 
 
-def _lines(args: argparse.Namespace, found: Sequence[Written]) -> List[str]:
-    lines = []
+def _lines(args: argparse.Namespace, found: Sequence[Written]) -> List[show.Block]:
+    lines: List[show.Block] = []
     for one in found:
         for device in one.document["devices"]:
             edits = device["containerEdits"]
             what = f"{len(edits.get('mounts', ()))} mounts, {len(edits.get('deviceNodes', ()))} device nodes"
             lines.append(f"{one.kind}={device['name']}: {what}, in {one.path}")
             if args.image and target.kind_of(args.image) == target.IMAGE:
-                lines.append(f"  podman run --device {one.kind}={device['name']} {args.image}")
+                lines.append(show.Line(f"  podman run --device {one.kind}={device['name']} {args.image}", whole=True))
     return lines
 
 

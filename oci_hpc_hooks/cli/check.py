@@ -36,6 +36,7 @@ SAYS = {
     NOTHING: "nothing to do: the container would be left as it is",
     REFUSED: "refused: the container would not start",
 }
+LEFT_OUT = "nothing is injected: what is asked for does not fit, and the container would be left as it is"
 
 #: What a start finds in the launcher's variables alone, which podman would have of this process; the rest goes by podman's options.
 BY_VARIABLES = ("launcher-missing", "protocol")
@@ -209,6 +210,7 @@ def decide(container: Container, root: Root, offers: Inventory) -> Answer:
     except Refusal as refusal:
         finding = Finding(ERROR, "request", refusal.what, refusal.origin, refusal.remedy, refusal.who)
         return Answer(Plan(REFUSED, (finding,)), (), "")
+    plan = replace(plan, findings=(*plan.findings, *target.program_missing(container, facts)))
     return Answer(plan, links.link_maps(facts, plan, offers), "", facts)
 
 
@@ -274,9 +276,11 @@ RULES = {
 
 
 def _lines(said: Mapping[str, Any], everything: bool) -> Iterator[show.Block]:
-    yield show.Line(f"{said['target']}: {SAYS[said['verdict']]}", said["verdict"])
+    yield show.Line(f"{said['target']}: {_says(said)}", said["verdict"])
     yield from show.findings(said["findings"])
     programs = said["programs"]
+    if _is_left_out(said):
+        yield "with what is left out:"
     telling = _telling(programs)
     for program in programs:
         yield from _libraries(program, everything or program is telling, everything)
@@ -289,6 +293,15 @@ def _lines(said: Mapping[str, Any], everything: bool) -> Iterator[show.Block]:
         start = {"warm": "; a warm start, its plan is remembered", "cold": "; a cold start, the next ones are warm", "": ""}[cost["start"]]
         yield (f"cost: {show.count(cost['mounts'], 'mount')} ({files} in the tree, {cost['in_place']} over "
                f"the image's{cache}){start}")
+
+
+def _is_left_out(said: Mapping[str, Any]) -> bool:
+    """Whether something was tried for a container that is left as it is: its programs are shown as they would be with it."""
+    return said["verdict"] == NOTHING and any(map(_of_host, said["programs"]))
+
+
+def _says(said: Mapping[str, Any]) -> str:
+    return LEFT_OUT if _is_left_out(said) else SAYS[said["verdict"]]
 
 
 def _telling(programs: Sequence[Mapping[str, Any]]) -> Optional[Mapping[str, Any]]:
@@ -345,7 +358,7 @@ def _draw(path: str, name: str, said: Mapping[str, Any]) -> None:
     errors = [finding for finding in said["findings"] if finding["severity"] == ERROR]
     reasons = [f"{finding['what']} ({finding['origin']})" if finding["origin"] else finding["what"] for finding in errors]
     reasons += [program["trouble"] for program in said["programs"] if program["trouble"]]
-    picture = graph.draw(program, f"{name}: {SAYS[said['verdict']]}", reasons)
+    picture = graph.draw(program, f"{name}: {_says(said)}", reasons)
     try:
         with open(path, "w", encoding="utf-8") as file:
             file.write(picture)
@@ -369,4 +382,4 @@ def _systems(said: Mapping[str, Any], everything: bool) -> Iterator[show.Block]:
     for system in said["systems"]:
         if everything or system["verdict"] == REFUSED or any(finding["severity"] != "note" for finding in system["findings"]):
             yield from _lines({**system, "target": system["system"]}, True) if everything else [
-                show.Line(f"{system['system']}: {SAYS[system['verdict']]}", system["verdict"]), *show.findings(system["findings"])]
+                show.Line(f"{system['system']}: {_says(system)}", system["verdict"]), *show.findings(system["findings"])]

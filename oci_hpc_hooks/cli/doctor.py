@@ -568,7 +568,8 @@ def blocks(said: Mapping[str, Any]) -> Iterator[show.Block]:
     if on:
         yield show.Table(("profile", "on this node", "what the scan found"), tuple(
             (profile["name"], {True: "available", False: "not available", None: "not scanned"}[profile["available"]],
-             ", ".join(profile["problems"] or profile["libraries"]) or "needs nothing of the node") for profile in on))
+             ", ".join(profile["problems"] or profile["libraries"])
+             or ("-" if profile["available"] is None else "needs nothing of the node")) for profile in on))
     yield from show.findings(said["faults"])
     bad = [fault for fault in said["faults"] if fault["severity"] != "note"]
     yield show.Line(f"{show.count(len(bad), 'fault')} found" if bad else "all well", "refused" if bad else "proved")

@@ -222,21 +222,28 @@ def _without(subject: Subject, entry: Optional[Dict[str, Any]]) -> str:
     words = list(subject.command)
     for index, word in enumerate(words):
         if word in ("run", "create"):
-            return shlex.join([*words[:index + 1], *OVERRIDE.split(), *_other_options(words[index + 1:])])
+            return shlex.join([*words[:index + 1], *OVERRIDE.split(), *_other_options(words[index + 1:], subject.name)])
     image = subject.image or str((entry or {}).get("image") or "")
     if image:
         return f"podman run {OVERRIDE} {shlex.quote(image)} …"
     return f'"annotations": {{"{MPI}": "none"}} in the bundle\'s config.json'
 
 
-def _other_options(words: Sequence[str]) -> Iterator[str]:
-    """The words of a command line without what asks for an MPI: the last annotation of a name counts."""
+def _other_options(words: Sequence[str], name: str) -> Iterator[str]:
+    """The words of a command line without what asks for an MPI, since the last annotation of a name counts, and without the container's
+    name, which is taken as long as that is there."""
+    named = "--replace" in words
     rest = iter(words)
     for word in rest:
         if word == "--annotation":
             value = next(rest, "")
             if not value.startswith(MPI + "="):
                 yield from (word, value)
+        elif not named and word == "--name":
+            named = True  # what else has this word is the program's own
+            next(rest, "")
+        elif not named and word == f"--name={name}":
+            named = True
         elif not word.startswith(f"--annotation={MPI}="):
             yield word
 
@@ -252,8 +259,10 @@ def _lines(said: Dict[str, Any]) -> Iterator[show.Block]:
         yield "the log has no entry of it any more; this is what is mounted in it"
     if said["files"]:
         yield "from the plan:" if said["plan"] else "mounted:"
-        yield show.Table(("FILE", "APPEARS AS", "WHY", "NOW"), tuple(
-            (file["source"] or "a new file", file["target"], file["why"] or "-", file["now"] or "-") for file in said["files"]))
+        headings = ("FILE", "APPEARS AS", "WHY", *(["NOW"] if said["looked"] else ()))
+        yield show.Table(headings, tuple(
+            (file["source"] or "a new file", file["target"], file["why"] or "-", *([file["now"] or "not seen"] if said["looked"] else ()))
+            for file in said["files"]))
     elif said["entry"] is not None and said["entry"]["verdict"] in ("proved", "unproved"):
         yield "the plan is not remembered any more, so its files cannot be told"
     for difference in said["differences"]:
@@ -262,4 +271,4 @@ def _lines(said: Dict[str, Any]) -> Iterator[show.Block]:
         yield "what is mounted in it is what the plan says"
     elif said["status"] == "running" and not said["looked"]:
         yield "what is really mounted in it cannot be seen by this user"
-    yield f"without injection: {said['without']}"
+    yield show.Line(f"without injection: {said['without']}", whole=True)

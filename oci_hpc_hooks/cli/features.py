@@ -106,7 +106,8 @@ def _lines(said: Mapping[str, Any]) -> Iterator[show.Block]:
             glibc = said["image_glibc"].get(value, "")
             rows.append((f"{key}={value}", f"glibc {glibc} or newer" if glibc else "any glibc"))
     if said["cpu"]:
-        rows.append((f"{CPU_KEYS[0]}={said['cpu']['target']}", f"and older ones; {said['cpu']['level']}"))
+        target, level = said["cpu"]["target"], said["cpu"]["level"]
+        rows.append((f"{CPU_KEYS[0]}={target}", "programs for it or an older one" + (f", such as {level}" if level != target else "")))
     if rows:
         yield show.Table(("LABEL OF AN IMAGE", "NEEDS IN THE IMAGE"), tuple(rows))
         yield from (f"{show.count(number, 'GPU')} for {stack}" for stack, number in said["gpus"].items())

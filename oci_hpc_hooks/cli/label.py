@@ -53,6 +53,7 @@ def propose(args: argparse.Namespace) -> Dict[str, Any]:
     nobody = Inventory(0, "", "", "", Site(), (), ())
     maps = links.link_maps(facts, Plan(NOTHING, ()), nobody)
     proposals, findings = label.propose(facts, maps, look_for, container.labels)
+    findings = (*target.program_missing(container, facts), *findings)
     return {"version": 1, "target": args.target, "command": list(container.args), "applied": "",
             "labels": [{"key": one.key, "value": one.value, "why": one.why, "has": one.has} for one in proposals],
             "findings": [finding_document(finding) for finding in findings]}

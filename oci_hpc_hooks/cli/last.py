@@ -88,7 +88,8 @@ def lines(entry: Dict[str, Any]) -> Iterator[show.Block]:
     if entry.get("interfaces"):
         yield f"  network interfaces: {', '.join(map(str, entry['interfaces']))}"
     message = str(entry.get("message") or "")
-    if message:
-        yield f"  {' '.join(message.split())}"  # on one line, as whoever started the container has seen it
     found = [finding for finding in entry.get("findings") or () if isinstance(finding, dict)]
+    if message:
+        # On one line, as whoever started the container has seen it.
+        yield f"  {' '.join(message.split())}{next((show.code_of(finding) for finding in found if str(finding.get('what')) in message), '')}"
     yield from show.findings(finding for finding in found if str(finding.get("what")) not in message)

@@ -13,7 +13,7 @@ from typing import Any, Dict, Iterator, List, Sequence
 
 from oci_hpc_hooks import cli
 from oci_hpc_hooks.cli import show
-from oci_hpc_hooks.errors import UsageError
+from oci_hpc_hooks.errors import ConfigError, UsageError
 from oci_hpc_hooks.inputs import inventory, profiles, site, trust, validate
 
 
@@ -54,18 +54,36 @@ def _draft(args: argparse.Namespace) -> int:
         _write(args.output, text)
     else:
         print(text, end="")
-    for remark in made.remarks:
+    for remark in (*made.remarks, *_off_by_site(args.config_dir, made.document["name"])):
         print(f"oci-hpc-hooks: {made.document['name']}: {remark}", file=sys.stderr)
     return 0
 
 
-def _write(path: str, text: str) -> None:
+def _off_by_site(config_dir: str, name: str) -> Iterator[str]:
+    """Why a profile of an MPI with this name would be off, if it would be."""
     try:
+        decided = site.configuration(config_dir)
+    except ConfigError:
+        return  # validate and scan tell of it
+    named = [entry.name for entry in decided.site.profiles]
+    mpis = [profile.name for profile in decided.profiles if profile.name in named and "mpi" in profile.provides]
+    if mpis and name not in mpis:
+        yield (f"it is off as long as {os.path.join(config_dir, 'site.json')} names only {', '.join(mpis)}: add {json.dumps(name)} to its "
+               "profiles, before or after them as it is to be preferred")
+
+
+def _write(path: str, text: str) -> None:
+    folder = os.path.dirname(path)
+    try:
+        if not os.path.lexists(folder):
+            os.mkdir(folder)
+            os.chmod(folder, 0o755)  # as the file
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     except FileExistsError:
         raise UsageError(f"{path} is there already and is not overwritten", remedy="name another file, or remove it", who="user") from None
     except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror}") from None
+        raise UsageError(f"{path} cannot be written: {error.strerror}", remedy=f"make {folder} writable, or name another file",
+                         who="user") from None
     with open(fd, "w", encoding="utf-8") as file:
         os.fchmod(fd, 0o644)  # whatever the umask: the hooks of all users read it
         file.write(text)

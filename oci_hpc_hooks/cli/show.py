@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import textwrap
 from dataclasses import dataclass
-from typing import Any, Iterable, Iterator, List, Mapping, Sequence, Tuple, TypeVar, Union
+from typing import Any, Iterable, Iterator, List, Mapping, Optional, Sequence, TextIO, Tuple, TypeVar, Union
 
 from oci_hpc_hooks.errors import sentence
 
@@ -26,10 +26,11 @@ WHOLE = 28
 
 @dataclass(frozen=True)
 class Line:
-    """One line; ``style`` is a key of STYLES, or nothing."""
+    """One line; ``style`` is a key of STYLES, or nothing. One that is ``whole`` no terminal's width breaks: a command to be copied."""
 
     text: str
     style: str = ""
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,14 +50,15 @@ def clean(text: str) -> str:
     return "".join(char if char.isprintable() else "?" for char in text)
 
 
-def show(blocks: Iterable[Block]) -> None:
-    """Prints for people."""
-    if sys.stdout.isatty():
-        _rich(blocks)
+def show(blocks: Iterable[Block], to: Optional[TextIO] = None) -> None:
+    """Prints for people, on standard output unless it is to be elsewhere."""
+    file = to or sys.stdout
+    if file.isatty():
+        _rich(blocks, file)
         return
     for block in blocks:
         for line in _plain(block):
-            print(line)
+            print(line, file=file)
 
 
 def progress(what: str, items: Sequence[Item]) -> Iterable[Item]:
@@ -70,11 +72,16 @@ def progress(what: str, items: Sequence[Item]) -> Iterable[Item]:
 
 
 def findings(found: Iterable[Mapping[str, Any]]) -> Iterator[Line]:
-    """One line for each finding of a ``--json`` document or of the log."""
+    """One line for each finding of a ``--json`` document or of the log, with the code at its end by which docs/messages.md has it."""
     for finding in found:
         severity = str(finding.get("severity"))
         words = {key: str(finding.get(key) or "") for key in ("what", "origin", "remedy", "who")}
-        yield Line(f"  {severity}: {sentence(**words)}", severity)
+        yield Line(f"  {severity}: {sentence(**words)}{code_of(finding)}", severity)
+
+
+def code_of(finding: Mapping[str, Any]) -> str:
+    """What a sentence about a finding ends with."""
+    return f" [{finding['code']}]" if finding.get("code") else ""
 
 
 def _plain(block: Block) -> Iterator[str]:
@@ -89,13 +96,13 @@ def _plain(block: Block) -> Iterator[str]:
             yield "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
 
 
-def _rich(blocks: Iterable[Block]) -> None:
+def _rich(blocks: Iterable[Block], file: TextIO) -> None:
     from rich.console import Console
     from rich.padding import Padding
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    console = Console(highlight=False, emoji=False)  # itself respects NO_COLOR and TERM=dumb
+    console = Console(file=file, highlight=False, emoji=False)  # itself respects NO_COLOR and TERM=dumb
 
     def table_of(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> RichTable:
         table = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
@@ -111,7 +118,7 @@ def _rich(blocks: Iterable[Block]) -> None:
             if not below:
                 console.print(Padding(table_of(block.headings, block.rows), (0, 0, 0, 2)))
                 continue
-            # A row's long cells stand below it.
+            # A row's long cells stand below it, and their headings likewise.
             kept = [index for index in range(len(block.headings)) if index not in below]
             widths = [max(len(clean(row[index])) for row in (block.headings, *block.rows)) for index in kept]
             for row in (block.headings, *block.rows):
@@ -121,15 +128,16 @@ def _rich(blocks: Iterable[Block]) -> None:
                     line.append(clean(row[index]).ljust(width), "bold" if first else STYLES.get(row[index], "")).append("  ")
                 line.rstrip()
                 console.print(line, soft_wrap=True)
-                for index in () if first else below:
-                    cell = Text(clean(row[index]), "dim" if index == below[-1] else "", overflow="fold")
+                for index in below:
+                    cell = Text(clean(row[index]), "bold" if first else "dim" if index == below[-1] else "", overflow="fold")
                     console.print(Padding(cell, (0, 0, 0, 6), expand=False))
         else:
             line_ = block if isinstance(block, Line) else Line(block)
             text = clean(line_.text)
             indent = len(text) - len(text.lstrip())
-            wrapped = textwrap.wrap(text, max(console.width, 20), subsequent_indent=" " * (indent + 4), break_long_words=False,
-                                    break_on_hyphens=False, drop_whitespace=True) or [""]
+            wrapped = [text] if line_.whole else textwrap.wrap(
+                text, max(console.width, 20), subsequent_indent=" " * (indent + 4), break_long_words=False, break_on_hyphens=False,
+                drop_whitespace=True) or [""]
             for part in wrapped:
                 console.print(Text(part, STYLES.get(line_.style, "")), soft_wrap=True)
 

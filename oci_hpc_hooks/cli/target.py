@@ -19,7 +19,7 @@ from oci_hpc_hooks.errors import InputError, Refusal, UsageError
 from oci_hpc_hooks.inputs import container, describe, jsontext, storage
 from oci_hpc_hooks.inputs.image import DEFAULT_PATH
 from oci_hpc_hooks.linux.paths import Root
-from oci_hpc_hooks.model import Container, Mount, Plan
+from oci_hpc_hooks.model import WARNING, Container, Finding, ImageFacts, Mount, Plan
 
 #: How podman says that it has no image of a name: 5 and 4, and older ones.
 UNKNOWN = ("image not known", "no such image", "no such object")
@@ -66,6 +66,14 @@ def pairs(items: Sequence[str], option: str) -> Dict[str, str]:
         if "=" not in item:
             raise UsageError(f"{option} {item}: KEY=VALUE was expected")
     return dict(item.split("=", 1) for item in items)
+
+
+def program_missing(container: Container, facts: ImageFacts) -> Tuple[Finding, ...]:
+    """Of a command whose program is not in the image, which is more often a slip than something that a volume brings."""
+    if facts.entrypoint != "missing" or not container.args:
+        return ()
+    return (Finding(WARNING, "program-missing", f"the image has no program {container.args[0]}", who="user",
+                    remedy="name one that is there after --; what a volume brings is not seen here"),)
 
 
 def nothing(plan: Plan, target: str) -> Refusal:

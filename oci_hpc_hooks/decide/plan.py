@@ -197,7 +197,8 @@ def _not_offered(wish: Wish, inventory: Inventory) -> No:
     offered = ", ".join(sorted({profile.provides[wish.kind] for profile in inventory.profiles if wish.kind in profile.provides}))
     nothing = f"no {_KINDS[wish.kind]}"
     return No("no-profile", f"{wish.value} is wanted; this site offers {offered or nothing}",
-              f"use an image built for {offered}" if offered else "add a profile and run oci-hpc-hooks scan",
+              "add a profile and run oci-hpc-hooks scan" if not offered else f"use an image built for {offered}" if wish.by_image else
+              f"ask for {offered} if the image is built for that, or else use an image that is",
               "user" if offered else "site admin")
 
 
@@ -301,7 +302,8 @@ def _plan_choice(container: Container, served: _Served, profile: ResolvedProfile
                  keep_pmix: bool) -> _Served:
     if profile.problems:
         raise No("profile-unavailable", f"{profile.title} is not available on this node: {profile.problems[0]}",
-                 f"mend what {profile.source or profile.name} names and run oci-hpc-hooks scan", "site admin",
+                 f"mend what site.json or profiles.d names for it (oci-hpc-hooks profiles show {profile.name}) and run oci-hpc-hooks scan",
+                 "site admin",
                  f"the scan says: {profile.problems[0]}")
     facts = served.facts
     if not profile.libraries and not profile.files:

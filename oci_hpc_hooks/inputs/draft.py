@@ -132,7 +132,7 @@ def _resolve(document: Dict[str, Any]) -> Tuple[ResolvedProfile, List[str]]:
     notes = sum(map(len, done.notes.values()))
     said = [f"not available on this node: {problem}" for problem in found.problems]
     if notes:
-        said.append(f"the scan has {notes} notes on it, which oci-hpc-hooks scan --dry-run shows once it is in profiles.d")
+        said.append(f"the scan has {notes} notes on it, which oci-hpc-hooks scan --dry-run shows once it is on")
     return found, said
 
 

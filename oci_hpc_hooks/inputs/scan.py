@@ -551,7 +551,7 @@ class _Resolution:
             return f"the directory of {self._profile.libraries[0].soname}"
         whose = "variant" if self._variant else "profile"
         directories = ", ".join(self._directories) or f"the {whose}'s directories (none of them exists on this node)"
-        return directories if self._variant else f"{directories} and wherever the node's own loader looks"
+        return directories if self._variant else f"{directories}, nor where the node's own loader looks"
 
     def _why_unfit(self, library: ProfileLibrary, real: str) -> str:
         elf = self._node.facts(real)

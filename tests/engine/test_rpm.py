@@ -181,7 +181,7 @@ def test_what_the_page_shows(node: RpmNode, rootful: Engine) -> None:
     done = node.typed(f"mv {executable} /var/gone; {fault.splitlines()[0].lstrip('$ ')} || code=$?; mv /var/gone {executable}; exit $code")
     lines = [" ".join(line.split()) for line in fault.splitlines()]
     said = " ".join(done.stdout.split())
-    assert done.returncode == 1 and " ".join(lines[-3:]) in said, done.stdout
+    assert done.returncode == 1 and " ".join(lines[-4:]) in said, done.stdout
     for line in (*lines[5:8], "mpich available", "slurm available needs nothing of the node"):
         assert line in said, done.stdout
 

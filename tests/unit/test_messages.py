@@ -17,7 +17,7 @@ from typing import Any, Dict, Iterator, List, Set
 import pytest
 
 from oci_hpc_hooks import cold, wireup
-from oci_hpc_hooks.cli import cdi, check
+from oci_hpc_hooks.cli import cdi, check, target
 from oci_hpc_hooks.decide import job
 from oci_hpc_hooks.decide.plan import plan
 from oci_hpc_hooks.decide.request import FABRIC, MPI, MPI_MODE, request
@@ -130,6 +130,14 @@ def test_ranks_that_need_what_they_have(monkeypatch: pytest.MonkeyPatch) -> None
     """The codes of what ranks need are the names of the methods that look for it."""
     needs = {name[len("need_"):] for name in vars(job._Decision) if name.startswith("need_")}
     assert needs <= KNOWN.keys()
+
+
+def test_a_program_that_is_not_there() -> None:
+    facts = replace(mpich_image().facts(APP), entrypoint="missing")
+    (warning,) = target.program_missing(replace(container(), args=("mysolvr", "-n")), facts)
+    assert warning.what == "the image has no program mysolvr"
+    assert target.program_missing(replace(container(), args=()), facts) == ()
+    assert target.program_missing(replace(container(), args=("app",)), replace(facts, entrypoint="script")) == ()
 
 
 def test_a_program_that_is_none() -> None:

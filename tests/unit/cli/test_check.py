@@ -11,7 +11,7 @@ from typing import Any, Dict, List, Tuple
 
 import pytest
 
-from oci_hpc_hooks.cli import show
+from oci_hpc_hooks.cli import check, show
 from oci_hpc_hooks.inputs import resources
 from tests.unit.cli.test_cli import Node, mask_shipped, valid
 from tests.unit.config.node_bed import MPICH, build
@@ -130,6 +130,15 @@ def test_a_launcher_is_there_or_not_as_podman_would_find_it(node: Node, rootfs: 
     assert (done.returncode, [finding for finding in json.loads(done.stdout)["findings"] if finding["severity"] != "note"]) == (0, [])
 
 
+def test_a_program_that_is_not_there(node: Node, rootfs: Path) -> None:
+    for verb, code in (("check", 3), ("label", 0)):
+        done = node.run(verb, rootfs, *(WISH if verb == "check" else ()), "--", "ap")
+        assert done.returncode == code
+        (line,) = (line for line in done.stdout.splitlines() if "warning: " in line)
+        assert "warning: the image has no program ap. User: name one that is there after --" in line and line.endswith(" [program-missing]")
+        assert "warning: " not in node.run(verb, rootfs, "--", APP).stdout
+
+
 def test_for_people_without_a_terminal(node: Node, rootfs: Path) -> None:
     done = node.run("check", rootfs, *WISH, "--", APP)
     assert (done.returncode, done.stderr) == (0, "")
@@ -155,6 +164,19 @@ def test_a_refusal_shows_what_failed(rootfs: Path, tmp_path: Path) -> None:
     text = node.run("check", rootfs, *WISH, "--", APP).stdout
     (row,) = [line for line in text.splitlines() if line.lstrip().startswith("libc.so.6 ")]
     assert row.endswith("lacks GLIBC_2.99, which libmpi.so.12 needs")
+
+
+def test_what_a_site_leaves_out_is_told_as_such(rootfs: Path, tmp_path: Path) -> None:
+    """The programs are shown with what was tried, and nobody may take that for what the container gets."""
+    too_new = Node(tmp_path)
+    site(too_new, version="GLIBC_2.99")
+    too_new.site(on_refusal="run-without")
+    too_new.run("scan")
+    lines = too_new.run("check", rootfs, *WISH, "--", APP).stdout.splitlines()
+    assert lines[0] == f"{rootfs}: {check.LEFT_OUT}" and "GLIBC_2.99" in lines[1]
+    assert lines.index("with what is left out:") < next(number for number, line in enumerate(lines) if "of the host" in line)
+    assert not any("nothing to do" in line for line in lines)
+    assert "left out" not in too_new.run("check", rootfs).stdout
 
 
 def test_what_nobody_has_is_a_row(node: Node, tmp_path: Path) -> None:

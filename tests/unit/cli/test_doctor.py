@@ -341,12 +341,18 @@ def test_a_profile_that_site_json_names(well: Installation) -> None:
     assert fault["code"] == "profile-unavailable" and "libnowhere.so.1" in fault["what"]
 
 
+def test_before_a_scan_nothing_is_known_of_profiles(well: Installation) -> None:
+    (well.node.state / "inventory.json").unlink()
+    said = well.doctor().stdout
+    assert "not scanned" in said and "needs nothing of the node" not in said
+
+
 def test_faults_for_people(well: Installation) -> None:
     well.executable.unlink()
     done = well.doctor()
     assert done.returncode == 1 and done.stdout.splitlines()[-1].endswith(" found")
     assert (f"  error: there is no {well.executable}, which {well.descriptor} names: podman passes that hook over without a word. "
-            "Site admin: run oci-hpc-hooks register again, or install the package again.") in done.stdout.splitlines()
+            "Site admin: run oci-hpc-hooks register again, or install the package again. [executable-missing]") in done.stdout.splitlines()
 
 
 def test_another_folder(well: Installation, tmp_path: Path) -> None:

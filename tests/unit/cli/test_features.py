@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,6 +33,17 @@ def test_what_is_offered_and_what_an_image_needs_for_it() -> None:
                               "org.supercontainers.hardware.cpu.optimized.version": list(CPU.compatible)}
     assert said["image_glibc"] == {"mpich": "2.34", "acme": ""}
     assert valid(json.dumps(said), "features-output")
+
+
+def test_for_people(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each row says what the image must be, the processor's too."""
+    for cpu, needs in ((CPU, "programs for it or an older one, such as x86_64_v3"),
+                       (replace(CPU, target="x86_64_v3"), "programs for it or an older one")):
+        monkeypatch.setattr(inventories, "load", lambda _, cpu=cpu: replace(NODE, cpu=cpu))
+        assert cli.run(["features"]) == 0
+        rows = [re.split(" {2,}", line.strip()) for line in capsys.readouterr().out.splitlines()]
+        assert rows[:2] == [["LABEL OF AN IMAGE", "NEEDS IN THE IMAGE"], ["org.supercontainers.mpi=mpich", "glibc 2.34 or newer"]]
+        assert rows[-1] == [f"org.supercontainers.hardware.cpu.optimized.version={cpu.target}", needs]
 
 
 def test_variants_and_a_c_runtime_serve_older_images() -> None:

@@ -24,3 +24,13 @@ def test_a_message_is_one_line() -> None:
     """It has words of the image, and none of them may look like a line of ours."""
     said = [str(getattr(line, "text", line)) for line in last.lines({**ENTRY, "message": "2 errors:\n  a: b\n  c: d."})]
     assert said[1:] == ["  2 errors: a: b c: d."]
+
+
+def test_a_refusal_has_its_code() -> None:
+    """Behind the hook's own sentence, which has none."""
+    found = {"severity": "error", "code": "pid", "what": "ids of its own", "origin": "", "remedy": "", "who": ""}
+    note = {**found, "severity": "note", "code": "mode", "what": "as is asked for"}
+    message = "ids of its own. User: give --pid=host."
+    lines = list(last.lines({**ENTRY, "verdict": "refused", "message": message, "findings": [note, found]}))
+    assert lines[1] == f"  {message} [pid]"
+    assert [getattr(line, "text", "") for line in lines[2:]] == ["  note: as is asked for. [mode]"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,29 @@ def test_a_draft_is_valid_and_scan_uses_it(node: Node, library: Path) -> None:  
     assert (drafted.returncode, drafted.stdout, drafted.stderr) == (0, "", "")
     assert node.run("validate", file).stdout == f"{file}: ok\n"
     assert f"vendor: available (profile {file})\n  replace libmpi.so.12, also as libmpich.so.12: {library}\n" in node.run("scan").stdout
+
+
+def test_a_folder_that_is_not_there_is_made_for_it(node: Node, library: Path, tmp_path: Path) -> None:  # noqa: F811
+    file = node.etc / "profiles.d/vendor.json"
+    file.parent.rmdir()
+    umask = os.umask(0o077)
+    try:
+        assert node.run("profiles", "draft", library, "--output", file).stderr == ""
+    finally:
+        os.umask(umask)
+    assert file.is_file() and file.parent.stat().st_mode & 0o777 == 0o755
+    result = node.run("profiles", "draft", library, "--output", tmp_path / "no/such/vendor.json")
+    assert result.stderr == (f"oci-hpc-hooks: {tmp_path}/no/such/vendor.json cannot be written: No such file or directory. User: make "
+                             f"{tmp_path}/no/such writable, or name another file.\n")
+
+
+def test_a_site_that_names_its_mpis_keeps_it_off(node: Node, library: Path) -> None:  # noqa: F811
+    node.site(profiles=["mpich", "slurm"])
+    draft = ("profiles", "draft", library, "--output")
+    (said,) = node.run(*draft, node.etc / "profiles.d/vendor.json").stderr.splitlines()
+    assert f'vendor: it is off as long as {node.etc}/site.json names only mpich: add "vendor" to its profiles' in said
+    node.site(profiles=["slurm"])
+    assert node.run(*draft, node.etc / "profiles.d/other.json").stderr == ""
 
 
 def test_on_standard_output(node: Node, library: Path) -> None:  # noqa: F811

@@ -58,21 +58,35 @@ def test_a_wide_terminal_has_one_line_for_a_row() -> None:
 
 def test_a_narrow_one_has_long_cells_below() -> None:
     lines = on_terminal(60).splitlines()
-    assert [line.strip() for line in lines[1:3]] == ["libmpich.so.12  host      replace of profile mpich", PATHS[1]]
+    assert [line.strip() for line in lines[:2]] == ["LIBRARY         PROVIDER  WHY", "FILE"]
+    assert [line.strip() for line in lines[2:4]] == ["libmpich.so.12  host      replace of profile mpich", PATHS[1]]
 
 
 def test_a_table_of_nothing_but_long_cells() -> None:
     """Such as explain's files: each row begins with its first cell, however long that is."""
     rows = ((*PATHS, "there"), (PATHS[0] * 3, PATHS[1], "gone"))
     lines = on_terminal(60, f"show.show([show.Table(('FILE', 'APPEARS AS', 'NOW'), {rows!r})])").splitlines()
-    assert [line.strip() for line in lines] == ["FILE", PATHS[0], PATHS[1], "there", PATHS[0] * 3, PATHS[1], "gone"]
+    assert [line.strip() for line in lines] == ["FILE", "APPEARS AS", "NOW", PATHS[0], PATHS[1], "there", PATHS[0] * 3, PATHS[1], "gone"]
     lines = on_terminal(80, f"show.show([show.Table(('FILE', 'APPEARS AS', 'NOW'), {rows[:1]!r})])").splitlines()
-    assert [line.split() for line in lines] == [["FILE", "NOW"], [PATHS[0], "there"], [PATHS[1]]]
+    assert [line.split() for line in lines] == [["FILE", "NOW"], ["APPEARS", "AS"], [PATHS[0], "there"], [PATHS[1]]]
 
 
 def test_between_them_only_the_last_column_is_below() -> None:
     lines = on_terminal(85).splitlines()
-    assert lines[1].split() == list(TABLE.rows[0][:3]) and lines[2].strip() == TABLE.rows[0][3]
+    assert lines[0].split() == ["LIBRARY", "PROVIDER", "FILE"] and lines[1].strip() == "WHY"
+    assert lines[2].split() == list(TABLE.rows[0][:3]) and lines[3].strip() == TABLE.rows[0][3]
+
+
+def test_a_command_to_be_copied_is_one_line() -> None:
+    command = "  podman run --device oci-hpc-hooks.org/image=solver " + PATHS[0]
+    for to in ("sys.stdout", "sys.stderr"):
+        written = on_terminal(60, f"show.show([show.Line({command!r}, whole=True), show.Line('x', 'error')], to={to})")
+        assert command in written.splitlines()
+
+
+def test_a_finding_ends_with_its_code() -> None:
+    (line,) = show.findings([{"severity": "error", "code": "pid", "what": "ids of its own", "origin": "label x", "remedy": "", "who": ""}])
+    assert line.text == "  error: ids of its own (from label x). [pid]"
 
 
 def test_progress_is_for_terminals(capsys: pytest.CaptureFixture[str]) -> None:

@@ -101,7 +101,7 @@ def test_missing_library(tmp_path: Path) -> None:
     (result,) = found.inventory.profiles
     assert result.libraries == ()
     (problem,) = result.problems
-    where = f"{tmp_path} and wherever the node's own loader looks"
+    where = f"{tmp_path}, nor where the node's own loader looks"
     assert problem == f"there is no libtestmpi.so.12 or libtestmpich.so.12 in {where}"
     assert watched(found, tmp_path / "not") and not watched(found, tmp_path / "not/there")
 

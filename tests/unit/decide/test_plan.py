@@ -335,6 +335,20 @@ def test_only_an_explicit_wish_is_refused(facts: Callable[[], ImageFacts], node:
     assert not [finding for finding in made.findings if finding.severity == ERROR]
 
 
+def test_who_can_mend_what_is_asked_for_in_vain() -> None:
+    """The caller's word may be the wrong one; of a label's, it is the image."""
+    offers = inventory(profile(mpi="openmpi"))
+    for by_image, says in (False, "ask for openmpi if the image is built for that"), (True, "use an image built for openmpi;"):
+        wish = Request(mpi=Wish("mpich", "label org.supercontainers.mpi=mpich", True, by_image))
+        assert only_error(decide(mpich_image().facts(APP), node=offers, request=wish)).remedy.startswith(says)
+
+
+def test_a_profile_of_the_package_is_not_what_to_mend() -> None:
+    found = dataclasses.replace(profile(), problems=("there is no libmpi.so.12 in /nosuch",), source="/usr/lib/oci_hpc_hooks/a.json")
+    told = only_error(decide(mpich_image().facts(APP), node=inventory(found)))
+    assert told.code == "profile-unavailable" and "site.json" in told.remedy and "/usr/lib" not in told.remedy
+
+
 @pytest.mark.parametrize(("facts", "node", "code", "says", "who"), REFUSALS)
 def test_a_site_may_run_without(facts: Callable[[], ImageFacts], node: Inventory, code: str, says: str, who: str) -> None:
     made = decide(facts(), node=dataclasses.replace(node, site=Site(on_refusal="run-without")))

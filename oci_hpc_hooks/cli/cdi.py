@@ -110,7 +110,8 @@ def _lines(args: argparse.Namespace, found: Sequence[Written]) -> List[show.Bloc
     for one in found:
         for device in one.document["devices"]:
             edits = device["containerEdits"]
-            what = f"{len(edits.get('mounts', ()))} mounts, {len(edits.get('deviceNodes', ()))} device nodes"
+            counts = (("mounts", "mount"), ("deviceNodes", "device node"))
+            what = ", ".join(show.count(len(edits.get(key, ())), name) for key, name in counts)
             lines.append(f"{one.kind}={device['name']}: {what}, in {one.path}")
             if args.image and target.kind_of(args.image) == target.IMAGE:
                 lines.append(show.Line(f"  podman run --device {one.kind}={device['name']} {args.image}", whole=True))

@@ -34,7 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--annotation", metavar="KEY=VALUE", action="append", default=[], help="as for podman run; may be repeated")
     parser.add_argument("--label", metavar="KEY=VALUE", action="append", default=[], help="as if the image had this label")
     parser.add_argument("--format", choices=(JSON, *FORMATS), default=JSON,
-                        help="json: as it is remembered (schemas/plan.schema.json); else arguments of that engine, and --output too")
+                        help="json: as it is remembered (schemas/plan.schema.json); else that engine's arguments, with --output")
     parser.add_argument("--output", metavar="DIR", type=os.path.abspath,
                         help="a new directory for what is bound and is no file of the host: the tree, and the loader's cache; it must stay "
                              "as long as containers run")

@@ -357,8 +357,8 @@ def _take_sets(profile: ResolvedProfile, facts: ImageFacts, rules: _Dependencies
         chosen.update(trial)
         in_place[:] = places
         if one.libraries[0] in chosen:
-            yield Finding(NOTE, "fabric-set", f"the {one.name} set comes from the site: its libraries, {len(one.modules)} modules and "
-                          f"{len(one.files)} files of configuration")
+            yield Finding(NOTE, "fabric-set", f"the {one.name} set comes from the site: its libraries, modules ({len(one.modules)}) and "
+                          f"files of configuration ({len(one.files)})")
             yield from _left_alone(one, rules, chosen)
         elif {*one.libraries} & {*rules.kept}:
             yield from _images_own(one, wanted, rules, facts)

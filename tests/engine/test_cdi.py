@@ -132,7 +132,7 @@ def test_the_page_on_profiles(make_site: SiteMaker, folder: Path, device_node: P
     done = commands(site, "profile")
     assert done.returncode == 0, done.stderr
     where = f"{folder.resolve()}/oci-hpc-hooks.org-imaginary.json"
-    assert f"oci-hpc-hooks.org/imaginary=all: 0 mounts, 1 device nodes, in {where}" in done.stdout.splitlines()
+    assert f"oci-hpc-hooks.org/imaginary=all: 0 mounts, 1 device node, in {where}" in done.stdout.splitlines()
     read = ("head", "-c", "3", str(device_node))
     for engine in (Engine("crun", "root"), Engine("runc", "root")):
         result = engine.run(IMAGE, *read, options=["--device=oci-hpc-hooks.org/imaginary=all"])

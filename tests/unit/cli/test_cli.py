@@ -226,8 +226,13 @@ def test_each_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> No
     assert resources.find(f"schemas/{name}.schema.json").is_file()
 
 
-def test_exit_codes_are_in_the_help(node: Node) -> None:
-    assert "2 usage or configuration" in node.run("--help").stdout
+@pytest.mark.parametrize(("words", "says"), [
+    (["--help"], "2 usage or configuration, 3 unproved, 4 another digest (check)"),
+    (["plan", "--help"], "1 refused, or nothing to do, which is 0 of check"),
+    (["plan", "--help"], "that engine's arguments, with --output"), (["last", "--help"], "--log-file FILE what the hooks did"),
+])
+def test_what_is_in_the_help(node: Node, words: List[str], says: str) -> None:
+    assert says in " ".join(node.run(*words).stdout.split())
 
 
 def test_only_the_verb_asked_for_is_imported(node: Node) -> None:

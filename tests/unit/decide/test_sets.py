@@ -101,7 +101,7 @@ def from_site(made: Plan) -> None:
     assert names["libibverbs.so.1"] == "/dev/.oci-hpc" + VERBS
     assert names["libmlx5-rdmav34.so"] == f"/dev/.oci-hpc{PROVIDERS}/libmlx5-rdmav34.so"
     (note,) = told(made, NOTE)
-    assert note.what == "the verbs set comes from the site: its libraries, 1 modules and 1 files of configuration"
+    assert note.what == "the verbs set comes from the site: its libraries, modules (1) and files of configuration (1)"
 
 
 # ------------------------------------------------------------------------------------------------------------------ which side

@@ -34,7 +34,7 @@ PATHS = {"DIR": shtab.DIRECTORY, "BIN": shtab.DIRECTORY, "HOOKS": shtab.DIRECTOR
 #: Sections of the main page that no grammar has.
 MORE = """\
 .SH EXIT CODES
-0 done, or compatible; 1 refused; 2 usage or configuration; 3 unproved. Each verb's page says which of them it has.
+0 done, or compatible; 1 refused; 2 usage or configuration; 3 unproved; 4 another digest (check). Each verb's page says which it has.
 .SH FILES
 .TP
 /etc/oci-hpc-hooks/site.json, /etc/oci-hpc-hooks/profiles.d
@@ -77,7 +77,7 @@ def main() -> int:
 def generated() -> Iterator[Tuple[str, str]]:
     """Every file, by its path in the repository."""
     whole = cli.parser()
-    pages = verbs(whole)
+    pages = cli.verbs_of(whole)
     for parser in (whole, *pages.values()):
         for action in parser._actions:
             if action.metavar in PATHS:
@@ -201,12 +201,6 @@ def verified() -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------------- man pages
-
-def verbs(whole: argparse.ArgumentParser) -> Dict[str, argparse.ArgumentParser]:
-    """The parsers of the verbs, by name."""
-    (actions,) = (action for action in whole._actions if isinstance(action, argparse._SubParsersAction))
-    return dict(actions.choices)
-
 
 def page(parser: argparse.ArgumentParser, title: str, more: str) -> str:
     """One man page (man(7))."""

@@ -79,9 +79,8 @@ def of_system(error: OSError) -> HookError:
 
 def sentence(what: str, origin: str = "", remedy: str = "", who: str = "") -> str:
     """One message on one line: what, (asked for by origin), what to do (who)."""
-    text = what.rstrip(".")
-    if origin:
-        text += f" (from {origin})"
+    text = what.rstrip(".") + (f" (from {origin})" if origin else "")
     if remedy:
-        text += f". {who.capitalize() + ': ' + remedy if who else remedy[:1].upper() + remedy[1:]}".rstrip(".")
-    return text + "."
+        stop = "" if text.endswith("?") else "."
+        text += f"{stop} {who.capitalize() + ': ' + remedy if who else remedy[:1].upper() + remedy[1:]}".rstrip(".")
+    return text if text.endswith("?") else text + "."

@@ -228,7 +228,7 @@ def _of_profiles(args: argparse.Namespace, offers: Inventory) -> Tuple[int, List
         if unsaid:
             told.append(Finding(NOTE, "cdi", f"not in {kind}: {unsaid}", profile.source, "write them for an image: cdi --image", "user"))
     if not found:
-        names = ", ".join(args.profiles) or "no profile of this node"
+        names = f"of {', '.join(args.profiles)} none" if args.profiles else "no profile of this node"
         raise UsageError(f"there is nothing to write: {names} has devices or files that are the same for every image",
                          remedy="write the plan of an image (--image)", who="user")
     return 0, found, told

@@ -66,10 +66,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--remember", action="store_true",
                         help="have podman start a container of the image up to its program and remove it, so that the plan is remembered "
                              "and the first podman run is a warm start")
-    parser.add_argument("--run-options", metavar="OPTIONS", type=shlex.split, default=[],
+    parser.add_argument("--run-options", metavar="OPTIONS", type=_words, default=[],
                         help="of --remember: the options that podman run will have, as one word: '--net=host --volume /data:/data'")
     parser.add_argument("--hooks-dir", metavar="DIR", type=os.path.abspath,
                         help="of --remember: the folder that podman run will be given as --hooks-dir")
+
+
+def _words(text: str) -> List[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text}: {str(error).lower()}") from None
 
 
 class Answer(NamedTuple):
@@ -84,6 +91,8 @@ class Answer(NamedTuple):
 def execute(args: argparse.Namespace) -> int:
     if args.graph and len(args.inventory) > 1:
         raise UsageError("--graph draws the answer for one system", remedy="give one --inventory, or none", who="user")
+    if args.graph and not args.graph.endswith(".svg"):
+        raise UsageError(f"--graph {args.graph}: the picture is SVG", remedy="give it a name that ends in .svg", who="user")
     expected = [digest.parse(text) for text in args.expect]
     args.digest = args.digest or bool(expected)
     if args.digest and args.inventory:

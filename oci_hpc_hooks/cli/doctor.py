@@ -34,6 +34,8 @@ STAGES = ("prestart", "createRuntime", "createContainer", "startContainer", "pos
 PODMAN, KERNEL = (4, 3), (5, 14)
 ENGINES = ("podman", "crun", "runc", "buildah", "crio")
 LIMIT = 1 << 20
+#: Characters of an engine's complaint.
+COMPLAINT = 400
 _TOO_LARGE = 4 << 20
 
 
@@ -54,6 +56,7 @@ class Program:
     name: str
     path: str
     version: str  # empty: it did not tell
+    trouble: str = ""  # in its own words
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,11 @@ def engine_faults(engines: Sequence[Program]) -> Iterator[Fault]:
                      "update podman")
     for engine in engines:
         if not engine.version:
-            yield _warning("engine-broken", f"{engine.path} --version does not tell a version", f"install {engine.name} again")
+            what = f"{engine.path} --version does not tell a version"
+            if engine.trouble:
+                yield _warning("engine-broken", f"{what}: {engine.trouble}", "mend what it names")
+            else:
+                yield _warning("engine-broken", what, f"install {engine.name} again")
 
 
 def folder_faults(folders: Sequence[Folder]) -> Iterator[Fault]:
@@ -309,16 +316,18 @@ def _dotted(version: Tuple[int, ...]) -> str:
 
 def engines_in_path() -> List[Program]:
     found = [(name, shutil.which(name)) for name in ENGINES]
-    return [Program(name, path, version_of(path)) for name, path in found if path]
+    return [Program(name, path, *version_of(path)) for name, path in found if path]
 
 
-def version_of(program: str) -> str:
+def version_of(program: str) -> Tuple[str, str]:
+    """What it tells as its version, and otherwise what it complains of."""
     try:
-        done = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=20, cwd="/", stdin=subprocess.DEVNULL)
-    except (OSError, subprocess.SubprocessError):
-        return ""
+        done = subprocess.run([program, "--version"], capture_output=True, encoding="utf-8", errors="replace", timeout=20, cwd="/",
+                              stdin=subprocess.DEVNULL)
+    except (OSError, subprocess.SubprocessError) as error:
+        return "", error.strerror or "" if isinstance(error, OSError) else "it does not answer"
     found = re.search(r"\d+\.\d+[\w.+~-]*", done.stdout) if done.returncode == 0 else None
-    return found[0] if found else ""
+    return (found[0], "") if found else ("", " ".join(done.stderr.split())[:COMPLAINT])
 
 
 def configuration_texts(env: Mapping[str, str], uid: int) -> List[Tuple[str, str]]:

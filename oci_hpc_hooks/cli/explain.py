@@ -55,13 +55,14 @@ class Subject:
 
 def execute(args: argparse.Namespace) -> int:
     places = own_places(Places(args.config_dir, args.state_dir, args.cache_dir, args.log_file))
-    entries = last.read(places.log, sys.maxsize)
+    log = last.log_of(args)
+    entries = last.read(log, sys.maxsize)
     subject = _subject(args.container, [str(entry.get("id")) for entry in entries])
     entry = next((entry for entry in entries if entry.get("id") == subject.id), None)
     seen = _mounts_of(subject)
     if entry is None and not (seen and _marked(seen)):
         removed = "if it has been removed give its id, for its name went with it" if subject.status == "gone" else ""
-        raise HookError(f"nothing is known of the container {args.container}: {places.log} has no entry of it, for it asked for nothing, "
+        raise HookError(f"nothing is known of the container {args.container}: {log} has no entry of it, for it asked for nothing, "
                         "or was started without the hooks or by another user", remedy=removed, who="user")
     document = _document(subject, entry, places, seen)
     if args.json:

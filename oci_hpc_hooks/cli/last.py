@@ -20,7 +20,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace) -> int:
     if args.number < 1:
         raise UsageError(f"-n {args.number}: a number of at least 1 was expected")
-    path = own_places(Places(args.config_dir, args.state_dir, args.cache_dir, args.log_file)).log
+    path = log_of(args)
     entries = read(path, args.number)
     if args.json:
         cli.print_json({"version": 1, "log": path, "entries": entries})
@@ -29,6 +29,13 @@ def execute(args: argparse.Namespace) -> int:
     else:
         show.show(line for entry in entries for line in lines(entry))
     return 0
+
+
+def log_of(args: argparse.Namespace) -> str:
+    """The log to read: one that is named and that this user may read, and otherwise that of the user's hooks."""
+    if args.log_file != cli.LOG and os.access(args.log_file, os.R_OK):
+        return str(args.log_file)
+    return own_places(Places(args.config_dir, args.state_dir, args.cache_dir, args.log_file)).log
 
 
 def read(path: str, number: int) -> List[Dict[str, Any]]:
@@ -83,5 +90,6 @@ def lines(entry: Dict[str, Any]) -> Iterator[show.Block]:
     message = str(entry.get("message") or "")
     found = [finding for finding in entry.get("findings") or () if isinstance(finding, dict)]
     if message:
-        yield f"  {message}{next((show.code_of(finding) for finding in found if str(finding.get('what')) in message), '')}"
+        # On one line, as whoever started the container has seen it.
+        yield f"  {' '.join(message.split())}{next((show.code_of(finding) for finding in found if str(finding.get('what')) in message), '')}"
     yield from show.findings(finding for finding in found if str(finding.get("what")) not in message)

@@ -30,11 +30,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", metavar="IMAGE|ROOTFS", help="an image that podman has, or the directory of a root filesystem")
     parser.usage = "%(prog)s [options] IMAGE|ROOTFS [-- COMMAND ...]"
     parser.epilog = ("COMMAND is what would run in it. The arguments are for containers of this image on this node, as it is now. Exit "
-                     "codes are those of check: 0 proved, 1 refused, or nothing to do, 3 unproved.")
+                     "codes: 0 proved; 1 refused, or nothing to do, which is 0 of check; 2 usage or configuration; 3 unproved.")
     parser.add_argument("--annotation", metavar="KEY=VALUE", action="append", default=[], help="as for podman run; may be repeated")
     parser.add_argument("--label", metavar="KEY=VALUE", action="append", default=[], help="as if the image had this label")
     parser.add_argument("--format", choices=(JSON, *FORMATS), default=JSON,
-                        help="json: as it is remembered (schemas/plan.schema.json); else the arguments of that engine")
+                        help="json: as it is remembered (schemas/plan.schema.json); else arguments of that engine, and --output too")
     parser.add_argument("--output", metavar="DIR", type=os.path.abspath,
                         help="a new directory for what is bound and is no file of the host: the tree, and the loader's cache; it must stay "
                              "as long as containers run")

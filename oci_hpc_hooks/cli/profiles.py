@@ -28,6 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     showing.add_argument("name", metavar="NAME", help="the profile's name")
     for action in (draft, listing, showing):
         action.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON as described in schemas/")
+        cli.add_places(action)
 
 
 def execute(args: argparse.Namespace) -> int:

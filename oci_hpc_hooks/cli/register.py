@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import shutil
 import sys
 import sysconfig
@@ -69,9 +70,9 @@ def execute(args: argparse.Namespace) -> int:
         return 0
     print("\n".join(written))
     if args.dir:
-        print(f"use it with: podman run --hooks-dir {args.dir} …")
+        print(f"use it with: podman run --hooks-dir {shlex.quote(args.dir)} …")
     if args.podman:
-        print(f"use it with: PATH={args.podman}:$PATH")
+        print(f"use it with: PATH={shlex.quote(args.podman)}:$PATH")
     return 0
 
 

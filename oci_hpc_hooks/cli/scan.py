@@ -44,7 +44,8 @@ def _told(found: scan.Scan, path: str) -> Iterator[str]:
         yield f"C runtime for containers whose glibc is too old: {told}"
     cpu = found.inventory.cpu
     if cpu is not None:
-        yield f"processor: {cpu.target} ({cpu.vendor}), which amounts to {cpu.level}"
+        level = f", which amounts to {cpu.level}" if cpu.level != cpu.target else ""
+        yield f"processor: {cpu.target} ({cpu.vendor}){level}"
     if found.cpu_note:
         yield f"  note: {found.cpu_note}"
     if path:
@@ -71,7 +72,8 @@ def _lines(profile: ResolvedProfile, notes: Mapping[str, Sequence[str]]) -> Iter
             yield f"  {library.role} {library.name}{also}: {library.path}"
     if not profile.problems:
         dependencies = sum(library.role == "dependency" for library in profile.libraries)
-        yield f"  with them come {dependencies} libraries that they need and {len(profile.plugins)} modules"
+        yield (f"  with them {'comes' if dependencies == 1 else 'come'} {show.count(dependencies, 'library', 'libraries')} that they need "
+               f"and {show.count(len(profile.plugins), 'module')}")
         yield f"  its libraries load with glibc {profile.glibc or '2'} or newer" + (", modules may need more" if profile.plugins else "")
         if profile.sets:
             yield f"  as one set each: {', '.join(one.name for one in profile.sets)}"

@@ -21,6 +21,9 @@ from oci_hpc_hooks.inputs.image import DEFAULT_PATH
 from oci_hpc_hooks.linux.paths import Root
 from oci_hpc_hooks.model import WARNING, Container, Finding, ImageFacts, Mount, Plan
 
+#: How podman says that it has no image of a name: 5 and 4, and older ones.
+UNKNOWN = ("image not known", "no such image", "no such object")
+
 IMAGE, ROOTFS, BUNDLE = "image", "root filesystem", "bundle"
 
 
@@ -29,7 +32,14 @@ def kind_of(target: str) -> str:
     if os.path.isdir(target):
         return BUNDLE if os.path.lexists(os.path.join(target, "config.json")) else ROOTFS
     if target.startswith(("/", "./", "../")):
-        raise UsageError(f"there is no directory {target}")
+        try:
+            os.stat(target)
+        except (FileNotFoundError, NotADirectoryError):
+            raise UsageError(f"there is no directory {target}") from None
+        except OSError as error:
+            raise UsageError(f"{target} cannot be looked at: {error.strerror}") from None
+        raise UsageError(f"{target} is a file, no directory", remedy="unpack an archive into a directory, or give it to podman load and "
+                         "name the image", who="user")
     return IMAGE
 
 
@@ -42,6 +52,9 @@ def look(target: str, command: Sequence[str], annotations: Sequence[str] = (), l
     kind = kind_of(target)
     with _image(target) if kind == IMAGE else contextlib.nullcontext(os.path.realpath(target)) as found:
         made = found if isinstance(found, Container) else _bundle(found) if kind == BUNDLE else _of_tree(found, target)
+        if not os.access(made.rootfs, os.X_OK):
+            raise UsageError(f"{made.rootfs} cannot be looked into: this user may not enter it", who="user",
+                             remedy="ask its owner for the right to, or name a directory that is yours")
         with Root(os.open(made.rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as root:
             yield replace(made, args=tuple(command) or made.args, annotations={**made.annotations, **asked},
                           labels={**made.labels, **said}), root
@@ -100,9 +113,10 @@ def _bundle(folder: str) -> Container:
 
 @contextlib.contextmanager
 def _image(name: str) -> Iterator[Container]:
+    # First of all: where podman itself is broken it says so here, and of its namespace only the exit code would come back.
+    image = _first(podman("image", "inspect", "--", name, unknown="pull or build the image first"))
     if os.geteuid() != 0:
         in_podmans_namespace()
-    image = _first(podman("image", "inspect", "--", name, remedy="pull or build the image first"))
     identity = str(image["Id"])
     with _mounted(identity) as tree:
         config = image.get("Config") or {}
@@ -150,11 +164,13 @@ def in_podmans_namespace() -> NoReturn:
         os.execvp("podman", ["podman", "unshare", sys.executable, os.path.abspath(sys.argv[0]), *sys.argv[1:]])
 
 
-def podman(*arguments: str, remedy: str = "") -> str:
-    """What a podman command says. Raises UsageError with podman's own words if it fails."""
+def podman(*arguments: str, unknown: str = "") -> str:
+    """What a podman command says. Raises UsageError with podman's own words if it fails. ``unknown``: the remedy where it knows no such
+    image, and is not broken itself."""
     with _needs_podman():
         done = subprocess.run(["podman", *arguments], capture_output=True, encoding="utf-8", errors="replace", check=False)
     if done.returncode:
+        remedy = unknown if any(words in done.stderr for words in UNKNOWN) else ""
         raise UsageError(f"podman {' '.join(arguments)}: {done.stderr.strip() or 'failed'}", remedy=remedy, who="user" if remedy else "")
     return done.stdout
 

@@ -97,6 +97,8 @@ def parse(raw: bytes, file: str) -> Any:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise Invalid([Problem(file, "$", f"not UTF-8 (byte {error.start}: 0x{raw[error.start]:02x}); save the file as UTF-8")]) from None
+    if text.startswith("\ufeff"):
+        raise Invalid([Problem(file, "$", "not JSON: it begins with a byte order mark; save the file as UTF-8 without one")])
     repeated: List[str] = []
 
     def members(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:

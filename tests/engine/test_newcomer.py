@@ -117,6 +117,26 @@ def test_from_nothing_to_the_sites_mpi(newcomer: Newcomer) -> None:
     assert ": refused" in newcomer.types(line_of(ASK, "oci-hpc-hooks last")).stdout.splitlines()[0]
 
 
+def test_a_stale_inventory_is_noticed_at_the_next_start(newcomer: Newcomer) -> None:
+    """As step 2 says: the hook scans by itself. And where site.json is wrong, what it says of refusals counts."""
+    register, _, run = HOOKS.splitlines()
+    newcomer.types(register)
+    run = run.replace("podman run", f"podman run --rm --annotation {LABEL.split()[1]}")
+    path = "/etc/oci-hpc-hooks/site.json"
+    assert_site(newcomer.types(f"echo >>{path}; {run}"))
+    wrong = '{"version": 1, "profiles": ["nosuch"]}'
+    try:
+        refused = newcomer.types(f"echo '{wrong}' >{path}; {run}", well=False)
+        assert refused.returncode == 126 and f"{path}: $.profiles[0]: there is no profile 'nosuch'" in refused.stderr
+        assert "Site admin: correct it; oci-hpc-hooks validate FILE looks again; to start without injection give" in refused.stderr
+        without = wrong.replace("]}", '], "on_refusal": "run-without"}')
+        assert_own(newcomer.types(f"echo '{without}' >{path}; {run}"))
+        assert "there is no profile 'nosuch'" in newcomer.types(line_of(ASK, "oci-hpc-hooks last")).stdout
+    finally:
+        newcomer.types(f"cat >{path} <<'END'\n{SITE}END\n")
+    assert_site(newcomer.types(run))
+
+
 def test_other_ways_to_ask(newcomer: Newcomer) -> None:
     """They go by the image's own command, which is a shell: no program is named, so nothing is proved (exit code 3)."""
     asked = [line.replace("check", f"check --annotation {LABEL.split()[1]}") for line in ASK.splitlines() if " check " in line][1:]

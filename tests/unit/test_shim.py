@@ -299,7 +299,7 @@ def test_both_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     registered(tmp_path, "echo", monkeypatch)
     monkeypatch.setenv("PATH", f"{tmp_path}/real")
     capsys.readouterr()
-    assert cli.run(["register", str(tmp_path / "hooks"), "--podman", str(tmp_path / "bin")]) == 0
-    assert (tmp_path / "hooks/oci-hpc-hooks.json").exists()
+    assert cli.run(["register", str(tmp_path / "its hooks"), "--podman", str(tmp_path / "its bin")]) == 0
+    assert (tmp_path / "its hooks/oci-hpc-hooks.json").exists()
     assert capsys.readouterr().out.splitlines()[-2:] == [
-        f"use it with: podman run --hooks-dir {tmp_path}/hooks …", f"use it with: PATH={tmp_path}/bin:$PATH"]
+        f"use it with: podman run --hooks-dir '{tmp_path}/its hooks' …", f"use it with: PATH='{tmp_path}/its bin':$PATH"]

@@ -147,7 +147,7 @@ def test_yaml(node: Node, rootfs: Path, tmp_path: Path) -> None:
     (["--name", "x"], 2, "belong to --image"),
     (["nonsense"], 2, "this node has no profile 'nonsense'"),
     ([], 2, "there is nothing to write"),
-    (["ours"], 2, "ours has devices or files that are the same for every image"),
+    (["ours"], 2, "of ours none has devices or files that are the same for every image"),
     (["--image", "ROOT", "--output", "/proc/cdi", *COMMAND], 2, "/proc/cdi"),
 ])
 def test_what_is_not_written(node: Node, rootfs: Path, tmp_path: Path, arguments: List[str], code: int, says: str) -> None:

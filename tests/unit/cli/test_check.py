@@ -351,12 +351,19 @@ def test_the_picture_of_another_system(node: Node, rootfs: Path, tmp_path: Path)
     assert done.returncode == 2 and "one system" in done.stderr
 
 
-@pytest.mark.parametrize("path", ["nowhere/a.svg", "."])
+@pytest.mark.parametrize("path", ["nowhere/a.svg", ".svg"])
 def test_a_picture_that_cannot_be_written(node: Node, rootfs: Path, tmp_path: Path, path: str) -> None:
+    (tmp_path / ".svg").mkdir()
     done = node.run("check", "--graph", tmp_path / path, rootfs, *WISH)
     assert done.returncode == 2
     assert done.stderr.startswith(f"oci-hpc-hooks: the picture {tmp_path / path} cannot be written: ")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_picture_is_svg(node: Node, rootfs: Path, tmp_path: Path) -> None:
+    done = node.run("check", "--graph", tmp_path / "why.dot", rootfs, *WISH)
+    assert done.returncode == 2 and "ends in .svg" in done.stderr
+    assert not (tmp_path / "why.dot").exists()
 
 
 @pytest.mark.parametrize(("arguments", "words"), [

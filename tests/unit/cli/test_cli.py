@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import configparser
 import json
 import os
+import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, Iterator, List
 
 import pytest
 from jsonschema import Draft7Validator
@@ -85,12 +88,13 @@ def test_scan(node: Node) -> None:
     result = node.run("scan")
     assert result.stderr == ""
     cpu, note = node_cpu()
+    level = f", which amounts to {cpu.level}" if cpu and cpu.level != cpu.target else ""
     assert result.stdout.splitlines() == [
         f"ours: available (profile {source})",
         f"  replace libtestmpi.so.12: {library}",
-        "  with them come 1 libraries that they need and 0 modules",
+        "  with them comes 1 library that they need and 0 modules",
         "  its libraries load with glibc 2 or newer",
-        *([f"processor: {cpu.target} ({cpu.vendor}), which amounts to {cpu.level}"] if cpu else []),
+        *([f"processor: {cpu.target} ({cpu.vendor}){level}"] if cpu else []),
         *([f"  note: {note}"] if note else []),
         f"written to {node.state}/inventory.json",
     ]
@@ -161,15 +165,18 @@ def test_validate_tells_every_error_of_every_file(node: Node, tmp_path: Path) ->
     profile = node.profile("a", "libmpi")
     broken = tmp_path / "broken.json"
     broken.write_bytes(b"\xff")
+    marked = tmp_path / "marked.json"
+    marked.write_bytes(b"\xef\xbb\xbf{}")
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
-    files = [str(path) for path in (site, profile, broken, fifo, tmp_path / "none")]
+    files = [str(path) for path in (site, profile, broken, marked, fifo, tmp_path / "none")]
     result = node.run("validate", *files)
     assert result.returncode == 2
     assert result.stdout.splitlines() == [
         f"{site}: $.profiles[0]: there is no profile 'mpihc'; did you mean \"mpich\"?",
         f"{profile}: $.libraries[0].soname: \"libmpi\" is not a library's file name such as libmpi.so.12, without directory",
         f"{broken}: not UTF-8 (byte 0: 0xff); save the file as UTF-8",
+        f"{marked}: not JSON: it begins with a byte order mark; save the file as UTF-8 without one",
         f"{fifo}: {fifo} is not a regular file",
         f"{tmp_path}/none: there is no file {tmp_path}/none",
     ]
@@ -195,7 +202,11 @@ def test_validate_the_inventory_that_scan_wrote(node: Node) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
-    [([], "VERB"), (["scna"], "invalid choice: 'scna'"), (["scan", "--jsno"], "unrecognized arguments: --jsno"), (["validate"], "FILE")],
+    [([], "VERB"), (["scna"], "invalid choice: 'scna'"), (["scan", "--jsno"], "unrecognized arguments: --jsno"), (["validate"], "FILE"),
+     (["check", "image", "program"], "unrecognized arguments: program; a command goes after --: -- program"),
+     (["register", ""], "an argument is empty"), (["explain", ""], "an argument is empty"), (["check", ""], "an argument is empty"),
+     (["doctor", "--hooks-dir", ""], "--hooks-dir is empty"), (["check", "--graph=", "image"], "--graph is empty"),
+     (["check", "--run-options", "-v 'x", "image"], "-v 'x: no closing quotation")],
 )
 def test_usage(node: Node, arguments: List[str], says: str) -> None:
     result = node.run(*arguments)
@@ -250,3 +261,106 @@ def test_interrupt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     monkeypatch.setattr(validate, "execute", interrupted)
     assert cli.run(["validate", "x"]) == 130
     assert capsys.readouterr().err == "oci-hpc-hooks: interrupted\n"
+
+
+def test_version(node: Node) -> None:
+    setup = configparser.ConfigParser()
+    setup.read(resources.PACKAGE.parent / "setup.cfg")
+    assert node.run("--version").stdout == f"oci-hpc-hooks {setup['metadata']['version']}\n"
+
+
+@pytest.mark.parametrize("words", [["last"], ["profiles", "list"]])
+def test_places_before_the_verb_or_after_it(words: List[str]) -> None:
+    before = ["--state-dir", "/before", "--config-dir", "/before"]
+    args = cli.parse([*before, *words, "--config-dir", "/after"])
+    assert (args.config_dir, args.state_dir, args.log_file) == ("/after", "/before", cli.LOG)
+
+
+def test_empty_values_that_mean_something() -> None:
+    args = cli.parse(["check", "--run-options", "", "--label", "key=", "image", "--", "sh", "-c", ""])
+    assert (args.run_options, args.label, args.command) == ([], ["key="], ["sh", "-c", ""])
+
+
+def in_bash(node: Node, words: str, then: str) -> subprocess.CompletedProcess[str]:
+    code = f"{sys.executable} -c '{MAIN}' {' '.join(node.options)} {words} {then}"
+    env = {"PYTHONPATH": str(resources.PACKAGE.parent), "PATH": os.environ["PATH"]}
+    return subprocess.run(["bash", "-c", code], capture_output=True, text=True, env=env)
+
+
+@pytest.mark.parametrize(("words", "code"), [("last", 0), ("profiles --json list", 0), ("check /nosuch", 2), ("check --json /nosuch", 2)])
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams(node: Node, words: str, code: int, closed: str) -> None:
+    result = in_bash(node, words, closed)
+    assert result.returncode == code
+    assert "Traceback" not in result.stderr and "oci-hpc-hooks:" not in result.stdout
+
+
+def test_reader_of_an_error_that_goes_away(node: Node) -> None:
+    result = in_bash(node, "profiles --json show nosuch", "| true; exit ${PIPESTATUS[0]}")
+    assert (result.returncode, result.stderr) == (141, "")
+
+
+@pytest.mark.parametrize("words", ["last", "last --json", "profiles list", "profiles list --json", "profiles show nosuch --json"])
+def test_output_that_cannot_be_written(node: Node, words: str) -> None:
+    result = in_bash(node, words, "> /dev/full")
+    assert result.returncode == 2
+    assert re.fullmatch("oci-hpc-hooks: standard output(, or a file)?: No space left on device.\n", result.stderr)
+
+
+class Stranger:
+    """Somebody who is not root, with a folder that anybody may enter."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def run(self, *words: object) -> subprocess.CompletedProcess[str]:
+        env = {"PYTHONPATH": str(resources.PACKAGE.parent), "PATH": f"{self.folder}:{os.environ['PATH']}"}
+        return subprocess.run([sys.executable, "-c", MAIN, *map(str, words)], capture_output=True, text=True, env=env, user=65534, cwd="/")
+
+
+@pytest.fixture
+def stranger() -> Iterator[Stranger]:
+    if os.geteuid():
+        pytest.skip("only root can be somebody else")
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        yield Stranger(Path(folder))
+
+
+@pytest.mark.parametrize("verb", ["check", "label"])
+def test_a_directory_that_may_not_be_entered(stranger: Stranger, verb: str) -> None:
+    (stranger.folder / "private/tree").mkdir(mode=0o755, parents=True)
+    (stranger.folder / "private").chmod(0o700)
+    for path, says in ("private", "this user may not enter it"), ("private/tree", "Permission denied"):
+        result = stranger.run(verb, stranger.folder / path)
+        assert (result.returncode, result.stdout) == (2, "")
+        assert result.stderr.startswith(f"oci-hpc-hooks: {stranger.folder / path} cannot be looked") and says in result.stderr
+
+
+def test_a_file_is_no_root_filesystem(node: Node) -> None:
+    result = node.run("check", SHIPPED)
+    assert result.returncode == 2 and result.stderr.startswith(f"oci-hpc-hooks: {SHIPPED} is a file, no directory. User: unpack")
+
+
+@pytest.mark.parametrize(("says", "remedy"), [
+    ("Error: inspecting object: image: image not known", ". User: pull or build the image first.\n"), ("toml: line 2", "toml: line 2.\n"),
+])
+def test_podman_that_fails_for_a_user(stranger: Stranger, says: str, remedy: str) -> None:
+    (stranger.folder / "podman").write_text(f"#!/bin/sh\necho '{says}' >&2\nexit 1\n")
+    (stranger.folder / "podman").chmod(0o755)
+    result = stranger.run("check", "image")
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"oci-hpc-hooks: podman image inspect -- image: {says}") and result.stderr.endswith(remedy)
+
+
+@pytest.mark.parametrize(("mode", "which"), [(0o644, "{}"), (0o600, "/run/user/65534/oci-hpc-hooks/hooks.log")])
+def test_the_log_that_a_user_names(stranger: Stranger, mode: int, which: str) -> None:
+    log = stranger.folder / "log"
+    log.touch(mode)
+    log.chmod(mode)
+    assert json.loads(stranger.run("last", "--json", "--log-file", log).stdout)["log"] == which.format(log)
+    assert f"{which.format(log)} has no entry of it" in stranger.run("explain", "--log-file", log, "nosuch").stderr
+
+
+def test_a_question_has_no_full_stop(node: Node) -> None:
+    assert 'did you mean "mpich"? User: ' in node.run("profiles", "show", "mpihc").stderr

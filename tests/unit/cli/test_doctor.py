@@ -325,6 +325,8 @@ SEEDED: Dict[str, Any] = {
     "no runtime": (lambda well: (well.bin / "crun").unlink(), "runtime-missing", "install crun"),
     "old podman": (lambda well: well.program("podman", "echo podman version 3.0.1"), "podman-old", "update podman"),
     "broken podman": (lambda well: well.program("podman", "exit 1"), "engine-broken", "install podman again"),
+    "podman with a broken containers.conf": (lambda well: well.program("podman", "echo 'toml: line 2' >&2; exit 1"), "engine-broken",
+                                             "toml: line 2"),
 }
 
 

@@ -20,6 +20,12 @@ def test_lines_that_are_no_entry(tmp_path: Path, line: str) -> None:
     assert all(last.lines(ENTRY))
 
 
+def test_a_message_is_one_line() -> None:
+    """It has words of the image, and none of them may look like a line of ours."""
+    said = [str(getattr(line, "text", line)) for line in last.lines({**ENTRY, "message": "2 errors:\n  a: b\n  c: d."})]
+    assert said[1:] == ["  2 errors: a: b c: d."]
+
+
 def test_a_refusal_has_its_code() -> None:
     """Behind the hook's own sentence, which has none."""
     found = {"severity": "error", "code": "pid", "what": "ids of its own", "origin": "", "remedy": "", "who": ""}

@@ -91,6 +91,5 @@ def lines(entry: Dict[str, Any]) -> Iterator[show.Block]:
     found = [finding for finding in entry.get("findings") or () if isinstance(finding, dict)]
     if message:
         code = next((show.code_of(finding) for finding in found if str(finding.get("what")) in message), "")
-        # On one line, as whoever started the container has seen it.
-        yield f"  {' '.join(message.split())}{code}"
+        yield f"  {' '.join(message.split())}{code}"  # on one line, as whoever started the container has seen it
     yield from show.findings(finding for finding in found if str(finding.get("what")) not in message)

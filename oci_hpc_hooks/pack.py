@@ -100,6 +100,16 @@ def joined(python: str, text: bytes, code: bytes) -> bytes:
     return _FIRST.format(python=python, size=size).encode() + text + code
 
 
+def places(data: bytes) -> Tuple[str, ...]:
+    """Configuration, state, cache and log that an executable goes by, in this order; () of one that does not name them."""
+    found = re.search(rb"^main\('\w+', config=.*, state=.*, cache=.*, log=.*\)$", data, re.MULTILINE)
+    try:
+        call = ast.parse(found[0].decode(), mode="eval").body if found else None
+        return tuple(str(ast.literal_eval(keyword.value)) for keyword in call.keywords) if isinstance(call, ast.Call) else ()
+    except (SyntaxError, ValueError):
+        return ()
+
+
 def taken_apart(data: bytes) -> Tuple[bytes, bytes]:
     """Text and byte-code of an executable with both."""
     first, _, rest = data.partition(b"\n")

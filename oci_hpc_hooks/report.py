@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 PREFIX = "oci-hpc-hooks: "
 
-#: Characters of a message.
-SENTENCE_LIMIT = 4000
+#: Characters of a message. conmon takes 8 KiB of what a runtime says; by then crun and podman may have made four of each quote.
+SENTENCE_LIMIT = 2000
 
 #: A log line that does not fit is cut: one write(2) with O_APPEND is not torn apart by another process's.
 LINE_LIMIT = 32 << 10

@@ -67,6 +67,7 @@ class Executable:
     state: str
     detail: str = ""
     remedy: str = ""  # of one that is untrusted
+    places: Tuple[str, ...] = ()  # configuration, state, cache and log that a hook of ours goes by
 
 
 @dataclass(frozen=True)
@@ -401,8 +402,8 @@ def executable_at(path: str) -> Executable:
     if os.path.realpath(interpreter) == os.path.realpath(sys.executable):
         reason = pack.outdated(data)
         if reason:
-            return Executable(path, "outdated", reason)
-    return Executable(path, "ok")
+            return Executable(path, "outdated", reason, places=pack.places(data))
+    return Executable(path, "ok", places=pack.places(data))
 
 
 def rootless_facts(uid: int) -> Rootless:
@@ -531,17 +532,18 @@ def document(args: argparse.Namespace) -> Dict[str, Any]:
             found = descriptor_faults(folder.path, descriptor)
             # Of a folder that this podman does not read, only what breaks those that do.
             faults += found if folder in folders else [fault for fault in found if fault.code == "precreate-shared"]
-    wrong, wanted = configuration_facts(args.config_dir)
+    where = _places(args, folders)
+    wrong, wanted = configuration_facts(where.config)
     faults += wrong
     listed: List[Dict[str, Any]] = []
     if not wrong:
         try:
-            listed = profiles_verb.document(args.config_dir, args.state_dir)["profiles"]
+            listed = profiles_verb.document(where.config, where.state)["profiles"]
         except ConfigError:
             pass  # an inventory that is none: said below
-    faults += inventory_faults(*inventory_facts(args.state_dir))
+    faults += inventory_faults(*inventory_facts(where.state))
     faults += profile_faults(listed, wanted)
-    faults += place_faults(own_places(Places(args.config_dir, args.state_dir, args.cache_dir, args.log_file)))
+    faults += place_faults(own_places(where))
     faults += rootless_faults(rootless_facts(uid))
     order = {"error": 0, "warning": 1, "note": 2}
     return {
@@ -553,6 +555,16 @@ def document(args: argparse.Namespace) -> Dict[str, Any]:
         "profiles": [{key: profile[key] for key in ("name", "state", "available", "libraries", "problems")} for profile in listed],
         "faults": [asdict(fault) for fault in sorted(dict.fromkeys(faults), key=lambda fault: order[fault.severity])],
     }
+
+
+def _places(args: argparse.Namespace, folders: Sequence[Folder]) -> Places:
+    """Those of the command line; where it names none, those that the hooks in force go by, if they agree."""
+    given: Tuple[str, ...] = (args.config_dir, args.state_dir, args.cache_dir, args.log_file)
+    hooks = [descriptor.executable for folder in folders for descriptor in folder.descriptors if descriptor.executable is not None]
+    carried = {hook.places for hook in hooks if hook.places}
+    if given == tuple(default for _, default, _ in cli.PLACES) and len(carried) == 1:
+        (given,) = carried
+    return Places(*given)
 
 
 def blocks(said: Mapping[str, Any]) -> Iterator[show.Block]:

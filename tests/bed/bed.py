@@ -716,7 +716,24 @@ podman here uses the test bed's own stores, with the work-arounds that this mach
   podman run --rm --net=none localhost/bed/bookworm-mpich mpiexec -n 2 mpihello     (as root, with crun; --runtime runc for the other)
   as-user podman run ...                                                            (rootless, as {user})
   oci-hpc-hooks --help                                                              (what this project is about)
-Images: podman images. Leave with exit; `make clean` removes it all."""
+{demo}Images: podman images. Leave with exit; `make clean` removes it all."""
+
+DEMO = """\
+What `make demo` has left, with its site's folders instead of the node's:
+  podman --hooks-dir {hooks} run --rm --net=none localhost/bed/bookworm-mpich mpiexec -n 2 mpihello
+  demo-hooks check localhost/bed/bookworm-mpich; demo-hooks last; demo-hooks doctor --hooks-dir {hooks}
+"""
+
+
+def demo_hooks(tools: Path) -> str:
+    """Make `demo-hooks` in `tools`, the command line with the folders of the demo's site; what there is to say of it, "" without a demo."""
+    demo = BUILD / "demo"
+    if not (demo / "hooks.d").exists():
+        return ""
+    folders = f"--config-dir {demo}/etc --state-dir {demo}/state --cache-dir {demo}/var/cache --log-file {demo}/var/hook.log"
+    _write(tools / "demo-hooks", f'#!/bin/sh\nexec {BUILD}/venv/bin/oci-hpc-hooks {folders} "$@"\n')
+    (tools / "demo-hooks").chmod(0o755)
+    return DEMO.format(hooks=demo / "hooks.d")
 
 
 def shell() -> NoReturn:
@@ -728,7 +745,7 @@ def shell() -> NoReturn:
     tools.mkdir(mode=0o755, exist_ok=True)
     _write(tools / "as-user", f'#!/bin/sh\nexec {BUILD}/venv/bin/python {Path(__file__).resolve()} exec --user {USER} "$@"\n')
     (tools / "as-user").chmod(0o755)
-    print(WELCOME.format(user=USER))
+    print(WELCOME.format(user=USER, demo=demo_hooks(tools)))
     _write(BED / "bashrc", "PS1='(test bed) \\w\\$ '\n")
     os.chdir(ROOT)
     become(root_account(), "bash", "--rcfile", str(BED / "bashrc"), "-i")

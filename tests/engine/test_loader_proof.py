@@ -33,9 +33,9 @@ from tests.engine.inside import assert_site
 from tests.engine.test_c_runtime import TRIXIE_LIBC
 from tests.unit.elf.elf_bed import facts_of, pairs, traced
 
-#: Every image of the bed that has a glibc; those that another test's images are made from say nothing more.
-WITHOUT = ("musl", "static")
-IMAGES = tuple(name for name in bed.IMAGES if not name.endswith("-nolabel") and name not in WITHOUT)
+#: Every image of the bed that has a glibc and an MPI; those that another test's images are made from say nothing more.
+WITHOUT = ("musl", "static", "fabrics", "opencl-")
+IMAGES = tuple(name for name in bed.IMAGES if not name.endswith("-nolabel") and not name.startswith(WITHOUT))
 #: The others are for the long run; those of the matrix are built only for it.
 QUICK = ("bookworm-mpich", "bullseye-mpich", "bookworm-openmpi")
 #: Those without a shell get a static one.

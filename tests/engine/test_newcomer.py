@@ -194,3 +194,10 @@ def test_the_demo() -> None:
     first, second = (re.findall(r"^rank \d of 2: MPICH Version: +([\d.]+)", part, re.MULTILINE) for part in done.stdout.split("\n$ ")[1:])
     assert (set(first), set(second)) == ({OWN_VERSION}, {SITE_VERSION})
     assert OWN_VERSION in demo and SITE_VERSION in demo
+    # And in make shell, what the demo has left can be asked.
+    tools = bed.scratch("tools")
+    assert f"{bed.BUILD}/demo/hooks.d" in bed.demo_hooks(tools)
+    for words, says in (["check", bed.reference("bookworm-mpich")], ": proved:"), (["last"], "of profile mpich"):
+        asked = bed.root_account().execute(str(tools / "demo-hooks"), *words, timeout=60)
+        assert asked.returncode == 0 and says in asked.stdout, asked.stdout + asked.stderr
+    shutil.rmtree(tools)

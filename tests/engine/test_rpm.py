@@ -74,9 +74,24 @@ class RpmNode(Node):
         finally:
             sh("umount", mounted)
         sh("cp", "-dR", "--preserve=mode,ownership,timestamps", folder / "upper", folder / "node")
+        self.left = self._taken_off(mounted, layers)
         super().__init__(folder / "node", {})
         site = {"version": 1, "profiles": [{"name": "mpich", "search": [str(MPICH5)]}]}
         (self.files / "etc/oci-hpc-hooks/site.json").write_text(json.dumps(site))
+
+    def _taken_off(self, mounted: Path, layers: str) -> set[str]:
+        """What of a folder that it was installed into, and used, is there after its removal."""
+        sh("mount", "-t", "overlay", "-o", layers, "overlay", mounted)
+        try:
+            for made in ("etc/oci-hpc-hooks/site.json", "etc/oci-hpc-hooks/profiles.d/mine.json", "var/cache/oci-hpc-hooks/plans/one",
+                         "var/lib/oci-hpc-hooks/inventory.json", "var/log/oci-hpc-hooks.log"):
+                (mounted / made).parent.mkdir(exist_ok=True)
+                (mounted / made).write_text("{}")
+            sh("rpm", "--root", mounted, "--nodeps", "-e", "oci-hpc-hooks")
+            files = {str(path.relative_to(mounted)) for top in ("etc", "usr", "var") for path in (mounted / top).rglob("*oci-hpc-hooks*")}
+            return {file for file in files if not file.startswith("etc/systemd/system/")}  # the units' links are systemctl's
+        finally:
+            sh("umount", mounted)
 
     def hello(self, engine: Engine, hooks_dir: str, *options: str, image: str = "bookworm-mpich",
               command: Sequence[str] = HELLO) -> Result:
@@ -139,6 +154,14 @@ def test_the_units(node: RpmNode) -> None:
         assert (node.files / "etc/systemd/system/multi-user.target.wants" / unit).is_symlink()
 
 
+def test_what_its_removal_leaves(node: RpmNode) -> None:
+    page = (ROOT / "docs/admin.md").read_text()
+    assert node.left == {"etc/oci-hpc-hooks", "var/cache/oci-hpc-hooks"}
+    assert "may be removed then: " + " and ".join(f"`/{path}`" for path in sorted(node.left)) in page
+    for verb in ("-i", "-e oci-hpc-hooks"):
+        assert f"`rpm --root FOLDER --nodeps {verb}`" in page
+
+
 def test_the_first_container_and_the_first_refusal(node: RpmNode) -> None:
     """As docs/admin.md has them; the image is without labels, and gets what is proposed for it."""
     engine = Engine("crun", "root")
@@ -172,7 +195,7 @@ def test_the_first_container_and_the_first_refusal(node: RpmNode) -> None:
 
 def test_what_the_page_shows(node: RpmNode, rootful: Engine) -> None:
     """Of a scheduler's words, of a fault, and of what a site publishes."""
-    features, fault, publish, _ = SHOWN
+    features, fault, _, publish, _ = SHOWN
     command, shown = features.splitlines()
     for host, line in (("n1", shown), (os.uname().nodename, node.typed(command.lstrip("$ ")).stdout.rstrip("\n"))):
         assert re.fullmatch(rf"NodeName={host} Features=mpi-mpich,x86_64(,\w+)*", line)

@@ -292,10 +292,10 @@ SCHEMA_OF_CDI = schema_of_cdi()
 
 
 def without_nulls(value: Any) -> Any:
-    """Go's decoder takes null for a key that is not there."""
+    """Go's decoder takes null for a key that is not there, and in a list of numbers for 0."""
     if isinstance(value, dict):
         return {key: without_nulls(item) for key, item in value.items() if item is not None}
-    return [without_nulls(item) for item in value] if isinstance(value, list) else value
+    return [0 if item is None else without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 @target

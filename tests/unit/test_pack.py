@@ -40,6 +40,13 @@ print(json.dumps([sorted(own), sorted(read), others]))
 """
 
 
+def test_the_places_that_it_goes_by() -> None:
+    places = ("/etc/a 'b'", "/var/s, state=", "/c", "/l")
+    assert pack.places(pack.executable(sys.executable, ["/x"], "precreate", *places)) == places
+    for text in ("#!/bin/sh\n", "main('x', config=f(), state=1, cache=2, log=3)\n", "main('x', config=(, state=, cache=, log=)\n"):
+        assert pack.places(text.encode()) == ()
+
+
 class Hook:
     """An executable of a copy of the package, made as register makes it."""
 

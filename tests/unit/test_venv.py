@@ -30,6 +30,7 @@ def run(*command: object, cwd: Path) -> str:
 @pytest.fixture
 def program(tmp_path: Path) -> Path:
     """README's installation; what the package needs is that of this interpreter."""
+    pytest.importorskip("ensurepip", reason="this Python makes no virtual environments: python3-venv is not installed")
     checkout = tmp_path / "checkout"
     shutil.copytree(ROOT, checkout, ignore=shutil.ignore_patterns("build", "tests", "benchmarks", ".*", "*.egg-info", "__pycache__"))
     run(sys.executable, "-m", "venv", tmp_path / "venv", cwd=tmp_path)

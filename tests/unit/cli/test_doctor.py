@@ -260,6 +260,18 @@ def test_all_is_well(well: Installation) -> None:
     assert any(line.split() == ["ours", "available", str(well.library)] for line in lines)
 
 
+def test_the_folders_are_those_that_the_hooks_go_by(well: Installation) -> None:
+    """Unless the command line names others."""
+    own, well.node.options = well.node.options, []
+    assert well.faults() == []
+    (well.node.state / "inventory.json").unlink()
+    (fault,) = well.faults()
+    assert fault["code"] == "inventory" and str(well.node.state) in fault["what"]
+    well.node.options = [*own[:2], "--state-dir", "/nowhere"]
+    (fault,) = well.faults()
+    assert fault["code"] == "inventory" and "/nowhere" in fault["what"]
+
+
 def edit(path: Path, **keys: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **keys}))
 

@@ -17,7 +17,7 @@ test: setup images lint ## what guards every change: lint, unit tests, real cont
 	$(PYTEST) -m "not long"
 	tests/bed/python39.sh
 
-test-all: setup images images-matrix lint ## the same with the long matrices (90 minutes at most)
+test-all: setup images images-matrix lint ## the same with the long matrices (some three hours on two cores)
 	$(PYTEST)
 	tests/bed/python39.sh
 

@@ -23,8 +23,8 @@ ABSENT = (syscalls.ENOENT, syscalls.ENOTDIR, syscalls.ELOOP, syscalls.ENAMETOOLO
 
 
 #: Errors that say nothing of a file, but of a disk, a file server, memory or limits as they are just now: EIO, ENOMEM, ENFILE, EMFILE,
-#: ETIMEDOUT, ESTALE, EREMOTEIO.
-PASSING = (5, 12, 23, 24, 110, 116, 121)
+#: ENOSPC, EROFS, ETIMEDOUT, ESTALE, EREMOTEIO.
+PASSING = (5, 12, 23, 24, 28, 30, 110, 116, 121)
 
 
 class Root:

@@ -263,7 +263,7 @@ def faults(found: Outcome, bench: Bench, point: Point, error: str, how: str) -> 
         # configuration goes on as it came, with the createRuntime hook.
         left_alone = found.made == bench.before and (
             bench.scenario.precreate or (found.told.get("verdict") == "nothing" and "could not be read" in str(found.told)))
-        if found.made != bench.right and not left_alone and not _bound_instead(found, bench):
+        if found.made != bench.right and not left_alone and not _bound_instead(found, bench, point, how):
             yield "the hook says that all is well, and the container has not what it should have"
     elif error != KILLED:  # the runtime sees that and ends the container; what was mounted goes with its namespace
         yield from _refusal(found, bench, point, how)
@@ -271,9 +271,11 @@ def faults(found: Outcome, bench: Bench, point: Point, error: str, how: str) -> 
         yield f"half a file is left in the cache: {found.halves}"
 
 
-def _bound_instead(found: Outcome, bench: Bench) -> bool:
-    """Whether a loader's cache that could not be written into the layer is mounted, all else is right, and the layer as it was."""
-    if bench.scenario.loader_cache != "file" or found.told.get("loader_cache") != "bind":
+def _bound_instead(found: Outcome, bench: Bench, point: Point, how: str) -> bool:
+    """Whether a loader's cache that could not be written into the layer is mounted, all else is right, and the layer as it was. (Where
+    nothing more can be written, the log does not tell.)"""
+    silenced = how == FROM_THEN_ON and point.call == "write"
+    if bench.scenario.loader_cache != "file" or (found.told.get("loader_cache") != "bind" and not silenced):
         return False
     (mounts, layer), (right, _), (_, before) = found.made, bench.right, bench.before
     others = [mount for mount in mounts if mount[0] != "/ld.so.cache"]
@@ -281,7 +283,10 @@ def _bound_instead(found: Outcome, bench: Bench) -> bool:
 
 
 def _refusal(found: Outcome, bench: Bench, point: Point, how: str) -> Iterator[str]:
-    if found.made not in (bench.before, ("",)):
+    # What docs/security.md says of a cache that got its name, which is the last effect but for this one.
+    named = (bench.scenario.loader_cache == "file" and point.call == "capset" and found.made[0] == bench.before[0]
+             and [name.partition(" ")[0] for name in found.made[1] if name not in bench.before[1]] == ["etc/ld.so.cache"])
+    if found.made not in (bench.before, ("",)) and not named:
         yield f"refused, and something is left: {[name for now, was in zip(found.made, bench.before) for name in now if name not in was]}"
     sentences = [line for line in found.said.splitlines() if line.startswith("oci-hpc-hooks: ")]
     if "defect of oci-hpc-hooks" in found.said or "Traceback" in found.said or "Error:" in found.said:

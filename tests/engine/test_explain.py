@@ -129,7 +129,7 @@ def test_gone(crun: Engine, ready: ReadySite) -> None:  # noqa: F811
     said = explain(site, container[:12])
     assert (said["container"], said["status"], said["entry"]["path"], said["looked"]) == (container, "gone", "warm", False)
     assert said["files"] and said["without"] == f"podman run --annotation org.supercontainers.mpi=none {reference('bookworm-mpich')} …"
-    assert site.command("explain", "", account=site.account).returncode == 1, "no id begins with nothing"
+    assert site.command("explain", "", account=site.account).returncode == 2, "an empty argument is a variable that is not set"
 
 
 def test_a_refusal(crun: Engine, make_site: SiteMaker) -> None:

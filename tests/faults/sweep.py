@@ -198,8 +198,10 @@ class Bench:
         shutil.rmtree(self.plans, ignore_errors=True)
 
     def made(self, pid: int) -> Tuple[Any, ...]:
-        """What is mounted in the container, and whatever of ours is mounted elsewhere; other mounts of the node come and go."""
-        mounts = [mount for mount in hook_start.mounts_of(pid) if mount[1].startswith(self.container.rootfs) or "oci-hpc-hooks" in mount]
+        """What is mounted in the container, and whatever of ours is mounted elsewhere; other mounts of the node come and go. Whose a tmpfs
+        is does not count: a hook that has failed at one way into a user namespace's mounts makes it from inside, as a user's hook does."""
+        mounts = [(*mount[:-1], re.sub(r",uid=\d+,gid=\d+", "", mount[-1])) for mount in hook_start.mounts_of(pid)
+                  if mount[1].startswith(self.container.rootfs) or "oci-hpc-hooks" in mount]
         return mounts, self.container.layer_of(pid)
 
     def start(self, *options: str, limit: str = "") -> Outcome:

@@ -331,28 +331,26 @@ def _public(elf: ElfFacts, private: str) -> ElfFacts:
     return replace(elf, verdef=tuple(version for version in elf.verdef if not private or not version.startswith(private)))
 
 
-_NEWER = "use an image with a newer C library, or a newer set"
-
-
 def _take_sets(profile: ResolvedProfile, facts: ImageFacts, rules: _Dependencies, chosen: Dict[str, HostLibrary],
                in_place: List[Tuple[HostLibrary, ImageFile]]) -> Iterator[Finding]:
     """Sets that the site's modules need as well, and what is to be known of those that do not come."""
     for one in profile.sets:
         wanted = [name for plugin in profile.plugins for name in plugin.elf.needed if name in one.libraries]
         users = sorted({plugin.name for plugin in profile.plugins if {*plugin.elf.needed} & {*one.libraries}})
-        without = f"the site's {', '.join(users)} cannot have the {one.name} set, and what it drives is not used"
         trial, places = dict(chosen), list(in_place)
+        why = ""
         try:
             rules.add(wanted, trial, places)
         except No as no:
-            yield Finding(WARNING, "fabric-set", f"{without}: {no.what}", remedy=_NEWER, who="image author")
-            continue
+            why = no.what
         unfit = [library for name, library in trial.items() if name not in chosen and not _fits_libc(library, facts)]
         if one.libraries[0] in trial and one.libraries[0] not in chosen and not any(_fits_libc(module, facts) for module in one.modules):
             unfit += one.modules
-        if unfit:
+        if unfit and not why:
             why = f"{unfit[0].name} (the site's {unfit[0].path}) needs a newer glibc than the image's"
-            yield Finding(WARNING, "fabric-set", f"{without}: {why}", remedy=_NEWER, who="image author")
+        if why:
+            yield Finding(WARNING, "fabric-set", f"the site's {', '.join(users)} cannot have the {one.name} set, and what it drives is not "
+                          f"used: {why}", remedy="use an image with a newer C library, or a newer set", who="image author")
             continue
         chosen.update(trial)
         in_place[:] = places

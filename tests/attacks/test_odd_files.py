@@ -25,8 +25,7 @@ from tests.bed.bed import RUNTIMES, USERS, Engine
 from tests.bed.site import Site
 from tests.engine.inside import HELLO, LIBRARY_DIR, assert_site
 from tests.engine.site import ReadySite, ready, site  # noqa: F401
-from tests.unit import test_hostile_images
-from tests.unit.test_hostile_images import MEMORY, Judge, tree  # noqa: F401
+from tests.unit.test_hostile_images import MEMORY, Judge, fails_without, tree  # noqa: F401
 from tests.unit.test_image import LOADER, Tree
 
 GIANT = 10 << 30  # bytes
@@ -122,10 +121,7 @@ FOLLOWS = ("inputs/ldso.py", "                if name in", """\
 ])
 def test_without_the_defence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tree: Tree, test: Callable[..., None],
                              arguments: tuple[object, ...], edit: Edit) -> None:
-    monkeypatch.setattr(test_hostile_images, "PACKAGE", edited(tmp_path / "package", edit))
-    monkeypatch.setattr(test_hostile_images, "SECONDS", 3)
-    with pytest.raises(AssertionError):
-        test(tree, *arguments)
+    fails_without(monkeypatch, edited(tmp_path / "package", edit), 3, test, tree, *arguments)
 
 
 # ------------------------------------------------------------------------------------------------ in real containers

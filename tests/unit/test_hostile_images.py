@@ -264,6 +264,14 @@ def test_damaged_files(tree: Tree) -> None:
 
 # ------------------------------------------------------------------------------------------------- without the defences
 
+def fails_without(monkeypatch: pytest.MonkeyPatch, package: Path, seconds: int, test: Callable[..., None], *arguments: object) -> None:
+    """Calls a test with this package, which lacks a defence: by another verdict, or because the kernel ends the process, it fails."""
+    monkeypatch.setattr(sys.modules[__name__], "PACKAGE", package)
+    monkeypatch.setattr(sys.modules[__name__], "SECONDS", seconds)
+    with pytest.raises(AssertionError):
+        test(*arguments)
+
+
 #: A test from above, what it is called with, and the defence that is taken out.
 DEFENCES: List[Tuple[Callable[..., None], Tuple[object, ...], Edit]] = [
     (test_ten_thousand_libraries, (MANY,), ("elf/loader.py", "MAX_OBJECTS = 4096", "MAX_OBJECTS = 1 << 40")),
@@ -286,8 +294,4 @@ DEFENCES: List[Tuple[Callable[..., None], Tuple[object, ...], Edit]] = [
     pytest.param(*row, id=f"{row[0].__name__[5:]}-{row[2][0]}") for row in DEFENCES])
 def test_without_the_defence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tree: Tree, test: Callable[..., None],
                              arguments: Tuple[object, ...], edit: Edit) -> None:
-    """The test fails: by another verdict, or because the kernel ends the process."""
-    monkeypatch.setattr(sys.modules[__name__], "PACKAGE", edited(tmp_path / "package", edit))
-    monkeypatch.setattr(sys.modules[__name__], "SECONDS", 5)
-    with pytest.raises(AssertionError):
-        test(tree, *arguments)
+    fails_without(monkeypatch, edited(tmp_path / "package", edit), 5, test, tree, *arguments)
